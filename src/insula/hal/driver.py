@@ -1,0 +1,157 @@
+"""The interface every hypervisor driver implements.
+
+A driver turns a :class:`MachineSpec` (a frozen value, complete: no defaults are looked up elsewhere) into a
+:class:`Machine`. ``define`` has no side effects outside the driver's run-time folder; ``start_paused``
+starts the virtual machine monitor; ``resume`` lets the guest run. A machine is used once: after it ended,
+define a new one.
+
+States of a machine::
+
+    defined ── start_paused ──► paused ◄── pause / resume ──► running ──► gone
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from insula.hal.capabilities import Capability
+from insula.model.block import BlockSource
+
+RPC_CHANNEL = "insula.rpc"
+"""Byte channel to the agent (multiplexed, ``insula_proto.mux``)."""
+GUI_CHANNEL = "insula.gui"
+"""Byte channel of the windows."""
+
+
+class MachineState(StrEnum):
+    DEFINED = "defined"
+    PAUSED = "paused"
+    RUNNING = "running"
+    GONE = "gone"
+
+
+class ExitKind(StrEnum):
+    SHUTDOWN = "shutdown"
+    """The guest powered itself off: its file systems are clean."""
+    KILLED = "killed"
+    """Ended by :meth:`Machine.kill`."""
+    CRASHED = "crashed"
+    """The guest panicked or its monitor died."""
+
+
+@dataclass(frozen=True)
+class MachineExit:
+    kind: ExitKind
+    detail: str = ""
+    """For the log and the user; host text only, no guest output."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    name: str
+    """``root``, ``private``, ``volatile``…: the guest finds it as the virtio serial of that name."""
+    source: BlockSource
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """Everything about a virtual machine. All text in it is host text (no guest wrote it)."""
+
+    name: str
+    uuid: UUID
+    qid: int
+    """1…10000, unique on this host; drivers derive run-time ids (host uid, domain id) from it."""
+    memory_mib: int
+    vcpus: int
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    """Kernel command line, printable ASCII."""
+    disks: tuple[Disk, ...]
+    """In order: the guest sees vda, vdb, vdc…"""
+    runtime_dir: Path
+    """Existing folder of this machine alone, owned by the daemon, mode 0700: sockets, console log."""
+    channels: tuple[str, ...] = (RPC_CHANNEL, GUI_CHANNEL)
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class MachineStats:
+    cpu_time_ms: int
+    """CPU time used by the monitor and the guest since start."""
+    memory_kib: int
+    """Memory of the host really used (proportional where the host can tell)."""
+    memory_assigned_kib: int
+    """What the guest may use now (balloon target)."""
+    vcpus: int
+
+
+class Machine(Protocol):
+    """One virtual machine. All methods are for one asyncio loop; a call after the end raises MachineGone."""
+
+    @property
+    def spec(self) -> MachineSpec: ...
+
+    @property
+    def state(self) -> MachineState: ...
+
+    async def start_paused(self) -> None:
+        """Start the monitor with the guest not running yet.
+
+        :raise DriverError: nothing was left behind.
+        """
+
+    async def resume(self) -> None: ...
+
+    async def pause(self) -> None: ...
+
+    async def request_shutdown(self) -> None:
+        """Press the power button; the guest may take its time or ignore it."""
+
+    async def kill(self) -> None:
+        """End the machine now; returns when it is gone. Idempotent."""
+
+    async def wait_gone(self) -> MachineExit:
+        """Return once the machine has ended, however; may be awaited by many."""
+
+    async def open_channel(self, name: str) -> socket.socket:
+        """Connect to a byte channel of the spec; non-blocking socket, owned by the caller.
+
+        One connection at a time and channel: a second one is refused until the first is closed.
+        """
+
+    async def set_memory(self, mib: int) -> None:
+        """Move the balloon. :raise Unsupported:"""
+
+    async def resize_disk(self, disk: str, size: int) -> None:
+        """Tell the guest that a disk has ``size`` bytes now. :raise Unsupported:"""
+
+    async def stats(self) -> MachineStats: ...
+
+    def record(self) -> Mapping[str, str | int]:
+        """What :meth:`Driver.adopt` needs to find this machine after the daemon was restarted."""
+
+    @property
+    def console_log(self) -> Path:
+        """Guest console output: untrusted bytes, size-limited; escape before showing (MC-103)."""
+
+
+class Driver(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    async def define(self, spec: MachineSpec) -> Machine:
+        """Check the spec and return the machine, not started. :raise DriverError: a value that cannot work."""
+
+    async def adopt(self, spec: MachineSpec, record: Mapping[str, str | int]) -> Machine | None:
+        """Find a machine started by an earlier daemon; None if it is gone. Needs Capability.ADOPT."""
+

@@ -1,0 +1,98 @@
+"""The interface between the Admin API and what is done with qubes.
+
+Handlers call these and nothing else to make things happen; everything here is safe to call concurrently (one
+operation a qube at a time, the rest wait or are refused as stated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from insula.hal.driver import MachineStats
+from insula.model.names import QubeName
+from insula.model.state import PowerState
+from insula.storage.pool import Pool, PoolUsage, Revision
+
+
+@dataclass(frozen=True)
+class CreateRequest:
+    """A qube to be made; parsed but not yet checked against the system."""
+
+    klass: str
+    name: QubeName
+    label: str
+    template: QubeName | None = None
+    pool: str | None = None
+    pools: Mapping[str, str] = field(default_factory=dict)
+    """Volume name → pool."""
+    created_by: str = "dom0"
+
+
+class Engine(Protocol):
+    def power_state(self, name: QubeName) -> PowerState: ...
+
+    async def create(self, request: CreateRequest) -> None:
+        """:raise QubesVMAlreadyExistsError, QubesVMNotFoundError, QubesLabelNotFoundError, QubesException:"""
+
+    async def remove(self, name: QubeName) -> None:
+        """:raise QubesVMInUseError: it runs, or something refers to it."""
+
+    async def start(self, name: QubeName) -> None:
+        """Returns when the agent answered. Starting or started already: waits for that start, succeeds.
+
+        :raise QubesException: what went wrong; the qube is halted and everything undone.
+        """
+
+    async def shutdown(self, name: QubeName, *, force: bool, wait: bool) -> None: ...
+
+    async def kill(self, name: QubeName) -> None: ...
+
+    async def pause(self, name: QubeName) -> None: ...
+
+    async def unpause(self, name: QubeName) -> None: ...
+
+    async def stats(self, name: QubeName) -> MachineStats | None:
+        """None when it does not run."""
+
+    def start_time(self, name: QubeName) -> float | None:
+        """Unix time of the last start; None when it does not run."""
+
+    # volumes: named by qube and volume name, both known to exist
+
+    async def volume_usage(self, qube: QubeName, volume: str) -> int: ...
+
+    async def volume_is_outdated(self, qube: QubeName, volume: str) -> bool: ...
+
+    async def volume_revisions(self, qube: QubeName, volume: str) -> list[Revision]: ...
+
+    async def volume_revert(self, qube: QubeName, volume: str, revision: str) -> None: ...
+
+    async def volume_resize(self, qube: QubeName, volume: str, size: int) -> None: ...
+
+    async def volume_clear(self, qube: QubeName, volume: str) -> None: ...
+
+    async def volume_clone(self, source: tuple[QubeName, str], target: tuple[QubeName, str]) -> None: ...
+
+    async def volume_import(
+        self, qube: QubeName, volume: str, data: AsyncIterable[bytes], size: int | None
+    ) -> None: ...
+
+    async def volume_set(self, qube: QubeName, volume: str, field_name: str, value: int | bool) -> None:
+        """``revisions_to_keep``, ``rw`` or ``ephemeral``."""
+
+    # pools
+
+    def pool(self, name: str) -> Pool: ...
+
+    async def pool_usage(self, name: str) -> PoolUsage: ...
+
+    async def pool_add(self, name: str, driver: str, options: Mapping[str, str]) -> None: ...
+
+    async def pool_remove(self, name: str) -> None: ...
+
+    # properties that a running qube must learn of at once
+
+    async def property_changed(self, qube: QubeName, name: str) -> None:
+        """Apply to the running machine what can be applied (memory, services); else at the next start."""

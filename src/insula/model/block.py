@@ -1,0 +1,64 @@
+"""Block storage as values: what a volume is, and what a machine gets of it when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class LayerFormat(StrEnum):
+    """On-disk format of one layer; always stated, never probed (MC-65)."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+@dataclass(frozen=True)
+class BlockLayer:
+    """One file of a chain."""
+
+    path: Path
+    format: LayerFormat
+
+
+@dataclass(frozen=True)
+class BlockSource:
+    """What a hypervisor opens as one disk. The chain comes from host records only, never from file headers."""
+
+    layers: tuple[BlockLayer, ...]
+    """Top (the only one written) first, base last; never empty."""
+    size: int
+    """Virtual size in bytes, a multiple of 512."""
+    writable: bool
+    unlink_top: bool = False
+    """The top layer is thrown away: the driver unlinks it as soon as the machine has it open, so that
+    nothing is left on the disk whatever ends the machine."""
+
+
+@dataclass(frozen=True)
+class VolumeSpec:
+    """A volume of a qube as configured (admin-api §5). What it holds is the pool's business."""
+
+    name: str
+    """``root``, ``private``, ``volatile`` or ``kernel``."""
+    pool: str
+    vid: str
+    """Identifier within the pool, ``qubes/QUBE/NAME``; for ``kernel`` the kernel's version."""
+    size: int
+    """Bytes."""
+    rw: bool = True
+    snap_on_start: bool = False
+    """Start from a snapshot of :attr:`source` and throw the changes away."""
+    save_on_stop: bool = False
+    """Keep what was written (commit on clean shutdown)."""
+    source: str | None = None
+    """vid of the volume snapshotted at start, in the same pool; set exactly if :attr:`snap_on_start`."""
+    revisions_to_keep: int = 1
+    """Older revisions kept for revert; -1: none, no snapshots."""
+    ephemeral: bool = False
+    """Encrypted with a key that exists only in memory."""

@@ -1,0 +1,1 @@
+"""Storage pools: one contract, one file per driver."""

@@ -1,0 +1,121 @@
+"""The contract every storage pool driver implements (``tests/contract/test_pool.py`` holds them to it).
+
+A *volume* has a content made of immutable revisions. A running machine writes to an overlay; a clean shutdown
+commits the overlay as the newest revision (one atomic step), anything else leaves the volume as it was before
+or, where asked, with the crash-consistent overlay kept. The host never parses what a guest wrote: pools move
+whole blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from insula.model.block import BlockSource, VolumeSpec
+
+
+@dataclass(frozen=True)
+class Revision:
+    id: str
+    """Alphabet ``[A-Za-z0-9:_.-]``; sorts oldest first."""
+    created: float
+    """Unix time."""
+
+
+@dataclass(frozen=True)
+class PoolUsage:
+    size: int
+    """Bytes the pool can hold."""
+    used: int
+    """Bytes in use on the underlying file system or device."""
+
+
+class StorageError(Exception):
+    """A pool operation failed; the volume is as it was before. The message is for the user."""
+
+
+class NoSpace(StorageError):
+    """Refused because the reserve of free space would be touched; nothing was changed."""
+
+
+class VolumeBusy(StorageError):
+    """The volume is active (its qube runs) and the operation needs it idle."""
+
+
+class NoSuchVolume(StorageError): ...
+
+
+class NoSuchRevision(StorageError): ...
+
+
+class Pool(Protocol):
+    """Methods take the :class:`VolumeSpec`; ``spec.vid`` names the volume. All raise StorageError on failure."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def driver(self) -> str: ...
+
+    @property
+    def config(self) -> Mapping[str, str]:
+        """Configuration as shown by ``admin.pool.Info`` (without name and driver)."""
+
+    async def create(self, spec: VolumeSpec) -> None:
+        """Make an empty volume (reads as zero). No-op on disk for volumes that keep nothing. :raise NoSpace:"""
+
+    async def remove(self, spec: VolumeSpec) -> None:
+        """Remove the volume and its revisions; absent is fine. :raise VolumeBusy:"""
+
+    async def clone(self, source: VolumeSpec, target: VolumeSpec) -> None:
+        """Give the existing or new ``target`` the newest committed content of ``source``. :raise NoSpace, VolumeBusy:"""
+
+    async def activate(self, spec: VolumeSpec) -> BlockSource:
+        """Prepare for a start: overlay, snapshot or volatile, as the flags say. :raise NoSpace, VolumeBusy:"""
+
+    async def mark_active(self, spec: VolumeSpec, source: BlockSource) -> None:
+        """Adopt: a machine found running after a restart uses this volume (see ``activate``)."""
+
+    async def deactivate(self, spec: VolumeSpec, *, commit: bool) -> None:
+        """The machine is gone. ``commit=True``: the overlay becomes the newest revision, atomically.
+
+        ``commit=False``: a ``save_on_stop`` overlay is discarded. Idempotent.
+        """
+
+    async def is_outdated(self, spec: VolumeSpec) -> bool:
+        """For an active snapshot: whether its source has a newer revision by now."""
+
+    async def revisions(self, spec: VolumeSpec) -> list[Revision]:
+        """Older revisions that :meth:`revert` accepts, oldest first."""
+
+    async def revert(self, spec: VolumeSpec, revision_id: str) -> None:
+        """Make an older revision the newest content. :raise NoSuchRevision, VolumeBusy:"""
+
+    async def resize(self, spec: VolumeSpec, size: int) -> None:
+        """Grow to ``size`` bytes, also while active (the driver then tells the machine). Never shrinks."""
+
+    async def usage(self, spec: VolumeSpec) -> int:
+        """Bytes the volume takes in the pool."""
+
+    async def size(self, spec: VolumeSpec) -> int:
+        """Virtual size in bytes."""
+
+    def export(self, spec: VolumeSpec) -> AsyncIterator[bytes]:
+        """Newest committed content as a stream of exactly ``size`` bytes."""
+
+    async def import_stream(self, spec: VolumeSpec, data: AsyncIterable[bytes], size: int) -> None:
+        """Replace the content by exactly ``size`` bytes; wrong length: StorageError, old content kept."""
+
+    async def set_revisions_to_keep(self, spec: VolumeSpec, count: int) -> None: ...
+
+    async def volumes(self) -> list[str]:
+        """vids of all volumes, sorted."""
+
+    async def pool_usage(self) -> PoolUsage: ...
+
+    async def recover(self, active: frozenset[str]) -> list[str]:
+        """After a crash: remove what no record names, finish what was begun; ``active`` vids are left alone.
+
+        Returns one line for each thing done (for the log).
+        """
