@@ -154,4 +154,3 @@ class Driver(Protocol):
 
     async def adopt(self, spec: MachineSpec, record: Mapping[str, str | int]) -> Machine | None:
         """Find a machine started by an earlier daemon; None if it is gone. Needs Capability.ADOPT."""
-

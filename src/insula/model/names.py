@@ -32,7 +32,7 @@ def parse_qube_name(untrusted_name: str) -> QubeName:
         raise QubesValueError(f"A qube name has 1 to {MAX_QUBE_NAME} characters, this one {len(untrusted_name)}")
     if not _QUBE_NAME.fullmatch(untrusted_name):
         raise QubesValueError(
-            f"Qube name {ascii(untrusted_name)} must start with a letter and contain only A-Z a-z 0-9 _ . -"
+            f"Qube name {untrusted_name!a} must start with a letter and contain only A-Z a-z 0-9 _ . -"
         )
     if untrusted_name.lower() in _RESERVED or untrusted_name.endswith("-dm"):
         raise QubesValueError(f"Qube name {untrusted_name!r} is reserved")
