@@ -1,1 +1,1 @@
-""""""
+"""Processes: entry points and wiring."""

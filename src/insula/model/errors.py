@@ -34,13 +34,13 @@ class InsulaError(Exception):
         return type(self).__name__
 
 
-class QubesException(InsulaError): ...  # noqa: N818 - published names
+class QubesException(InsulaError): ...
 
 
 class ProtocolError(InsulaError): ...
 
 
-class PermissionDenied(InsulaError): ...  # noqa: N818
+class PermissionDenied(InsulaError): ...
 
 
 class QubesVMNotFoundError(QubesException): ...

@@ -1,1 +1,1 @@
-""""""
+"""Calls into qubes: the session process per qube and the caller's end."""

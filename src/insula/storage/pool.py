@@ -69,18 +69,23 @@ class Pool(Protocol):
         """Remove the volume and its revisions; absent is fine. :raise VolumeBusy:"""
 
     async def clone(self, source: VolumeSpec, target: VolumeSpec) -> None:
-        """Give the existing or new ``target`` the newest committed content of ``source``. :raise NoSpace, VolumeBusy:"""
+        """Give ``target`` (new or existing) the newest committed content of ``source``. :raise NoSpace, VolumeBusy:"""
 
     async def activate(self, spec: VolumeSpec) -> BlockSource:
-        """Prepare for a start: overlay, snapshot or volatile, as the flags say. :raise NoSpace, VolumeBusy:"""
+        """Prepare for a start: overlay, snapshot or volatile, as the flags say. :raise NoSpace, VolumeBusy:
+
+        What must survive (``save_on_stop``) is recorded on disk: after a crash of the daemon the volume is
+        still active, until :meth:`deactivate` says what becomes of it.
+        """
 
     async def mark_active(self, spec: VolumeSpec, source: BlockSource) -> None:
-        """Adopt: a machine found running after a restart uses this volume (see ``activate``)."""
+        """A machine found running after a restart uses this volume; protects the layers of ``source``."""
 
     async def deactivate(self, spec: VolumeSpec, *, commit: bool) -> None:
         """The machine is gone. ``commit=True``: the overlay becomes the newest revision, atomically.
 
-        ``commit=False``: a ``save_on_stop`` overlay is discarded. Idempotent.
+        ``commit=False``: a ``save_on_stop`` overlay is discarded. Idempotent; volumes that keep nothing ignore
+        ``commit``.
         """
 
     async def is_outdated(self, spec: VolumeSpec) -> bool:

@@ -1,1 +1,1 @@
-""""""
+"""Template images: built once, booted by every qube made from them."""

@@ -1,1 +1,1 @@
-""""""
+"""Fakes and checks for tests; the product never imports this."""

@@ -1,1 +1,1 @@
-""""""
+"""Admin API handlers, one file per noun."""

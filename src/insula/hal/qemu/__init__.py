@@ -1,1 +1,1 @@
-""""""
+"""QEMU driver: one sandboxed VMM process per qube, driven over QMP."""
