@@ -154,3 +154,6 @@ class Driver(Protocol):
 
     async def adopt(self, spec: MachineSpec, record: Mapping[str, str | int]) -> Machine | None:
         """Find a machine started by an earlier daemon; None if it is gone. Needs Capability.ADOPT."""
+
+    async def discard(self, runtime_dir: Path) -> bool:
+        """End a machine of an earlier daemon of which only the run-time folder is known; whether there was one."""

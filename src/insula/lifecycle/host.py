@@ -1,0 +1,71 @@
+"""What lifecycle works with: the rooms it joins, handed in once, so that tests can hand in others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from insula.events.bus import EventBus
+from insula.events.types import Event
+from insula.hal.driver import Driver
+from insula.lifecycle.kernels import Kernels
+from insula.lifecycle.memory import MemoryLedger
+from insula.model.block import VolumeSpec
+from insula.model.errors import QubesPoolNotFoundError
+from insula.storage.pool import Pool
+from insula.store.store import Store
+
+log = logging.getLogger("insula.lifecycle")
+
+
+class Session(Protocol):
+    """The process that talks to one qube's agent (``insula.rpc``)."""
+
+    async def wait_ready(self) -> None:
+        """Return once the agent said hello. :raise ConnectionError: the session ended first."""
+
+    async def wait_closed(self) -> str:
+        """Return why the session process ended, once it has."""
+
+    async def close(self) -> None:
+        """End it; idempotent."""
+
+
+class SessionLauncher(Protocol):
+    async def __call__(
+        self, *, name: str, qid: int, channel: socket.socket, rpc_socket: Path, keys: Mapping[str, str]
+    ) -> Session:
+        """Start a session process; takes over ``channel``. :raise OSError: it could not be started."""
+
+
+@dataclass
+class Host:
+    """The rooms of one daemon."""
+
+    store: Store
+    bus: EventBus
+    driver: Driver
+    kernels: Kernels
+    launch_session: SessionLauncher
+    runtime_folder: Callable[[str], Path]
+    """Name of a qube → its run-time folder."""
+    console_folder: Path
+    """Console logs of ended machines are kept here, the last one of each qube."""
+    memory: MemoryLedger = field(default_factory=MemoryLedger)
+    pools: dict[str, Pool] = field(default_factory=dict)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def pool_of(self, volume: VolumeSpec) -> Pool:
+        """:raise QubesPoolNotFoundError: the volume names a pool that is not configured."""
+        try:
+            return self.pools[volume.pool]
+        except KeyError:
+            raise QubesPoolNotFoundError(f"No pool {volume.pool!r} (volume {volume.vid})") from None
+
+    def publish(self, subject: str, name: str, **kwargs: str) -> None:
+        self.bus.publish(Event(subject, name, kwargs))

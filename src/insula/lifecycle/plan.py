@@ -1,0 +1,129 @@
+"""What starting a qube will do, decided before anything is done.
+
+:func:`plan_start` is pure: the same system gives the same plan. ``insula start --plan`` prints it,
+:mod:`insula.lifecycle.start` carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from insula.lifecycle.kernels import Kernel
+from insula.model.block import VolumeSpec
+from insula.model.errors import QubesException, QubesVMInUseError, QubesVMNotHaltedError
+from insula.model.klass import Klass
+from insula.model.names import QubeName
+from insula.model.properties import resolve
+from insula.model.qube import Qube
+from insula.model.system import System
+
+DISK_ORDER = ("root", "private", "volatile")
+"""vda, vdb, vdc; the guest finds them by their serial, the order is for people."""
+
+
+@dataclass(frozen=True)
+class StartPlan:
+    """Everything a start needs; complete, so that carrying it out looks nothing up."""
+
+    name: QubeName
+    klass: Klass
+    uuid: UUID
+    qid: int
+    memory_mib: int
+    vcpus: int
+    kernel: Kernel
+    cmdline: str
+    volumes: tuple[VolumeSpec, ...]
+    """In disk order."""
+    agent_timeout_s: int
+    debug: bool
+    net_qubes: tuple[QubeName, ...] = ()
+    """Started before, nearest to the outside first."""
+
+    def describe(self) -> list[str]:
+        """The steps in order, one line each, for people."""
+        lines = [f"start net qube {net} first, if it is not up" for net in self.net_qubes]
+        lines.append(f"reserve {self.memory_mib} MiB of memory")
+        for volume in self.volumes:
+            lines.append(f"activate volume {volume.name}: {_volume_text(volume)}")
+        lines.append(f"define the machine: {self.vcpus} vcpus, kernel {self.kernel.version}, options {self.cmdline!r}")
+        lines.append("start it paused, in its sandbox")
+        lines.append("start its session process and publish its keys")
+        lines.append(f"let it run and wait up to {self.agent_timeout_s} s for its agent")
+        return lines
+
+
+def _volume_text(volume: VolumeSpec) -> str:
+    if volume.snap_on_start:
+        return f"snapshot of {volume.source} in pool {volume.pool}, thrown away at the end"
+    if volume.save_on_stop:
+        return f"{volume.vid} in pool {volume.pool}, kept"
+    return f"{volume.size} bytes of pool {volume.pool}, thrown away at the end"
+
+
+def plan_start(system: System, name: QubeName, kernel_of: Callable[[str], Kernel]) -> StartPlan:
+    """Decide how ``name`` is started.
+
+    :param kernel_of: finds a kernel by its version (:meth:`insula.lifecycle.kernels.Kernels.get`).
+    :raise QubesException: the qube must not or cannot be started; the message says why.
+    """
+    qube = system.get(name)
+    if qube.klass in (Klass.ADMINVM, Klass.REMOTEVM):
+        raise QubesVMNotHaltedError(f"{name} is an {qube.klass} and cannot be started")
+    _refuse_prohibited(system, qube)
+
+    def value(prop: str) -> Any:
+        return resolve(system, qube, prop).value
+
+    version = value("kernel")
+    if not version:
+        raise QubesException(
+            f"{name} has no kernel: set its property 'kernel', or build a template, which sets 'default_kernel'"
+        )
+    kernel = kernel_of(str(version))
+    options = str(qube.properties.get("kernelopts") or "")
+    return StartPlan(
+        name=name,
+        klass=qube.klass,
+        uuid=qube.uuid,
+        qid=qube.qid,
+        memory_mib=int(value("memory")),
+        vcpus=int(value("vcpus")),
+        kernel=kernel,
+        cmdline=" ".join(filter(None, (kernel.cmdline, f"systemd.machine_id={qube.uuid.hex}", options))),
+        volumes=tuple(qube.volumes[disk] for disk in DISK_ORDER if disk in qube.volumes),
+        agent_timeout_s=int(value("qrexec_timeout")),
+        debug=bool(value("debug")),
+        net_qubes=_net_chain(system, qube),
+    )
+
+
+def _refuse_prohibited(system: System, qube: Qube) -> None:
+    reason = qube.features.get("prohibit-start")
+    if reason:
+        raise QubesException(f"{qube.name} must not be started: {reason}")
+    if "backup-restore-in-progress" in qube.tags:
+        raise QubesVMInUseError(f"{qube.name} is being restored from a backup")
+    seen = {qube.name}
+    template = qube.template
+    while template is not None:
+        if template in seen:
+            raise QubesException(f"{qube.name} is, through {template}, its own template")
+        seen.add(template)
+        template = system.get(template).template
+
+
+def _net_chain(system: System, qube: Qube) -> tuple[QubeName, ...]:
+    chain: list[QubeName] = []
+    current = qube
+    while True:
+        netvm = resolve(system, current, "netvm").value
+        if not netvm:
+            return tuple(reversed(chain))
+        if netvm in chain or netvm == qube.name:
+            raise QubesException(f"{qube.name}: its net qubes form a loop at {netvm}")
+        chain.append(QubeName(str(netvm)))
+        current = system.get(chain[-1])

@@ -1,0 +1,70 @@
+"""A running qube: what must be held while it runs, and how it is written down so that the next daemon finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from insula.hal.driver import Disk, Machine, MachineSpec
+from insula.model.block import BlockSource, VolumeSpec
+
+
+class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the store keeps of a running machine (``Store.put_machine``)."""
+
+    driver: str
+    spec: MachineSpec
+    """As it was started: properties may have changed since."""
+    volumes: tuple[VolumeSpec, ...]
+    machine: dict[str, str | int]
+    """The driver's own words (:meth:`insula.hal.driver.Machine.record`)."""
+    started_at: float
+    """Unix time."""
+    ready: bool
+    """Whether the agent had answered: a start that was interrupted before is undone, not continued."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        value: dict[str, Any] = msgspec.to_builtins(self)
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> MachineRecord:
+        """:raise ValueError: not a record of this version (fields are missing, unknown or of another type)."""
+        return msgspec.convert(value, cls)
+
+
+@dataclass(frozen=True)
+class RunningQube:
+    """Held from the moment the agent answered until the machine is gone."""
+
+    machine: Machine
+    volumes: tuple[VolumeSpec, ...]
+    started_at: float
+
+    @property
+    def name(self) -> str:
+        return self.machine.spec.name
+
+    def source_of(self, volume: str) -> BlockSource | None:
+        for disk in self.machine.spec.disks:
+            if disk.name == volume:
+                return disk.source
+        return None
+
+    def record(self, driver: str, *, ready: bool) -> MachineRecord:
+        return MachineRecord(
+            driver=driver,
+            spec=self.machine.spec,
+            volumes=self.volumes,
+            machine=dict(self.machine.record()),
+            started_at=self.started_at,
+            ready=ready,
+        )
+
+
+def disks_of(sources: list[tuple[VolumeSpec, BlockSource]]) -> tuple[Disk, ...]:
+    return tuple(Disk(volume.name, source) for volume, source in sources)

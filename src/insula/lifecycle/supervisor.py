@@ -1,0 +1,233 @@
+"""One qube's life while it is on: the state machine, and the two tasks that watch its machine and its session.
+
+States are those of :class:`insula.model.state.PowerState`; only this file changes them::
+
+    Halted ── start ──► Transient ──► Running ◄── pause / unpause ──► Paused
+                            │            │  └─ shutdown ──► Halting
+                            └────────────┴──── machine gone ──► Dying ──► Halted
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from insula.hal.driver import MachineExit, MachineState
+from insula.hal.errors import HalError
+from insula.lifecycle.host import Host, Session, log
+from insula.lifecycle.plan import StartPlan
+from insula.lifecycle.running import RunningQube
+from insula.lifecycle.start import open_session, start_qube
+from insula.lifecycle.stop import ask_to_shut_down, clear_up, end_now
+from insula.model.errors import (
+    InsulaError,
+    QubesException,
+    QubesVMNotPausedError,
+    QubesVMNotRunningError,
+    QubesVMNotStartedError,
+    QubesVMShutdownTimeoutError,
+)
+from insula.model.klass import Klass
+from insula.model.names import QubeName
+from insula.model.state import PowerState
+
+SESSION_RESTARTS = 5
+"""How often in a row a session process is replaced; one that lived SESSION_STABLE_S starts the count anew."""
+SESSION_STABLE_S = 60.0
+SESSION_RESTART_DELAY_S = 0.1
+
+
+class Supervisor:
+    """What the daemon knows of one qube that is on (or becoming so, or just ended)."""
+
+    def __init__(self, host: Host, name: QubeName, klass: Klass) -> None:
+        self.host = host
+        self.name = name
+        self.klass = klass
+        self.state = PowerState.HALTED
+        self.running: RunningQube | None = None
+        self.session: Session | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+
+    # -- starting
+
+    async def start(self, plan_of: Callable[[], StartPlan]) -> None:
+        """Start, or wait for the start that is under way (one machine, whoever asks how often: MC-56).
+
+        The start is a task of its own: a client that goes away does not stop it half-way.
+        """
+        if self._starting is None:
+            if self.state is not PowerState.HALTED:
+                if self.state in (PowerState.HALTING, PowerState.DYING):
+                    await self._ended.wait()
+                    await self.start(plan_of)
+                return
+            plan = plan_of()
+            self.state = PowerState.TRANSIENT
+            self._ended.clear()
+            self._starting = asyncio.create_task(self._start(plan), name=f"start {self.name}")
+        starting = self._starting
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if starting.cancelled() and not (caller and caller.cancelling()):
+                raise QubesException(f"The start of {self.name} was ended by a kill") from None
+            raise
+
+    async def _start(self, plan: StartPlan) -> None:
+        host = self.host
+        host.publish(self.name, "domain-pre-start", start_guid="None", mem_required=str(plan.memory_mib * 1024 * 1024))
+        try:
+            running, session = await start_qube(host, plan)
+        except BaseException as e:
+            self.state = PowerState.HALTED
+            self._starting = None
+            self._ended.set()
+            reason = str(e) if isinstance(e, InsulaError) else "internal error"
+            host.publish(self.name, "domain-start-failed", reason=reason)
+            raise
+        self._starting = None
+        self._take(running, session)
+        self.state = PowerState.RUNNING
+        host.publish(self.name, "domain-start", start_guid="None")
+
+    async def adopt(self, running: RunningQube) -> None:
+        """Take over a machine that an earlier daemon started."""
+        self._ended.clear()
+        session = await open_session(self.host, running.machine)
+        self._take(running, session)
+        self.state = PowerState.PAUSED if running.machine.state is MachineState.PAUSED else PowerState.RUNNING
+
+    def _take(self, running: RunningQube, session: Session) -> None:
+        self.running, self.session = running, session
+        self._watching = asyncio.create_task(self._watch(running), name=f"watch {self.name}")
+
+    # -- while it is on
+
+    async def _watch(self, running: RunningQube) -> None:
+        keeper = asyncio.create_task(self._keep_session(running), name=f"session of {self.name}")
+        try:
+            end = await running.machine.wait_gone()
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+        await self._finish(running, end)
+
+    async def _keep_session(self, running: RunningQube) -> None:
+        """Replace the session process when it dies; give up when it keeps dying (the qube runs on, mute)."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while self.session is not None:
+            since = loop.time()
+            why = await self.session.wait_closed()
+            failures = 1 if loop.time() - since > SESSION_STABLE_S else failures + 1
+            if failures > SESSION_RESTARTS:
+                log.error("%s: session process keeps ending (%s); no more calls until it is restarted", self.name, why)
+                return
+            log.warning("%s: session process ended (%s), starting another", self.name, why)
+            await asyncio.sleep(SESSION_RESTART_DELAY_S * failures)
+            try:
+                self.session = await open_session(self.host, running.machine)
+            except (OSError, HalError) as e:
+                log.error("%s: cannot start a session process: %s", self.name, e)
+                return
+
+    async def _finish(self, running: RunningQube, end: MachineExit) -> None:
+        self.state = PowerState.DYING
+        self.host.publish(self.name, "domain-stopped")
+        if self.session is not None:
+            await self.session.close()
+        problems = await clear_up(self.host, running, self.klass, end)
+        for problem in problems:
+            log.error("%s: after its end: %s", self.name, problem)
+        log.info("%s: %s %s", self.name, end.kind.value, end.detail)
+        self.running = self.session = None
+        self.state = PowerState.HALTED
+        self._ended.set()
+        self.host.publish(self.name, "domain-shutdown")
+
+    # -- what a user asks
+
+    async def shutdown(self, *, force: bool) -> None:
+        """Ask the guest to power off; returns when asked."""
+        if self._starting is not None:
+            await asyncio.shield(self._starting)
+        if self.state is PowerState.PAUSED:
+            if not force:
+                raise QubesVMNotRunningError(f"{self.name} is paused; unpause it first, or use force")
+            await self.unpause()
+        running = self._require_running()
+        self.host.publish(self.name, "domain-pre-shutdown", force=str(force))
+        self.state = PowerState.HALTING
+        try:
+            await ask_to_shut_down(self.host.runtime_folder(self.name) / "rpc.sock", running)
+        except HalError as e:
+            if self.running is running:
+                self.state = PowerState.RUNNING
+                self.host.publish(self.name, "domain-shutdown-failed", reason=str(e))
+                raise QubesException(f"Could not ask {self.name} to shut down: {e}") from e
+
+    async def wait_ended(self, timeout_s: float) -> None:
+        """:raise QubesVMShutdownTimeoutError: still on after that time; it is left as it is."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ended.wait()
+        except TimeoutError:
+            if self.state is PowerState.HALTING:
+                self.state = PowerState.RUNNING
+            raise QubesVMShutdownTimeoutError(f"{self.name} did not shut down within {timeout_s:g} s") from None
+
+    async def kill(self) -> None:
+        """End the machine now, or the start that is under way; returns after the shutdown events."""
+        if self._starting is not None:
+            starting = self._starting
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        if self.running is None:
+            raise QubesVMNotStartedError(f"{self.name} is not running")
+        try:
+            await end_now(self.running)
+        except HalError as e:
+            raise QubesException(f"Could not end {self.name}: {e}") from e
+        await self._ended.wait()
+
+    async def pause(self) -> None:
+        running = self._require_running()
+        self.host.publish(self.name, "domain-pre-paused")
+        await self._machine_call(running.machine.pause())
+        self.state = PowerState.PAUSED
+        self.host.publish(self.name, "domain-paused")
+
+    async def unpause(self) -> None:
+        if self.state is not PowerState.PAUSED or self.running is None:
+            raise QubesVMNotPausedError(f"{self.name} is not paused")
+        self.host.publish(self.name, "domain-pre-unpaused")
+        await self._machine_call(self.running.machine.resume())
+        self.state = PowerState.RUNNING
+        self.host.publish(self.name, "domain-unpaused")
+
+    async def _machine_call(self, call: Awaitable[None]) -> None:
+        try:
+            await call
+        except HalError as e:
+            raise QubesException(f"{self.name}: {e}") from e
+
+    def _require_running(self) -> RunningQube:
+        if self.state is PowerState.HALTED:
+            raise QubesVMNotStartedError(f"{self.name} is not running")
+        if self.running is None or self.state not in (PowerState.RUNNING, PowerState.HALTING):
+            raise QubesVMNotRunningError(f"{self.name} is {self.state.value.lower()}, not running")
+        return self.running
+
+    async def leave(self) -> None:
+        """The daemon ends, the machine stays: stop watching it. The session process ends with the daemon."""
+        for task in (self._starting, self._watching):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if self.session is not None:
+            await self.session.close()
