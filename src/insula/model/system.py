@@ -63,7 +63,7 @@ def _admin_only() -> Mapping[QubeName, Qube]:
 class System:
     qubes: Mapping[QubeName, Qube] = field(default_factory=_admin_only)
     """dom0 is always there."""
-    labels: Mapping[str, Label] = BUILTIN_LABELS
+    labels: Mapping[str, Label] = field(default_factory=lambda: BUILTIN_LABELS)
     pools: Mapping[str, PoolConfig] = field(default_factory=dict)
     properties: Mapping[str, PropertyValue] = field(default_factory=dict)
     """Global ones that were set."""
