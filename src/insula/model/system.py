@@ -176,10 +176,12 @@ class System:
         return replace(self, qubes={**self.qubes, **{qube.name: qube for qube in qubes}})
 
     def without_qube(self, name: QubeName) -> System:
-        """:raise QubesVMNotFoundError, QubesVMInUseError: it is dom0, or something refers to it."""
+        """:raise QubesVMNotFoundError, QubesVMInUseError: it is dom0, a package's, or referred to."""
         qube = self.get(name)
         if qube.is_admin:
             raise QubesVMInUseError(f"{name} is the system itself and cannot be removed")
+        if qube.properties.get("installed_by_rpm") is True:
+            raise QubesVMInUseError(f"{name} belongs to an installed package; remove that package instead")
         dependents = self.dependents(name)
         if dependents:
             raise QubesVMInUseError(f"{name} is in use: {'; '.join(map(str, dependents))}")

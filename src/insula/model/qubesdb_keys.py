@@ -1,0 +1,135 @@
+"""What a guest is told at boot: the QubesDB keys of agent-services §11 that follow from the configuration.
+
+Guests read these before anything else runs; network keys are there exactly if the qube has a net qube, so a qube
+without one has nothing to configure (MC-82).
+"""
+
+from __future__ import annotations
+
+import base64
+
+from insula.model.errors import QubesValueError
+from insula.model.klass import Klass
+from insula.model.names import QubeName
+from insula.model.property_defaults import DNS_SERVERS, NETMASK
+from insula.model.property_resolution import NO_RUNTIME, view
+from insula.model.property_types import Runtime
+from insula.model.property_view import View
+from insula.model.services import config_keys, persist_keys, service_keys
+from insula.model.system import System
+
+MAX_KEY = 63
+MAX_VALUE = 3072
+"""Bytes (agent-services §11)."""
+RANDOM_SEED_BYTES = 64
+
+
+def boot_keys(
+    system: System, name: QubeName, random_seed: bytes, timezone: str, runtime: Runtime = NO_RUNTIME
+) -> dict[str, str]:
+    """All keys of a qube with a machine, key → value, sorted.
+
+    ``random_seed``: 64 fresh random bytes. ``timezone``: zone name of the host, like ``Europe/Rome``; empty: unknown.
+
+    :raise QubesVMNotFoundError: :raise QubesValueError: something does not fit a key or a value.
+    """
+    if len(random_seed) != RANDOM_SEED_BYTES:
+        raise QubesValueError(f"The random seed has {RANDOM_SEED_BYTES} bytes, not {len(random_seed)}")
+    qube = system.get(name)
+    if not qube.klass.has_machine:
+        raise QubesValueError(f"{name} has no machine that could read keys")
+    here = view(system, qube, runtime)
+    keys = _identity_keys(here)
+    keys["/qubes-random-seed"] = base64.b64encode(random_seed).decode("ascii")
+    if timezone and not here.feature_from_template("anon-timezone"):
+        keys["/qubes-timezone"] = here.feature_from_template("timezone") or timezone
+    # Features first: none of them may take the place of what the system itself says.
+    keys = {**service_keys(qube), **config_keys(qube), **persist_keys(qube), **keys}
+    keys["/qubes-service/meminfo-writer"] = "1" if here.number("maxmem") > 0 else "0"
+    if here.netvm is not None:
+        keys |= _network_keys(here)
+    if here.flag("provides_network"):
+        keys |= _provider_keys(here)
+    keys |= _relay_keys(system, name)
+    for key, value in keys.items():
+        _check_fits(key, value)
+    return dict(sorted(keys.items()))
+
+
+def vm_type(here: View) -> str:
+    """``/qubes-vm-type``: what the guest is for, in the words its scripts know."""
+    if here.subject.klass is Klass.TEMPLATEVM:
+        return "TemplateVM"
+    if here.flag("provides_network"):
+        return "NetVM" if here.netvm is None else "ProxyVM"
+    return "AppVM"
+
+
+def persistence(here: View) -> str:
+    """``/qubes-vm-persistence``: which file systems outlive a shutdown."""
+    if here.flag("updateable"):
+        return "full"
+    return "rw-only" if here.subject.klass.is_persistent else "none"
+
+
+def _identity_keys(here: View) -> dict[str, str]:
+    qube = here.subject
+    return {
+        "/name": qube.name,
+        "/type": str(qube.klass),
+        "/default-user": here.text("default_user"),
+        "/qubes-vm-type": vm_type(here),
+        "/qubes-vm-updateable": str(here.flag("updateable")),
+        "/qubes-vm-persistence": persistence(here),
+        "/qubes-base-template": qube.template or "",
+        "/qubes-debug-mode": str(int(here.flag("debug"))),
+        "/keyboard-layout": here.text("keyboard_layout"),
+        "/qubes-block-devices": "",
+        "/qubes-usb-devices": "",
+    }
+
+
+def _network_keys(here: View) -> dict[str, str]:
+    keys = {
+        "/qubes-mac": here.text("mac"),
+        "/qubes-ip": here.text("visible_ip"),
+        "/qubes-netmask": here.text("visible_netmask"),
+        "/qubes-gateway": here.text("visible_gateway"),
+        "/qubes-primary-dns": DNS_SERVERS[0],
+        "/qubes-secondary-dns": DNS_SERVERS[1],
+    }
+    if here.value("visible_ip6") is not None:
+        keys["/qubes-ip6"] = here.text("visible_ip6")
+        keys["/qubes-gateway6"] = here.text("visible_gateway6")
+    return keys
+
+
+def _provider_keys(here: View) -> dict[str, str]:
+    """What a net qube tells its clients."""
+    keys = {
+        "/qubes-netvm-network": here.text("gateway"),
+        "/qubes-netvm-gateway": here.text("gateway"),
+        "/qubes-netvm-netmask": NETMASK,
+        "/qubes-netvm-primary-dns": DNS_SERVERS[0],
+        "/qubes-netvm-secondary-dns": DNS_SERVERS[1],
+    }
+    if here.value("gateway6") is not None:
+        keys["/qubes-netvm-gateway6"] = here.text("gateway6")
+    return keys
+
+
+def _relay_keys(system: System, name: QubeName) -> dict[str, str]:
+    """``/remote/NAME`` for each qube elsewhere that is reached through this one (agent-services §16)."""
+    return {
+        f"/remote/{remote.name}": str(remote.properties.get("remote_name") or remote.name)
+        for remote in system.qubes.values()
+        if remote.klass is Klass.REMOTEVM and remote.properties.get("relayvm") == name
+    }
+
+
+def _check_fits(key: str, value: str) -> None:
+    """:raise QubesValueError:"""
+    if len(key.encode()) > MAX_KEY:
+        raise QubesValueError(f"QubesDB key {key!a} is longer than {MAX_KEY} bytes")
+    if len(value.encode()) > MAX_VALUE:
+        raise QubesValueError(f"The value of QubesDB key {key!a} is longer than {MAX_VALUE} bytes")
