@@ -67,5 +67,5 @@ class Host:
         except KeyError:
             raise QubesPoolNotFoundError(f"No pool {volume.pool!r} (volume {volume.vid})") from None
 
-    def publish(self, subject: str, name: str, **kwargs: str) -> None:
+    def publish(self, subject: str, name: str, /, **kwargs: str) -> None:
         self.bus.publish(Event(subject, name, kwargs))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from insula.hal.driver import ExitKind, MachineExit
 from insula.hal.errors import HalError
+from insula.lifecycle.create import disks_of
 from insula.lifecycle.host import Host, log
 from insula.lifecycle.running import MachineRecord, RunningQube
 from insula.lifecycle.stop import commits
@@ -79,7 +80,7 @@ async def _settle_volumes(host: Host, running: list[RunningQube], records: Mappi
     for qube in host.store.system.sorted_qubes():
         record = records.get(qube.name)
         problems = []
-        for volume in qube.volumes.values():
+        for volume in disks_of(qube):
             try:
                 if qube.name in active:
                     await _mark(host, active[qube.name], volume)
@@ -109,7 +110,7 @@ async def _mark(host: Host, running: RunningQube, volume: VolumeSpec) -> None:
 
 
 async def _remove_orphan_volumes(host: Host, running: list[RunningQube]) -> None:
-    named = {v.vid for qube in host.store.system.qubes.values() for v in qube.volumes.values()}
+    named = {v.vid for qube in host.store.system.qubes.values() for v in disks_of(qube)}
     active = frozenset(v.vid for qube in running for v in qube.volumes)
     for pool in host.pools.values():
         for line in await pool.recover(active):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from insula.hal.driver import Disk, Machine, MachineSpec
+from insula.hal.driver import Machine, MachineSpec
 from insula.model.block import BlockSource, VolumeSpec
 
 
@@ -64,7 +64,3 @@ class RunningQube:
             started_at=self.started_at,
             ready=ready,
         )
-
-
-def disks_of(sources: list[tuple[VolumeSpec, BlockSource]]) -> tuple[Disk, ...]:
-    return tuple(Disk(volume.name, source) for volume, source in sources)

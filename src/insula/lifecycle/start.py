@@ -15,13 +15,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from insula.hal.driver import RPC_CHANNEL, Machine, MachineSpec
+from insula.hal.driver import RPC_CHANNEL, Disk, Machine, MachineSpec
 from insula.hal.errors import HalError
 from insula.lifecycle.host import Host, Session, log
 from insula.lifecycle.plan import StartPlan
-from insula.lifecycle.running import RunningQube, disks_of
+from insula.lifecycle.running import RunningQube
 from insula.model.block import BlockSource, VolumeSpec
 from insula.model.errors import InsulaError, QubesException
+from insula.model.names import QubeName
 from insula.model.qubesdb_keys import boot_keys
 from insula.storage.pool import StorageError
 
@@ -97,7 +98,7 @@ async def _run_steps(host: Host, plan: StartPlan, steps: _Steps, undo: AsyncExit
             kernel=plan.kernel.image,
             initrd=plan.kernel.initrd,
             cmdline=plan.cmdline,
-            disks=disks_of(sources),
+            disks=tuple(Disk(volume.name, source) for volume, source in sources),
             runtime_dir=folder,
             debug=plan.debug,
         )
@@ -134,7 +135,7 @@ def _make_empty(folder: Path) -> None:
 async def open_session(host: Host, machine: Machine) -> Session:
     """Start the session process of a machine that runs or is about to."""
     spec = machine.spec
-    keys = boot_keys(host.store.system, spec.name, os.urandom(RANDOM_SEED_BYTES), host_timezone())
+    keys = boot_keys(host.store.system, QubeName(spec.name), os.urandom(RANDOM_SEED_BYTES), host_timezone())
     channel = await machine.open_channel(RPC_CHANNEL)
     try:
         return await host.launch_session(
@@ -181,11 +182,11 @@ def keep_console(machine: Machine, folder: Path) -> None:
         shutil.copyfile(machine.console_log, folder / f"{machine.spec.name}.console.log")
 
 
-def host_timezone() -> str | None:
-    """Zone name of the host (``Europe/Vienna``), or None where it cannot be told."""
+def host_timezone() -> str:
+    """Zone name of the host (``Europe/Vienna``); UTC where it cannot be told."""
     try:
         target = Path("/etc/localtime").resolve(strict=True)
     except OSError:
-        return None
-    _, found, zone = str(target).partition("/zoneinfo/")
-    return zone if found and zone else None
+        return "UTC"
+    _, _, zone = str(target).partition("/zoneinfo/")
+    return zone or "UTC"

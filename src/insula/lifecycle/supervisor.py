@@ -10,7 +10,7 @@ States are those of :class:`insula.model.state.PowerState`; only this file chang
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 from insula.hal.driver import MachineExit, MachineState
 from insula.hal.errors import HalError
@@ -53,22 +53,20 @@ class Supervisor:
 
     # -- starting
 
-    async def start(self, plan_of: Callable[[], StartPlan]) -> None:
-        """Start, or wait for the start that is under way (one machine, whoever asks how often: MC-56).
+    def begin(self, plan: StartPlan) -> None:
+        """Begin a start; only from Halted. The start is a task of its own: a client that goes away does not stop it."""
+        assert self.state is PowerState.HALTED
+        self.state = PowerState.TRANSIENT
+        self._ended.clear()
+        self._starting = asyncio.create_task(self._start(plan), name=f"start {self.name}")
+        # Its failure is published and told to those who wait; nobody needs to be waiting.
+        self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-        The start is a task of its own: a client that goes away does not stop it half-way.
-        """
-        if self._starting is None:
-            if self.state is not PowerState.HALTED:
-                if self.state in (PowerState.HALTING, PowerState.DYING):
-                    await self._ended.wait()
-                    await self.start(plan_of)
-                return
-            plan = plan_of()
-            self.state = PowerState.TRANSIENT
-            self._ended.clear()
-            self._starting = asyncio.create_task(self._start(plan), name=f"start {self.name}")
+    async def wait_started(self) -> None:
+        """Wait for the start that is under way, if one is; raises what it raised."""
         starting = self._starting
+        if starting is None:
+            return
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -76,6 +74,10 @@ class Supervisor:
             if starting.cancelled() and not (caller and caller.cancelling()):
                 raise QubesException(f"The start of {self.name} was ended by a kill") from None
             raise
+
+    async def wait_halted(self) -> None:
+        """Wait for the end that is under way."""
+        await self._ended.wait()
 
     async def _start(self, plan: StartPlan) -> None:
         host = self.host
@@ -153,8 +155,7 @@ class Supervisor:
 
     async def shutdown(self, *, force: bool) -> None:
         """Ask the guest to power off; returns when asked."""
-        if self._starting is not None:
-            await asyncio.shield(self._starting)
+        await self.wait_started()
         if self.state is PowerState.PAUSED:
             if not force:
                 raise QubesVMNotRunningError(f"{self.name} is paused; unpause it first, or use force")

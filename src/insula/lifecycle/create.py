@@ -1,0 +1,97 @@
+"""What making a qube means, as a pure function of the system; :mod:`insula.lifecycle.manager` carries it out.
+
+The store says what exists. Volumes are made before a qube is recorded and removed after it is gone from the record;
+volumes that no qube names are removed when the daemon starts, so a crash between two steps leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import UUID
+
+from insula.lifecycle.engine import CreateRequest
+from insula.model.block import VolumeSpec
+from insula.model.errors import QubesNoTemplateError, QubesVMAlreadyExistsError, QubesVMInUseError
+from insula.model.klass import Klass
+from insula.model.names import QubeName
+from insula.model.properties import resolve, set_property
+from insula.model.qube import Qube
+from insula.model.state import PowerState
+from insula.model.system import System
+from insula.model.tags import creation_tags, with_kept_tags
+from insula.model.volumes import default_pools, refreshed, volumes_for
+
+KERNEL_VOLUME = "kernel"
+"""Not a disk: its vid is the version of the kernel the qube is started with."""
+
+
+def plan_create(system: System, request: CreateRequest, new_uuid: UUID) -> System:
+    """The system with the new qube; errors in the published order (admin-api §2).
+
+    :raise QubesVMAlreadyExistsError, QubesVMNotFoundError, QubesLabelNotFoundError, QubesException:
+    """
+    klass = Klass(request.klass)
+    if request.name in system.qubes:
+        raise QubesVMAlreadyExistsError(f"There is a qube named {request.name} already")
+    template = _template(system, klass, request)
+    label = system.label(request.label)
+    chosen = dict(request.pools)
+    if request.pool is not None:
+        snapshots = {"root", "private"} if klass is Klass.DISPVM else {"root"} if klass is Klass.APPVM else set()
+        chosen = {volume: request.pool for volume in ("root", "private", "volatile") if volume not in snapshots}
+    for pool in chosen.values():
+        system.pool(pool)
+    qube = Qube(
+        name=request.name,
+        klass=klass,
+        qid=system.free_qid(),
+        uuid=new_uuid,
+        label=label.name,
+        tags=creation_tags(QubeName(request.created_by)),
+    )
+    created = system.with_new_qube(qube)
+    if template is not None:
+        # Through the rules of the property: the template must be one, and of the right class.
+        created = set_property(created, request.name, "template", template.name, _all_halted)
+    qube = created.get(request.name)
+    volumes = (
+        volumes_for(klass, request.name, template, default_pools(system), chosen=chosen) if (klass.has_machine) else {}
+    )
+    return refreshed(with_kept_tags(created.with_qube(replace(qube, volumes=volumes))))
+
+
+def _all_halted(_name: QubeName) -> PowerState:
+    return PowerState.HALTED
+
+
+def _template(system: System, klass: Klass, request: CreateRequest) -> Qube | None:
+    if not klass.has_template:
+        return None
+    if request.template is not None:
+        return system.get(request.template)
+    default = resolve(system, None, "default_template" if klass is Klass.APPVM else "default_dispvm").value
+    if not default:
+        raise QubesNoTemplateError(f"{request.name} needs a template: none was named and there is no default one")
+    return system.get(str(default))
+
+
+def disks_of(qube: Qube) -> list[VolumeSpec]:
+    """The volumes of a qube that live in storage pools."""
+    return [volume for name, volume in qube.volumes.items() if name != KERNEL_VOLUME]
+
+
+def borrowers_of(system: System, name: QubeName) -> list[QubeName]:
+    """Other qubes that start from a snapshot of one of this qube's volumes."""
+    owned = {volume.vid for volume in disks_of(system.get(name)) if volume.save_on_stop}
+    return [
+        other.name
+        for other in system.sorted_qubes()
+        if other.name != name and any(volume.source in owned for volume in other.volumes.values())
+    ]
+
+
+def require_unborrowed(system: System, name: QubeName) -> None:
+    """:raise QubesVMInUseError: another qube starts from this one's volumes."""
+    borrowers = borrowers_of(system, name)
+    if borrowers:
+        raise QubesVMInUseError(f"{name} is in use: {', '.join(borrowers)} start from its volumes")

@@ -1,0 +1,418 @@
+"""The engine behind the Admin API: one :class:`Supervisor` a qube, and the operations that need a qube halted.
+
+Operations on one qube exclude each other (``_lock_of``), so that no volume is resized while a start activates it
+(MC-57); different qubes never wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from insula.hal.capabilities import Capability
+from insula.hal.driver import MachineStats
+from insula.hal.errors import HalError, MachineGone
+from insula.lifecycle.create import KERNEL_VOLUME, disks_of, plan_create, require_unborrowed
+from insula.lifecycle.engine import CreateRequest
+from insula.lifecycle.host import Host, log
+from insula.lifecycle.plan import StartPlan, plan_start
+from insula.lifecycle.reconcile import reconcile
+from insula.lifecycle.supervisor import Supervisor
+from insula.model.block import VolumeSpec
+from insula.model.errors import (
+    QubesException,
+    QubesPoolInUseError,
+    QubesPoolNotFoundError,
+    QubesValueError,
+    QubesVMInUseError,
+    QubesVMNotHaltedError,
+    QubesVMNotStartedError,
+    QubesVolumeNotFoundError,
+    QubesVolumeRevisionNotFoundError,
+    StoragePoolException,
+)
+from insula.model.names import QubeName
+from insula.model.properties import resolve
+from insula.model.state import PowerState
+from insula.model.system import PoolConfig
+from insula.model.volumes import refreshed
+from insula.storage.pool import NoSuchRevision, Pool, PoolUsage, Revision, StorageError
+from insula.storage.registry import open_pool
+
+STOP_ALL_TIMEOUT_S = 60.0
+"""For :meth:`LifecycleEngine.stop_all`; what is still on after that is killed."""
+
+
+class LifecycleEngine:
+    """Implements :class:`insula.lifecycle.engine.Engine`."""
+
+    def __init__(self, host: Host, runtime_folders: Path) -> None:
+        self.host = host
+        self._runtime_folders = runtime_folders
+        self._supervisors: dict[QubeName, Supervisor] = {}
+        self._locks: dict[QubeName, asyncio.Lock] = {}
+
+    # -- the daemon's beginning and end
+
+    async def recover(self) -> None:
+        """Find running qubes again and clear up after a crash."""
+        for running in await reconcile(self.host, self._runtime_folders):
+            await self._supervisor(QubeName(running.name)).adopt(running)
+
+    async def autostart(self) -> None:
+        """Start the qubes whose property ``autostart`` says so; one that fails does not keep the others."""
+        system = self.host.store.system
+        names = [q.name for q in system.sorted_qubes() if q.klass.has_machine and resolve(system, q, "autostart").value]
+        for result in await asyncio.gather(*map(self.start, names), return_exceptions=True):
+            if isinstance(result, BaseException):
+                log.error("autostart: %s", result)
+
+    async def leave(self) -> None:
+        """The daemon ends, the machines stay."""
+        await asyncio.gather(*(s.leave() for s in self._supervisors.values()))
+
+    async def stop_all(self, timeout_s: float = STOP_ALL_TIMEOUT_S) -> list[str]:
+        """Shut everything down, kill what does not follow; returns the names of the killed."""
+        names = [name for name, s in self._supervisors.items() if s.state.is_on]
+        killed = await asyncio.gather(*(self._stop_or_kill(name, timeout_s) for name in names))
+        return [name for name, was_killed in zip(names, killed, strict=True) if was_killed]
+
+    async def _stop_or_kill(self, name: QubeName, timeout_s: float) -> bool:
+        supervisor = self._supervisors[name]
+        try:
+            async with asyncio.timeout(timeout_s):
+                await supervisor.shutdown(force=True)
+            await supervisor.wait_ended(timeout_s)
+        except QubesVMNotStartedError:
+            return False
+        except (QubesException, TimeoutError) as e:
+            log.warning("%s: %s; killing it", name, e)
+            with suppress(QubesVMNotStartedError):
+                await supervisor.kill()
+            return True
+        return False
+
+    # -- power
+
+    def power_state(self, name: QubeName) -> PowerState:
+        qube = self.host.store.system.get(name)
+        if not qube.klass.has_machine:
+            # admin-api §4: dom0 and qubes elsewhere always report Running.
+            return PowerState.RUNNING
+        supervisor = self._supervisors.get(name)
+        return supervisor.state if supervisor else PowerState.HALTED
+
+    def start_plan(self, name: QubeName) -> StartPlan:
+        """What :meth:`start` would do now. :raise QubesException:"""
+        return plan_start(self.host.store.system, name, self.host.kernels.get)
+
+    async def start(self, name: QubeName) -> None:
+        supervisor = self._supervisor(name)
+        while supervisor.state in (PowerState.HALTED, PowerState.HALTING, PowerState.DYING):
+            if supervisor.state is not PowerState.HALTED:
+                await supervisor.wait_halted()
+                continue
+            for net_qube in self.start_plan(name).net_qubes:
+                await self.start(net_qube)
+            async with self._alone(name):
+                # Whoever asked at the same time may have been first: one start, both wait for it (MC-56).
+                if supervisor.state is PowerState.HALTED:
+                    supervisor.begin(self.start_plan(name))
+            break
+        await supervisor.wait_started()
+
+    async def shutdown(self, name: QubeName, *, force: bool, wait: bool) -> None:
+        supervisor = self._started(name)
+        users = [] if force else self._running_users_of(name)
+        if users:
+            raise QubesVMInUseError(f"{name} provides the network of running qubes: {', '.join(users)}")
+        await supervisor.shutdown(force=force)
+        if wait:
+            qube = self.host.store.system.get(name)
+            timeout = resolve(self.host.store.system, qube, "shutdown_timeout").value
+            await supervisor.wait_ended(float(timeout or 0))
+
+    async def kill(self, name: QubeName) -> None:
+        await self._started(name).kill()
+
+    async def pause(self, name: QubeName) -> None:
+        await self._started(name).pause()
+
+    async def unpause(self, name: QubeName) -> None:
+        await self._started(name).unpause()
+
+    async def stats(self, name: QubeName) -> MachineStats | None:
+        supervisor = self._supervisors.get(name)
+        if supervisor is None or supervisor.running is None:
+            return None
+        try:
+            return await supervisor.running.machine.stats()
+        except MachineGone:
+            return None
+
+    def start_time(self, name: QubeName) -> float | None:
+        supervisor = self._supervisors.get(name)
+        return supervisor.running.started_at if supervisor and supervisor.running else None
+
+    def console_log(self, name: QubeName) -> Path:
+        """Console of the running machine, or the one kept of the last."""
+        supervisor = self._supervisors.get(name)
+        if supervisor and supervisor.running:
+            return supervisor.running.machine.console_log
+        return self.host.console_folder / f"{name}.console.log"
+
+    def _running_users_of(self, name: QubeName) -> list[str]:
+        system = self.host.store.system
+        return [
+            other
+            for other, supervisor in self._supervisors.items()
+            if supervisor.state.is_on
+            and other in system.qubes
+            and other != name
+            and resolve(system, system.get(other), "netvm").value == name
+        ]
+
+    # -- existence
+
+    async def create(self, request: CreateRequest) -> None:
+        host = self.host
+        async with self._alone(request.name):
+            system = plan_create(host.store.system, request, uuid.uuid4())
+            made: list[VolumeSpec] = []
+            try:
+                for volume in disks_of(system.get(request.name)):
+                    made.append(volume)
+                    await host.pool_of(volume).create(volume)
+                # Others may have changed the system while volumes were made.
+                host.store.commit(plan_create(host.store.system, request, system.get(request.name).uuid))
+            except BaseException as e:
+                for volume in made:
+                    with suppress(StorageError):
+                        await host.pool_of(volume).remove(volume)
+                if isinstance(e, StorageError):
+                    raise StoragePoolException(str(e)) from e
+                raise
+        host.publish("", "domain-add", vm=request.name)
+        host.publish(request.name, "domain-create-on-disk")
+
+    async def remove(self, name: QubeName) -> None:
+        host = self.host
+        async with self._alone(name):
+            system = host.store.system
+            qube = system.get(name)
+            if self.power_state(name) is not PowerState.HALTED:
+                raise QubesVMInUseError(f"{name} is running; stop it first")
+            if qube.properties.get("installed_by_rpm"):
+                raise QubesVMInUseError(f"{name} belongs to an installed package")
+            after = system.without_qube(name)
+            require_unborrowed(system, name)
+            host.publish("", "domain-pre-delete", vm=name)
+            host.store.commit(after)
+            self._supervisors.pop(name, None)
+            for volume in disks_of(qube):
+                try:
+                    await host.pool_of(volume).remove(volume)
+                except StorageError as e:
+                    # The qube is gone; the next start of the daemon removes what is left.
+                    log.error("%s: volume %s: %s", name, volume.name, e)
+        host.publish("", "domain-delete", vm=name)
+
+    # -- volumes
+
+    async def volume_usage(self, qube: QubeName, volume: str) -> int:
+        if volume == KERNEL_VOLUME:
+            return 0
+        spec, pool = self._volume(qube, volume)
+        async with _storage_errors():
+            return await pool.usage(spec)
+
+    async def volume_is_outdated(self, qube: QubeName, volume: str) -> bool:
+        spec, pool = self._volume(qube, volume)
+        if not spec.snap_on_start or not self.power_state(qube).is_on:
+            return False
+        async with _storage_errors():
+            return await pool.is_outdated(spec)
+
+    async def volume_revisions(self, qube: QubeName, volume: str) -> list[Revision]:
+        spec, pool = self._volume(qube, volume)
+        async with _storage_errors():
+            return await pool.revisions(spec) if spec.save_on_stop else []
+
+    async def volume_revert(self, qube: QubeName, volume: str, revision: str) -> None:
+        async with self._halted(qube, "revert a volume of"):
+            spec, pool = self._volume(qube, volume)
+            async with _storage_errors():
+                await pool.revert(spec, revision)
+
+    async def volume_resize(self, qube: QubeName, volume: str, size: int) -> None:
+        async with self._alone(qube):
+            spec, pool = self._volume(qube, volume)
+            if size < spec.size:
+                raise StoragePoolException(
+                    f"Volume {volume} of {qube} has {spec.size} bytes; shrinking to {size} would lose data"
+                )
+            async with _storage_errors():
+                if spec.save_on_stop:
+                    await pool.resize(spec, size)
+                self._change_volume(qube, replace(spec, size=size))
+                await self._resize_running(qube, volume, size)
+
+    async def _resize_running(self, qube: QubeName, volume: str, size: int) -> None:
+        supervisor = self._supervisors.get(qube)
+        if supervisor is None or supervisor.running is None:
+            return
+        if Capability.RESIZE_DISK not in self.host.driver.capabilities:
+            return
+        try:
+            await supervisor.running.machine.resize_disk(volume, size)
+        except HalError as e:
+            raise StoragePoolException(f"{qube} sees the new size of {volume} at its next start: {e}") from e
+
+    async def volume_clear(self, qube: QubeName, volume: str) -> None:
+        async with self._halted(qube, "clear a volume of"):
+            spec, pool = self._volume(qube, volume)
+            async with _storage_errors():
+                await pool.remove(spec)
+                await pool.create(spec)
+
+    async def volume_clone(self, source: tuple[QubeName, str], target: tuple[QubeName, str]) -> None:
+        async with self._halted(target[0], "replace a volume of"):
+            source_spec, source_pool = self._volume(*source)
+            spec, pool = self._volume(*target)
+            if source_pool is not pool:
+                raise StoragePoolException(
+                    f"Volumes are cloned within one pool; {source_spec.vid} is in {source_spec.pool},"
+                    f" {spec.vid} in {spec.pool}. Use import to copy between pools"
+                )
+            async with _storage_errors():
+                await pool.clone(source_spec, spec)
+                self._change_volume(target[0], replace(spec, size=await pool.size(source_spec)))
+
+    async def volume_import(self, qube: QubeName, volume: str, data: AsyncIterable[bytes], size: int | None) -> None:
+        async with self._halted(qube, "import a volume of"):
+            spec, pool = self._volume(qube, volume)
+            new_size = spec.size if size is None else size
+            async with _storage_errors():
+                await pool.import_stream(spec, data, new_size)
+                self._change_volume(qube, replace(spec, size=new_size))
+
+    async def volume_set(self, qube: QubeName, volume: str, field_name: str, value: int | bool) -> None:
+        async with self._alone(qube):
+            spec, pool = self._volume(qube, volume)
+            changes_snapshots = field_name == "revisions_to_keep" and (value == -1) != (spec.revisions_to_keep == -1)
+            if field_name != "revisions_to_keep" or changes_snapshots:
+                self._require_halted(qube, f"change {field_name} of volume {volume} of")
+            if field_name == "ephemeral" and value and (not spec.rw or spec.snap_on_start or spec.save_on_stop):
+                raise QubesValueError(f"Volume {volume} of {qube} is kept or a snapshot, so it cannot be ephemeral")
+            async with _storage_errors():
+                if field_name == "revisions_to_keep" and spec.save_on_stop:
+                    await pool.set_revisions_to_keep(spec, int(value))
+            changed = {
+                "revisions_to_keep": lambda: replace(spec, revisions_to_keep=int(value)),
+                "rw": lambda: replace(spec, rw=bool(value)),
+                "ephemeral": lambda: replace(spec, ephemeral=bool(value)),
+            }
+            self._change_volume(qube, changed[field_name]())
+
+    def _volume(self, qube: QubeName, volume: str) -> tuple[VolumeSpec, Pool]:
+        try:
+            spec = self.host.store.system.get(qube).volumes[volume]
+        except KeyError:
+            raise QubesVolumeNotFoundError(f"{qube} has no volume {volume!a}") from None
+        if volume == KERNEL_VOLUME:
+            raise StoragePoolException(f"The kernel of {qube} is set by its property 'kernel', not as a volume")
+        return spec, self.host.pool_of(spec)
+
+    def _change_volume(self, qube: QubeName, spec: VolumeSpec) -> None:
+        system = self.host.store.system
+        self.host.store.commit(refreshed(system.with_qube(system.get(qube).with_volume(spec))))
+
+    # -- pools
+
+    def pool(self, name: str) -> Pool:
+        try:
+            return self.host.pools[name]
+        except KeyError:
+            raise QubesPoolNotFoundError(f"No such pool: {name!a}") from None
+
+    async def pool_usage(self, name: str) -> PoolUsage:
+        async with _storage_errors():
+            return await self.pool(name).pool_usage()
+
+    async def pool_add(self, name: str, driver: str, options: Mapping[str, str]) -> None:
+        host = self.host
+        if name in host.store.system.pools:
+            raise QubesPoolInUseError(f"There is a pool {name} already")
+        config = PoolConfig(name, driver, options)
+        async with _storage_errors():
+            pool = open_pool(config)
+            await pool.recover(frozenset())
+        host.store.commit(host.store.system.with_pool(config))
+        host.pools[name] = pool
+        host.publish("", "pool-add", pool=name)
+
+    async def pool_remove(self, name: str) -> None:
+        host = self.host
+        after = host.store.system.without_pool(name)
+        host.publish("", "pool-pre-delete", pool=name)
+        host.store.commit(after)
+        host.pools.pop(name, None)
+        host.publish("", "pool-delete", pool=name)
+
+    # -- properties
+
+    async def property_changed(self, qube: QubeName, name: str) -> None:
+        supervisor = self._supervisors.get(qube)
+        if name != "memory" or supervisor is None or supervisor.running is None:
+            return
+        if Capability.BALLOON in self.host.driver.capabilities:
+            system = self.host.store.system
+            memory = resolve(system, system.get(qube), "memory").value
+            machine = supervisor.running.machine
+            with suppress(HalError):
+                await machine.set_memory(min(int(memory or 0), machine.spec.memory_mib))
+
+    # -- keeping operations apart
+
+    def _supervisor(self, name: QubeName) -> Supervisor:
+        if name not in self._supervisors:
+            self._supervisors[name] = Supervisor(self.host, name, self.host.store.system.get(name).klass)
+        return self._supervisors[name]
+
+    def _started(self, name: QubeName) -> Supervisor:
+        self.host.store.system.get(name)
+        supervisor = self._supervisors.get(name)
+        if supervisor is None or not supervisor.state.is_on:
+            raise QubesVMNotStartedError(f"{name} is not running")
+        return supervisor
+
+    @asynccontextmanager
+    async def _alone(self, name: QubeName) -> AsyncIterator[None]:
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            yield
+
+    @asynccontextmanager
+    async def _halted(self, name: QubeName, doing: str) -> AsyncIterator[None]:
+        async with self._alone(name):
+            self._require_halted(name, doing)
+            yield
+
+    def _require_halted(self, name: QubeName, doing: str) -> None:
+        state = self.power_state(name)
+        if state is not PowerState.HALTED:
+            raise QubesVMNotHaltedError(f"Cannot {doing} {name}: it is {state.value.lower()}, stop it first")
+
+
+@asynccontextmanager
+async def _storage_errors() -> AsyncIterator[None]:
+    """Storage's errors under the names that Admin API clients know."""
+    try:
+        yield
+    except NoSuchRevision as e:
+        raise QubesVolumeRevisionNotFoundError(str(e)) from e
+    except (StorageError, OSError) as e:
+        raise StoragePoolException(str(e)) from e
