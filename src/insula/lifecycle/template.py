@@ -78,13 +78,13 @@ def plan_install(system: System, image: TemplateImage, size: int, new_uuid: uuid
     return refreshed(system)
 
 
-async def install_template(host: Host, image: TemplateImage, state: PowerState) -> None:
+async def install_template(host: Host, image: TemplateImage, state: PowerState | None) -> None:
     """Install or renew a template. Qubes that run keep the root they started from; the next start takes the new one.
 
     :raise QubesException: nothing was changed (a kernel that was copied stays, unused).
     """
-    if state is not PowerState.HALTED:
-        raise QubesVMNotHaltedError(f"Template {image.name} is {state.value.lower()}; stop it first")
+    if state not in (None, PowerState.HALTED):
+        raise QubesVMNotHaltedError(f"Template {image.name} is not halted; stop it first")
     is_new = image.name not in host.store.system.qubes
     size = image.root_image.stat().st_size
     planned = plan_install(host.store.system, image, size, uuid.uuid4())

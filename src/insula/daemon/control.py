@@ -1,0 +1,68 @@
+"""What the daemon says about itself and lets be done to it, for the Admin API's own methods."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+
+from insula import __version__
+from insula.lifecycle.host import Host
+from insula.lifecycle.manager import LifecycleEngine
+from insula.lifecycle.template import TemplateImage, install_template, installed_key
+from insula.model.names import QubeName
+from insula.model.property_types import Runtime
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def host_runtime(host: Host) -> Runtime:
+    """Facts of the host that default rules of properties look at."""
+    versions = host.kernels.versions()
+    return Runtime(
+        host_memory_mib=os.sysconf("SC_PHYS_PAGES") * PAGE // (1024 * 1024),
+        host_cpus=len(os.sched_getaffinity(0)),
+        kernel_options={version: host.kernels.get(version).cmdline for version in versions},
+    )
+
+
+class Control:
+    """Implements :class:`insula.admin.call.DaemonControl`."""
+
+    def __init__(self, host: Host, engine: LifecycleEngine, stop: asyncio.Event) -> None:
+        self._host = host
+        self._engine = engine
+        self._stop = stop
+
+    def status(self) -> Mapping[str, object]:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "driver": self._host.driver.name,
+            "capabilities": sorted(self._host.driver.capabilities),
+            "kernels": self._host.kernels.versions(),
+        }
+
+    async def shut_down(self) -> None:
+        await self._engine.stop_all()
+        self._stop.set()
+
+
+class Templates:
+    """Takes in templates that were built outside the daemon."""
+
+    def __init__(self, host: Host, engine: LifecycleEngine) -> None:
+        self._host = host
+        self._engine = engine
+        self._lock = asyncio.Lock()
+
+    def content_key(self, name: QubeName) -> str | None:
+        """Which build is installed under that name; None: none."""
+        return installed_key(self._host.store.system, name)
+
+    async def install(self, image: TemplateImage) -> None:
+        """One at a time. :raise QubesException: nothing was changed."""
+        async with self._lock:
+            is_known = image.name in self._host.store.system.qubes
+            state = self._engine.power_state(image.name) if is_known else None
+            await install_template(self._host, image, state)

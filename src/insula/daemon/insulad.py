@@ -1,0 +1,143 @@
+"""The daemon: opens the rooms in order, serves the Admin API, closes them in reverse.
+
+It has no networking code and never reads a byte a guest wrote except through the typed messages of the session
+processes. SIGTERM and SIGINT end the daemon and leave the machines running (the next daemon adopts them);
+``insula.Shutdown`` stops the machines first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+
+from insula import __version__
+from insula.admin import api
+from insula.admin.call import Context
+from insula.admin.dispatch import Dispatcher
+from insula.admin.server import AdminServer, LocalIdentity
+from insula.admin.uploads import Uploads
+from insula.daemon.control import Control, Templates, host_runtime
+from insula.daemon.paths import Paths
+from insula.events.bus import EventBus
+from insula.hal.registry import open_driver
+from insula.lifecycle.host import Host
+from insula.lifecycle.kernels import Kernels
+from insula.lifecycle.manager import LifecycleEngine
+from insula.model.system import PoolConfig, System
+from insula.rpc.launcher import launch_session
+from insula.storage.registry import open_pool
+from insula.store.store import Store
+
+log = logging.getLogger("insula.daemon")
+
+DEFAULT_POOL = "default"
+KERNEL_POOL = "linux-kernel"
+
+
+@contextmanager
+def single_instance(paths: Paths) -> Iterator[bool]:
+    """Hold the lock of the one daemon; yields False if another one has it."""
+    fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        yield True
+    finally:
+        os.close(fd)
+
+
+def with_builtin_pools(system: System, paths: Paths) -> System:
+    """The system with the two pools every installation has."""
+    builtin = (
+        PoolConfig(DEFAULT_POOL, "qcow2", {"dir_path": str(paths.default_pool)}),
+        PoolConfig(KERNEL_POOL, "linux-kernel", {"dir_path": str(paths.kernels)}),
+    )
+    for pool in builtin:
+        if pool.name not in system.pools:
+            system = system.with_pool(pool)
+    if "default_pool_kernel" not in system.properties:
+        system = system.with_property("default_pool_kernel", KERNEL_POOL)
+    return system
+
+
+async def serve(paths: Paths) -> None:
+    """Run until told to end. :raise StoreError, DriverError, OSError: something the daemon needs is not there."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as rooms:
+        store = rooms.enter_context(Store.open(paths.database))
+        store.commit(with_builtin_pools(store.system, paths))
+        bus = EventBus()
+        host = Host(
+            store=store,
+            bus=bus,
+            driver=await open_driver(),
+            kernels=Kernels(paths.kernels),
+            launch_session=launch_session,
+            runtime_folder=paths.qube,
+            console_folder=paths.logs,
+        )
+        for config in store.system.pools.values():
+            host.pools[config.name] = open_pool(config)
+        engine = LifecycleEngine(host, paths.runtime / "qubes")
+        await engine.recover()
+        rooms.push_async_callback(engine.leave)
+        context = Context(
+            store=store,
+            engine=engine,
+            bus=bus,
+            daemon=Control(host, engine, stop),
+            templates=Templates(host, engine),
+            host=lambda: host_runtime(host),
+            rpc_socket=paths.rpc_socket,
+            uploads=rooms.enter_context(Uploads(paths.data / "uploads")),
+        )
+        for path, methods in ((paths.admin_socket, api.METHODS), (paths.internal_socket, api.INTERNAL_METHODS)):
+            await rooms.enter_async_context(AdminServer(Dispatcher(context, methods), path, LocalIdentity()))
+        log.info("insulad %s is ready: %s, %d qubes", __version__, host.driver.name, len(store.system.qubes) - 1)
+        autostart = asyncio.create_task(engine.autostart(), name="autostart")
+        await stop.wait()
+        autostart.cancel()
+        await asyncio.gather(autostart, return_exceptions=True)
+        log.info("ending")
+
+
+def main() -> None:
+    """Entry point of ``insulad``."""
+    parser = argparse.ArgumentParser(description="The Insula daemon; started by the insula command when needed.")
+    parser.add_argument("--verbose", action="store_true", help="log details")
+    parser.add_argument("--version", action="version", version=f"insulad {__version__}")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    # The QMP library reports each disconnect with a traceback; the driver says what matters.
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+    os.umask(0o077)
+    paths = Paths.from_environment()
+    paths.make()
+    with single_instance(paths) as alone:
+        if not alone:
+            log.info("another insulad serves %s", paths.admin_socket)
+            return
+        asyncio.run(serve(paths))
+
+
+if __name__ == "__main__":
+    main()
