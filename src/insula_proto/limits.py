@@ -1,0 +1,76 @@
+"""Every bound the codecs apply, in one place.
+
+A number from a peer is compared with one of these before anything is reserved for it (MC-11). Published limits name
+their source; the others are ours, with the reason.
+"""
+
+# --- mux (docs/protocols/mux.md) ---------------------------------------------------------------------------------
+
+MUX_MAX_DATA = 65536
+"""Bytes of payload in one DATA frame: one qrexec chunk; also what a half-read frame can swallow at a resync."""
+
+MUX_INITIAL_CREDIT = 32768
+"""Bytes the opener of a stream may send before it has heard from the acceptor, so that a call needs no round trip."""
+
+MUX_WINDOW = 262144
+"""Bytes a side is ready to hold of one stream: enough to fill the pipe while the reader is scheduled."""
+
+MUX_SMALL_WINDOW = 32768
+"""Window of streams opened when :data:`MUX_WINDOW_BUDGET` is spent."""
+
+MUX_WINDOW_BUDGET = 33554432
+"""Sum of the full windows promised at one time by one side (128 streams at full window)."""
+
+MUX_MAX_WINDOW = 1048576
+"""Largest credit a peer may hold out to us; more is a protocol error, it only hides a counting mistake."""
+
+MUX_MAX_STREAMS = 512
+"""Streams a peer may have open at once; a further one is answered with RESET(BUSY)."""
+
+MUX_MAX_PORT = 65535
+"""Ports are vchan ports; the published ones are below 1024."""
+
+MUX_MAX_QUEUED_DATA = 1048576
+"""Bytes of frames waiting for the pipe above which no stream is writable."""
+
+MUX_MAX_QUEUED = MUX_MAX_QUEUED_DATA + MUX_MAX_DATA + 262144
+"""As above, plus one frame, plus control frames. A peer that makes us queue more than this does not read."""
+
+MUX_MAX_HUNT = 16777216
+"""Bytes skipped in search of a HELLO before the peer is given up: far above what a pipe can hold of an old session."""
+
+# --- qrexec (published protocol, versions 3 and 4) ----------------------------------------------------------------
+
+QREXEC_MAX_CHUNK = 65536
+"""Bytes in one data message, versions 3 and up."""
+
+QREXEC_MAX_SERVICE = 65000
+"""Bytes of service name and argument in a trigger message."""
+
+QREXEC_MAX_BODY = 65535
+"""Bytes in the body of a request a client sends to the daemon, and of a whole command line."""
+
+QREXEC_MAX_SERVICE_NAME = 255
+"""Bytes of a service name (with argument) that can be a file name."""
+
+FIRST_DATA_PORT = 513
+MAX_CALLS = 256
+"""Data ports 513…768, so this many calls in a qube at once; a further one is refused as busy (MC-15)."""
+
+# --- QubesDB ------------------------------------------------------------------------------------------------------
+
+QUBESDB_MAX_PATH = 63
+"""Bytes; the wire field has 64 with its NUL."""
+
+QUBESDB_MAX_VALUE = 3072
+
+QUBESDB_MAX_KEYS = 1024
+"""Keys one qube may have; published systems use a few dozen."""
+
+QUBESDB_MAX_OUTPUT = 2 * QUBESDB_MAX_KEYS * (72 + QUBESDB_MAX_VALUE)
+"""Bytes of answers a qube may have us collect: twice everything there can be."""
+
+# --- VMExec -------------------------------------------------------------------------------------------------------
+
+VMEXEC_MAX_ARGUMENT = QREXEC_MAX_SERVICE
+"""Bytes of an encoded command: it travels as a service argument."""

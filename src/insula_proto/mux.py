@@ -1,0 +1,604 @@
+"""Many flow-controlled byte streams over one byte pipe that may be cut at any time (docs/protocols/mux.md).
+
+The pipe is a virtio-serial port: reliable while both ends hold it, but either end may vanish in the middle of a
+frame and come back as a new process, and the other end may not even be told. So the machine has two modes. *In
+sync*, it parses frames. *Hunting*, it skips input until a HELLO that fits. Only the host starts a handshake; each
+attempt carries a fresh nonce, and the guest's answer repeats it. Because the pipe keeps order, everything the host
+sends after the answer to its last nonce, and everything the guest sends after that answer, belongs to the new
+epoch, so streams of two epochs can never be mixed up.
+
+Sans I/O and without a clock: bytes in by :meth:`Mux.receive`, bytes out by :meth:`Mux.data_to_send` and
+:meth:`Mux.sent`; the caller drives retries by calling :meth:`Mux.start` again. Payload is handed on as it arrives,
+also in parts of a frame, so nothing but an unfinished header is ever buffered here; what the application has not
+:meth:`~Mux.consumed` is bounded by the credit granted to the peer.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from insula_proto import limits
+from insula_proto.errors import LocalProtocolError, RemoteProtocolError
+from insula_proto.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # not imported at run time: the agent starts under software emulation
+    from collections.abc import Callable
+    from typing import Union
+
+    Buffer = Union[bytes, bytearray, memoryview]
+
+# Wire constants: docs/protocols/mux.md, "Frames".
+VERSION = 1
+MAGIC = b"insula-mux\r\n\x00\xffv1"
+PAD, HELLO, OPEN, CREDIT, DATA, FIN, RESET = range(7)
+
+HOST = "host"
+GUEST = "guest"
+
+RESET_CANCELLED = 0
+RESET_REFUSED = 1
+RESET_BUSY = 2
+RESET_FAILED = 3
+
+_HEADER = struct.Struct("<III")
+_U32 = struct.Struct("<I")
+_TWO_U32 = struct.Struct("<II")
+_HELLO_BODY = struct.Struct("<16sI16s16s")
+_NONCE_SIZE = 16
+_NO_NONCE = bytes(_NONCE_SIZE)
+_HELLO_PREFIX = _HEADER.pack(0, HELLO, _HELLO_BODY.size) + MAGIC
+_HELLO_SIZE = _HEADER.size + _HELLO_BODY.size
+_PADDING = bytes(limits.MUX_MAX_DATA + 2 * _HEADER.size)
+"""Completes any half-read frame of an old session, then reads as a PAD header wherever it is cut."""
+
+_BODY_SIZES = {PAD: 0, HELLO: _HELLO_BODY.size, OPEN: _TWO_U32.size, CREDIT: _U32.size, FIN: 0, RESET: _U32.size}
+
+_HUNTING, _IN_SYNC, _FAILED = range(3)
+
+
+class MuxEvent(Value):
+    """Base of what :meth:`Mux.receive` reports."""
+
+    __slots__ = ()
+
+
+class Synced(MuxEvent):
+    """The handshake is complete; there are no streams."""
+
+    __slots__ = ("version",)
+
+    def __init__(self, version: int) -> None:
+        self._fill(version=version)
+
+    version: int
+
+
+class Reset(MuxEvent):
+    """The epoch is over: every stream that existed is gone, in both directions.
+
+    ``fault`` is empty when the peer began a new one, else what a guest could not understand (it has asked the host
+    for a new handshake then; a host raises RemoteProtocolError instead).
+    """
+
+    __slots__ = ("fault",)
+    fault: str
+
+    def __init__(self, fault: str = "") -> None:
+        self._fill(fault=fault)
+
+
+class StreamOpened(MuxEvent):
+    """The peer opened a stream to ``port``. Use it, or refuse it with :meth:`Mux.reset`."""
+
+    __slots__ = ("port", "stream")
+
+    def __init__(self, stream: int, port: int) -> None:
+        self._fill(port=port, stream=stream)
+
+    stream: int
+    port: int
+
+
+class CreditReceived(MuxEvent):
+    """The peer is ready for more of ``stream``; look at :meth:`Mux.writable`."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: int) -> None:
+        self._fill(stream=stream)
+
+    stream: int
+
+
+class DataReceived(MuxEvent):
+    """Bytes of ``stream``, never empty; give them back with :meth:`Mux.consumed` once they are done with."""
+
+    __slots__ = ("data", "stream")
+
+    def __init__(self, stream: int, data: bytes) -> None:
+        self._fill(data=data, stream=stream)
+
+    stream: int
+    data: bytes
+
+
+class FinReceived(MuxEvent):
+    """The peer will send nothing more on ``stream``; our direction stays open."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: int) -> None:
+        self._fill(stream=stream)
+
+    stream: int
+
+
+class StreamReset(MuxEvent):
+    """The peer tore ``stream`` down, both directions at once."""
+
+    __slots__ = ("code", "stream")
+
+    def __init__(self, stream: int, code: int) -> None:
+        self._fill(code=code, stream=stream)
+
+    stream: int
+    code: int
+
+
+class _Stream:
+    """Counters of one open stream."""
+
+    __slots__ = ("fin_received", "fin_sent", "receive_credit", "send_credit", "unreturned", "window")
+
+    def __init__(self, window: int, send_credit: int, receive_credit: int) -> None:
+        self.window = window
+        self.send_credit = send_credit
+        self.receive_credit = receive_credit
+        self.unreturned = 0
+        """Bytes consumed by the application and not yet granted again."""
+        self.fin_sent = False
+        self.fin_received = False
+
+
+class Mux:
+    """One end of the pipe.
+
+    ``role`` is :data:`HOST` (opens even streams, starts handshakes) or :data:`GUEST` (odd, answers them).
+    Every method that sends only queues; nothing is lost but by a resync.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        *,
+        nonce: Callable[[int], bytes] = os.urandom,
+        max_peer_streams: int = limits.MUX_MAX_STREAMS,
+    ) -> None:
+        if role not in (HOST, GUEST):
+            raise ValueError(role)
+        self._is_host = role == HOST
+        self._make_nonce = nonce
+        self._max_peer_streams = max_peer_streams
+        self._state = _HUNTING
+        self._nonce = _NO_NONCE
+        self._hunted = 0
+        self._partial = b""
+        """Input not yet understood: part of a header, of a control frame, or (hunting) of a HELLO."""
+        self._body_left = 0
+        self._body_stream = 0
+        self._queue: list[bytes] = []
+        self._queued = 0
+        self._head_sent = 0
+        """Bytes of the first queued frame the pipe has taken."""
+        self._clear_streams()
+
+    def _clear_streams(self) -> None:
+        self._streams: dict[int, _Stream] = {}
+        self._next_stream = 2 if self._is_host else 1
+        self._last_peer_stream = 0
+        self._peer_streams = 0
+        self._granted = 0
+        self._body_left = 0
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def in_sync(self) -> bool:
+        return self._state == _IN_SYNC
+
+    def is_open(self, stream: int) -> bool:
+        """Whether the stream exists: neither reset nor closed in both directions."""
+        return stream in self._streams
+
+    def writable(self, stream: int) -> int:
+        """Bytes :meth:`send` takes on this stream now; 0 if it is closed for sending or must wait."""
+        state = self._streams.get(stream)
+        if state is None or state.fin_sent or self._queued >= limits.MUX_MAX_QUEUED_DATA:
+            return 0
+        return state.send_credit
+
+    # --- handshake -----------------------------------------------------------------------------------------------
+
+    def start(self, *, pad: bool = True) -> None:
+        """Begin or repeat the handshake; all streams are gone.
+
+        The host sends HELLO, after padding unless it knows that the guest is at a frame boundary. The guest asks the
+        host for one; it need not repeat that, a host without an answer repeats its own.
+        """
+        self._drop_queue()
+        self._clear_streams()
+        self._partial = b""
+        self._hunted = 0
+        self._state = _HUNTING
+        self._nonce = self._make_nonce(_NONCE_SIZE)
+        if self._is_host and pad:
+            self._push(_PADDING)
+        self._push_hello(_NO_NONCE)
+
+    def transport_lost(self) -> list[MuxEvent]:
+        """The pipe was closed at the other end: forget streams, half-read and unsent frames."""
+        events: list[MuxEvent] = []
+        self._begin_epoch(events)
+        self._queue.clear()
+        self._queued = self._head_sent = 0
+        self._partial = b""
+        self._state = _HUNTING
+        return events
+
+    def _push_hello(self, answer_to: bytes) -> None:
+        body = _HELLO_BODY.pack(MAGIC, VERSION, self._nonce, answer_to)
+        self._push(_HEADER.pack(0, HELLO, len(body)) + body)
+
+    def _drop_queue(self) -> None:
+        """Forget what is queued except the rest of a frame the pipe has begun to take: the peer is inside it."""
+        if self._head_sent:
+            del self._queue[1:]
+            self._queued = len(self._queue[0]) - self._head_sent
+        else:
+            self._queue.clear()
+            self._queued = 0
+
+    def _begin_epoch(self, events: list[MuxEvent]) -> None:
+        if self._state == _IN_SYNC:
+            events.append(Reset())
+        self._clear_streams()
+        self._hunted = 0
+
+    def _hello_received(self, body: tuple[bytes, int, bytes, bytes], events: list[MuxEvent]) -> None:
+        _, version, nonce, answer_to = body
+        if version < 1:
+            raise RemoteProtocolError("mux version 0 does not exist")
+        if self._is_host:
+            if answer_to == _NO_NONCE:
+                self._begin_epoch(events)
+                self.start(pad=False)
+            elif answer_to == self._nonce and self._state == _HUNTING:
+                self._begin_epoch(events)
+                self._state = _IN_SYNC
+                events.append(Synced(min(version, VERSION)))
+            elif self._state == _IN_SYNC:
+                raise RemoteProtocolError("answer to a HELLO that was not asked")
+        elif answer_to == _NO_NONCE:
+            self._begin_epoch(events)
+            self._drop_queue()
+            self._push_hello(nonce)
+            self._state = _IN_SYNC
+            events.append(Synced(min(version, VERSION)))
+        elif self._state == _IN_SYNC:
+            raise RemoteProtocolError("a host asks, it does not answer")
+
+    # --- output --------------------------------------------------------------------------------------------------
+
+    def _push(self, frame: bytes) -> None:
+        self._queue.append(frame)
+        self._queued += len(frame)
+
+    def _push_control(self, stream: int, kind: int, body: bytes = b"") -> None:
+        """Queue a frame the peer provoked; refuse to hoard them for one who does not read."""
+        if self._queued > limits.MUX_MAX_QUEUED:
+            raise RemoteProtocolError("the peer does not read what it asks for")
+        self._push(_HEADER.pack(stream, kind, len(body)) + body)
+
+    @property
+    def queued(self) -> int:
+        """Bytes waiting for the pipe."""
+        return self._queued
+
+    def data_to_send(self, limit: int = limits.MUX_MAX_DATA) -> list[Buffer]:
+        """Buffers to write next, in order, together about ``limit`` bytes; empty if there is nothing.
+
+        They stay queued until :meth:`sent` says how many bytes the pipe took.
+        """
+        buffers: list[Buffer] = []
+        size = 0
+        for index, frame in enumerate(self._queue):
+            buffer: Buffer = memoryview(frame)[self._head_sent :] if index == 0 and self._head_sent else frame
+            buffers.append(buffer)
+            size += len(buffer)
+            if size >= limit:
+                break
+        return buffers
+
+    def sent(self, count: int) -> None:
+        """The pipe took the first ``count`` bytes of :meth:`data_to_send`."""
+        if not 0 <= count <= self._queued:
+            raise LocalProtocolError(f"{count} bytes sent of {self._queued}")
+        self._queued -= count
+        count += self._head_sent
+        done = 0
+        for frame in self._queue:
+            if count < len(frame):
+                break
+            count -= len(frame)
+            done += 1
+        if done:
+            del self._queue[:done]
+        self._head_sent = count
+
+    # --- streams, our side ---------------------------------------------------------------------------------------
+
+    def _new_window(self) -> int:
+        if self._granted + limits.MUX_WINDOW <= limits.MUX_WINDOW_BUDGET:
+            self._granted += limits.MUX_WINDOW
+            return limits.MUX_WINDOW
+        return limits.MUX_SMALL_WINDOW
+
+    def _close(self, stream: int) -> None:
+        state = self._streams.pop(stream)
+        if state.window == limits.MUX_WINDOW:
+            self._granted -= state.window
+        if self._is_peers(stream):
+            self._peer_streams -= 1
+
+    def _is_peers(self, stream: int) -> bool:
+        return bool(stream % 2) == self._is_host
+
+    def _open_stream(self, stream: int) -> _Stream:
+        state = self._streams.get(stream)
+        if state is None:
+            raise LocalProtocolError(f"stream {stream} is not open")
+        return state
+
+    def open(self, port: int) -> int:
+        """Open a stream to ``port`` and return its number; it may be written to at once."""
+        if self._state != _IN_SYNC:
+            raise LocalProtocolError("not in sync")
+        if not 0 < port <= limits.MUX_MAX_PORT:
+            raise LocalProtocolError(f"port {port}")
+        stream = self._next_stream
+        if stream > 0xFFFFFFFF:
+            raise LocalProtocolError("stream numbers are used up; resync")
+        self._next_stream += 2
+        window = self._new_window()
+        self._streams[stream] = _Stream(window, limits.MUX_INITIAL_CREDIT, window)
+        self._push(_HEADER.pack(stream, OPEN, _TWO_U32.size) + _TWO_U32.pack(port, window))
+        return stream
+
+    def send(self, stream: int, data: Buffer) -> None:
+        """Queue bytes; at most :meth:`writable` of them. Empty data sends nothing.
+
+        :raise LocalProtocolError: more than may be sent, or the stream is closed for sending.
+        """
+        size = len(data)
+        if size > self.writable(stream):
+            raise LocalProtocolError(f"{size} bytes for stream {stream}, writable {self.writable(stream)}")
+        state = self._open_stream(stream)
+        state.send_credit -= size
+        if size <= limits.MUX_MAX_DATA:
+            if size:
+                self._push(b"".join((_HEADER.pack(stream, DATA, size), data)))
+            return
+        view = memoryview(data)
+        for start in range(0, size, limits.MUX_MAX_DATA):
+            part = view[start : start + limits.MUX_MAX_DATA]
+            self._push(b"".join((_HEADER.pack(stream, DATA, len(part)), part)))
+
+    def finish(self, stream: int) -> None:
+        """Send FIN: nothing more from us; the other direction stays open. Repeating it does nothing."""
+        state = self._streams.get(stream)
+        if state is None or state.fin_sent:
+            return
+        state.fin_sent = True
+        self._push(_HEADER.pack(stream, FIN, 0))
+        if state.fin_received:
+            self._close(stream)
+
+    def reset(self, stream: int, code: int = RESET_CANCELLED) -> None:
+        """Tear the stream down; a stream that is gone already is left alone."""
+        if stream not in self._streams:
+            return
+        self._close(stream)
+        self._push(_HEADER.pack(stream, RESET, _U32.size) + _U32.pack(code))
+
+    def consumed(self, stream: int, count: int) -> None:
+        """The application is done with ``count`` received bytes: grant them again, in large steps."""
+        state = self._streams.get(stream)
+        if state is None or state.fin_received:
+            return
+        state.unreturned += count
+        if state.unreturned + state.receive_credit > state.window:
+            raise LocalProtocolError(f"more consumed on stream {stream} than was received")
+        if state.unreturned * 2 >= state.window:
+            self._push(_HEADER.pack(stream, CREDIT, _U32.size) + _U32.pack(state.unreturned))
+            state.receive_credit += state.unreturned
+            state.unreturned = 0
+
+    # --- input ---------------------------------------------------------------------------------------------------
+
+    def receive(self, untrusted_data: bytes) -> list[MuxEvent]:
+        """Take bytes from the pipe, in any split; return what they mean.
+
+        :raise RemoteProtocolError: the guest broke the protocol, or a guest found no HELLO for too long. All streams
+            are gone; call :meth:`start` or give up.
+        """
+        if self._state == _FAILED:
+            raise LocalProtocolError("the peer broke the protocol; start again first")
+        events: list[MuxEvent] = []
+        try:
+            self._parse(untrusted_data, events)
+        except RemoteProtocolError:
+            self._drop_queue()
+            self._clear_streams()
+            self._partial = b""
+            self._state = _FAILED
+            raise
+        return events
+
+    def _parse(self, untrusted_data: bytes, events: list[MuxEvent]) -> None:
+        if self._partial:
+            untrusted_data = self._partial + untrusted_data
+            self._partial = b""
+        view = memoryview(untrusted_data)
+        position = 0
+        end = len(view)
+        while position < end:
+            if self._body_left:
+                position += self._take_body(view[position:], events)
+                continue
+            if self._state != _IN_SYNC:
+                position = self._hunt(untrusted_data, position, events)
+                if position < 0:
+                    return
+                continue
+            try:
+                size = self._take_frame(view[position:], events)
+            except RemoteProtocolError as error:
+                if self._is_host:
+                    raise
+                self._lose_sync(str(error), events)
+                continue
+            if not size:
+                break
+            position += size
+        self._partial = bytes(view[position:])
+
+    def _lose_sync(self, fault: str, events: list[MuxEvent]) -> None:
+        """A guest trusts its host: what it does not understand is a frame whose rest died with an old session.
+
+        So look for the HELLO that should follow, from this very byte on, and ask for one in case none does.
+        """
+        self.start()
+        events.append(Reset(fault))
+
+    def _take_frame(self, view: memoryview, events: list[MuxEvent]) -> int:
+        """Handle the frame at the start, of DATA only the header; return its size, 0 if it is incomplete."""
+        if len(view) < _HEADER.size:
+            return 0
+        stream, kind, length = _HEADER.unpack_from(view)
+        if kind == DATA:
+            self._begin_data(stream, length)
+            return _HEADER.size
+        if _BODY_SIZES.get(kind) != length:
+            raise RemoteProtocolError(f"frame of type {kind} with length {length}")
+        if len(view) < _HEADER.size + length:
+            return 0
+        self._control(stream, kind, view[_HEADER.size : _HEADER.size + length], events)
+        return _HEADER.size + int(length)
+
+    def _hunt(self, untrusted_data: bytes, position: int, events: list[MuxEvent]) -> int:
+        """Skip to the next HELLO and handle it; return the position behind it, or -1 if there is none yet."""
+        found = untrusted_data.find(_HELLO_PREFIX, position)
+        keep = found if found >= 0 else max(position, len(untrusted_data) - len(_HELLO_PREFIX) + 1)
+        self._hunted += keep - position
+        if self._hunted > limits.MUX_MAX_HUNT:
+            raise RemoteProtocolError(f"no HELLO in {self._hunted} bytes")
+        if found < 0 or len(untrusted_data) - found < _HELLO_SIZE:
+            self._partial = untrusted_data[keep:]
+            return -1
+        self._hello_received(_HELLO_BODY.unpack_from(untrusted_data, found + _HEADER.size), events)
+        return found + _HELLO_SIZE
+
+    def _begin_data(self, stream: int, length: int) -> None:
+        if not 0 < length <= limits.MUX_MAX_DATA:
+            raise RemoteProtocolError(f"DATA of {length} bytes")
+        state = self._find(stream)
+        if state is not None:
+            if state.fin_received:
+                raise RemoteProtocolError(f"DATA after FIN on stream {stream}")
+            if length > state.receive_credit:
+                raise RemoteProtocolError(f"stream {stream} sends beyond its credit")
+            state.receive_credit -= length
+        self._body_stream = stream
+        self._body_left = length
+
+    def _take_body(self, view: memoryview, events: list[MuxEvent]) -> int:
+        part = view[: self._body_left]
+        self._body_left -= len(part)
+        if self._body_stream in self._streams:
+            # A copy: a small view would keep the whole read alive for as long as the stream's reader pleases.
+            events.append(DataReceived(self._body_stream, bytes(part)))
+        return len(part)
+
+    def _find(self, stream: int) -> _Stream | None:
+        """The state of a stream a frame names; None if it was closed (frames may still be under way then)."""
+        state = self._streams.get(stream)
+        if state is not None:
+            return state
+        known = stream <= self._last_peer_stream if self._is_peers(stream) else 0 < stream < self._next_stream
+        if not known:
+            raise RemoteProtocolError(f"stream {stream} was never opened")
+        return None
+
+    def _control(self, stream: int, kind: int, body: memoryview, events: list[MuxEvent]) -> None:
+        if kind in (PAD, HELLO):
+            if stream or (kind == PAD and self._is_host):
+                raise RemoteProtocolError(f"frame of type {kind} on stream {stream}")
+            if kind == PAD:
+                # The host starts over and a HELLO follows, at any alignment.
+                self._begin_epoch(events)
+                self._state = _HUNTING
+                return
+            if body[:_NONCE_SIZE] != MAGIC:
+                raise RemoteProtocolError("HELLO without its magic")
+            self._hello_received(_HELLO_BODY.unpack(body), events)
+        elif kind == OPEN:
+            port, window = _TWO_U32.unpack(body)
+            self._opened(stream, port, window, events)
+        elif kind == CREDIT:
+            self._credited(stream, _U32.unpack(body)[0], events)
+        elif kind == FIN:
+            self._finished(stream, events)
+        elif self._find(stream) is not None:
+            self._close(stream)
+            events.append(StreamReset(stream, _U32.unpack(body)[0]))
+
+    def _opened(self, stream: int, port: int, window: int, events: list[MuxEvent]) -> None:
+        if not self._is_peers(stream) or stream <= self._last_peer_stream:
+            raise RemoteProtocolError(f"stream {stream} cannot be opened")
+        if not 0 < port <= limits.MUX_MAX_PORT or not 0 < window <= limits.MUX_MAX_WINDOW:
+            raise RemoteProtocolError(f"OPEN of port {port} with window {window}")
+        self._last_peer_stream = stream
+        if self._peer_streams >= self._max_peer_streams:
+            self._push_control(stream, RESET, _U32.pack(RESET_BUSY))
+            return
+        self._peer_streams += 1
+        own_window = self._new_window()
+        self._streams[stream] = _Stream(own_window, window, own_window)
+        if own_window > limits.MUX_INITIAL_CREDIT:
+            self._push_control(stream, CREDIT, _U32.pack(own_window - limits.MUX_INITIAL_CREDIT))
+        events.append(StreamOpened(stream, port))
+
+    def _credited(self, stream: int, amount: int, events: list[MuxEvent]) -> None:
+        state = self._find(stream)
+        if amount == 0:
+            raise RemoteProtocolError(f"empty CREDIT on stream {stream}")
+        if state is None:
+            return
+        if state.send_credit + amount > limits.MUX_MAX_WINDOW:
+            raise RemoteProtocolError(f"too much CREDIT on stream {stream}")
+        state.send_credit += amount
+        if not state.fin_sent:
+            events.append(CreditReceived(stream))
+
+    def _finished(self, stream: int, events: list[MuxEvent]) -> None:
+        state = self._find(stream)
+        if state is None:
+            return
+        if state.fin_received:
+            raise RemoteProtocolError(f"second FIN on stream {stream}")
+        state.fin_received = True
+        if state.fin_sent:
+            self._close(stream)
+        events.append(FinReceived(stream))

@@ -1,0 +1,451 @@
+from __future__ import annotations
+
+import os
+import struct
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from insula_proto import limits, mux
+from insula_proto.errors import LocalProtocolError, RemoteProtocolError
+from insula_proto.mux import (
+    CreditReceived,
+    DataReceived,
+    FinReceived,
+    Mux,
+    MuxEvent,
+    Reset,
+    StreamOpened,
+    StreamReset,
+    Synced,
+)
+
+
+def frame(stream: int, kind: int, body: bytes = b"", length: int | None = None) -> bytes:
+    return struct.pack("<III", stream, kind, len(body) if length is None else length) + body
+
+
+def take(end: Mux) -> bytes:
+    data = b"".join(end.data_to_send(1 << 30))
+    end.sent(len(data))
+    return data
+
+
+class Pair:
+    """Two ends joined by a pipe that hands everything over at once."""
+
+    def __init__(self, **guest_options: int) -> None:
+        self.host = Mux(mux.HOST)
+        self.guest = Mux(mux.GUEST, **guest_options)
+        self.host.start()
+        self.settle()
+        assert self.host.in_sync
+        assert self.guest.in_sync
+
+    def to_guest(self) -> list[MuxEvent]:
+        return self.guest.receive(take(self.host))
+
+    def to_host(self) -> list[MuxEvent]:
+        return self.host.receive(take(self.guest))
+
+    def settle(self) -> tuple[list[MuxEvent], list[MuxEvent]]:
+        """Move bytes until both are silent; what the host, then what the guest saw."""
+        at_host: list[MuxEvent] = []
+        at_guest: list[MuxEvent] = []
+        while self.host.queued or self.guest.queued:
+            at_guest += self.to_guest()
+            at_host += self.to_host()
+        return at_host, at_guest
+
+
+@pytest.fixture
+def pair() -> Pair:
+    return Pair()
+
+
+def test_handshake_host_starts_both_in_sync() -> None:
+    host, guest = Mux(mux.HOST), Mux(mux.GUEST)
+    host.start()
+    assert guest.receive(take(host)) == [Synced(1)]
+    assert host.receive(take(guest)) == [Synced(1)]
+
+
+def test_handshake_guest_comes_later_asks_and_gets_it() -> None:
+    host, guest = Mux(mux.HOST), Mux(mux.GUEST)
+    host.start()
+    take(host)  # lost: nobody was there
+    guest.start()
+    assert host.receive(take(guest)) == []
+    assert guest.receive(take(host)) == [Synced(1)]
+    assert host.receive(take(guest)) == [Synced(1)]
+
+
+def test_handshake_repeated_hello_only_last_answer_counts() -> None:
+    host, guest = Mux(mux.HOST), Mux(mux.GUEST)
+    host.start()
+    first = take(host)
+    host.start()
+    guest.receive(first)
+    guest.open(512)  # belongs to an epoch the host has given up
+    guest.send(1, b"old")
+    assert guest.receive(take(host)) == [Reset(), Synced(1)]
+    stream = guest.open(111)
+    assert host.receive(take(guest)) == [Synced(1), StreamOpened(stream, 111)]
+
+
+def test_stream_data_both_ways_with_half_close(pair: Pair) -> None:
+    stream = pair.host.open(513)
+    pair.host.send(stream, b"question")
+    pair.host.finish(stream)
+    assert pair.to_guest() == [StreamOpened(stream, 513), DataReceived(stream, b"question"), FinReceived(stream)]
+    pair.guest.send(stream, b"answer")
+    pair.guest.finish(stream)
+    # No credit is announced: that of the opener's direction is of no use after its FIN.
+    assert pair.to_host() == [DataReceived(stream, b"answer"), FinReceived(stream)]
+    assert not pair.host.is_open(stream)
+    assert not pair.guest.is_open(stream)
+
+
+def test_stream_numbers_host_even_guest_odd(pair: Pair) -> None:
+    assert [pair.host.open(1), pair.host.open(2)] == [2, 4]
+    assert [pair.guest.open(1), pair.guest.open(2)] == [1, 3]
+
+
+def test_reset_closes_both_directions_and_late_frames_are_ignored(pair: Pair) -> None:
+    """MC-21: data for a closed stream is never delivered to another stream."""
+    stream = pair.host.open(513)
+    pair.settle()
+    pair.guest.send(stream, b"late")
+    pair.host.reset(stream, mux.RESET_BUSY)
+    other = pair.host.open(514)
+    assert pair.to_host() == []
+    assert pair.to_guest() == [StreamReset(stream, mux.RESET_BUSY), StreamOpened(other, 514)]
+    assert pair.guest.writable(stream) == 0
+
+
+def test_send_more_than_credit_refused_locally(pair: Pair) -> None:
+    stream = pair.host.open(513)
+    assert pair.host.writable(stream) == limits.MUX_INITIAL_CREDIT
+    with pytest.raises(LocalProtocolError):
+        pair.host.send(stream, bytes(limits.MUX_INITIAL_CREDIT + 1))
+    at_host, _ = pair.settle()
+    assert at_host == [CreditReceived(stream)]
+    assert pair.host.writable(stream) == limits.MUX_WINDOW
+
+
+def test_peer_never_reads_writer_is_paced_and_memory_bounded(pair: Pair) -> None:
+    """MC-14."""
+    stream = pair.host.open(513)
+    pair.settle()
+    sent = 0
+    while pair.host.writable(stream):
+        part = bytes(min(50000, pair.host.writable(stream)))
+        pair.host.send(stream, part)
+        sent += len(part)
+        pair.settle()  # the guest receives but its application consumes nothing
+    assert sent == limits.MUX_WINDOW
+    pair.guest.consumed(stream, limits.MUX_WINDOW)
+    at_host, _ = pair.settle()
+    assert at_host == [CreditReceived(stream)]
+    assert pair.host.writable(stream) == limits.MUX_WINDOW
+
+
+def test_pipe_full_no_stream_is_writable(pair: Pair) -> None:
+    """MC-14: the sum over all streams is bounded too."""
+    streams = [pair.host.open(513) for _ in range(60)]
+    pair.settle()
+    for stream in streams:
+        if pair.host.writable(stream) >= 60000:
+            pair.host.send(stream, bytes(60000))
+    assert limits.MUX_MAX_QUEUED_DATA <= pair.host.queued < limits.MUX_MAX_QUEUED
+    assert not any(pair.host.writable(stream) for stream in streams)
+
+
+def test_windows_sum_is_bounded() -> None:
+    pair = Pair()
+    for _ in range(300):
+        pair.host.open(513)
+    pair.settle()
+    total = sum(state.window for state in pair.guest._streams.values())
+    assert total <= limits.MUX_WINDOW_BUDGET + limits.MUX_MAX_STREAMS * limits.MUX_SMALL_WINDOW
+
+
+def test_streams_opened_and_closed_give_their_budget_back(pair: Pair) -> None:
+    for _ in range(1000):
+        stream = pair.host.open(513)
+        pair.settle()
+        pair.host.reset(stream)
+        pair.settle()
+    assert pair.guest._granted == pair.host._granted == 0
+    assert pair.guest._peer_streams == 0
+
+
+def test_too_many_streams_refused_as_busy_others_stay() -> None:
+    """MC-15."""
+    pair = Pair(max_peer_streams=2)
+    streams = [pair.host.open(513) for _ in range(3)]
+    at_host, at_guest = pair.settle()
+    assert [event.stream for event in at_guest if isinstance(event, StreamOpened)] == streams[:2]
+    assert StreamReset(streams[2], mux.RESET_BUSY) in at_host
+    assert pair.host.is_open(streams[0])
+
+
+def test_more_consumed_than_received_refused_locally(pair: Pair) -> None:
+    stream = pair.host.open(513)
+    pair.settle()
+    with pytest.raises(LocalProtocolError):
+        pair.guest.consumed(stream, 1)
+
+
+def test_fin_twice_or_operations_on_closed_stream_do_nothing(pair: Pair) -> None:
+    stream = pair.host.open(513)
+    pair.host.finish(stream)
+    pair.host.finish(stream)
+    pair.host.reset(stream)
+    pair.host.reset(stream)
+    pair.host.consumed(stream, 10)
+    assert pair.to_guest() == [StreamOpened(stream, 513), FinReceived(stream), StreamReset(stream, 0)]
+
+
+HOSTILE = {
+    "data_of_length_0": frame(1, mux.DATA),
+    "data_longer_than_limit": frame(1, mux.DATA, length=limits.MUX_MAX_DATA + 1),
+    "data_of_negative_length": frame(1, mux.DATA, length=0xFFFFFFFF),
+    "data_on_unopened_stream": frame(3, mux.DATA, b"x"),
+    "data_on_stream_of_ours_not_opened": frame(4, mux.DATA, b"x"),
+    "data_on_stream_0": frame(0, mux.DATA, b"x"),
+    "data_beyond_credit": frame(1, mux.DATA, bytes(65536)) * 5,
+    "data_after_fin": frame(1, mux.FIN) + frame(1, mux.DATA, b"x"),
+    "fin_twice": frame(1, mux.FIN) * 2,
+    "fin_with_body": frame(1, mux.FIN, b"x"),
+    "unknown_type": frame(1, 7),
+    "unknown_type_large": frame(1, 0xFFFFFFFF),
+    "open_twice": frame(1, mux.OPEN, struct.pack("<II", 1, 1)),
+    "open_of_our_parity": frame(8, mux.OPEN, struct.pack("<II", 1, 1)),
+    "open_port_0": frame(3, mux.OPEN, struct.pack("<II", 0, 1)),
+    "open_port_too_large": frame(3, mux.OPEN, struct.pack("<II", 65536, 1)),
+    "open_window_0": frame(3, mux.OPEN, struct.pack("<II", 1, 0)),
+    "open_window_too_large": frame(3, mux.OPEN, struct.pack("<II", 1, limits.MUX_MAX_WINDOW + 1)),
+    "credit_0": frame(1, mux.CREDIT, bytes(4)),
+    "credit_overflow": frame(1, mux.CREDIT, b"\xff" * 4),
+    "credit_wrong_length": frame(1, mux.CREDIT, bytes(3)),
+    "reset_of_unopened": frame(3, mux.RESET, bytes(4)),
+    "hello_without_magic": frame(0, mux.HELLO, bytes(52)),
+    "hello_on_a_stream": frame(1, mux.HELLO, bytes(52)),
+    "answer_not_asked": struct.pack("<III16sI16s16s", 0, mux.HELLO, 52, mux.MAGIC, 1, b"n" * 16, b"x" * 16),
+    "version_0": struct.pack("<III16sI16s16s", 0, mux.HELLO, 52, mux.MAGIC, 0, b"n" * 16, bytes(16)),
+    "pad_from_guest": frame(0, mux.PAD),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_host_hostile_frame_drops_peer_and_recovers_by_start(pair: Pair, name: str) -> None:
+    """MC-11, MC-12, MC-21."""
+    pair.guest.open(512)
+    pair.settle()
+    with pytest.raises(RemoteProtocolError):
+        pair.host.receive(HOSTILE[name])
+    assert not pair.host.in_sync
+    with pytest.raises(LocalProtocolError):
+        pair.host.receive(b"more")
+    pair.host.start()
+    pair.settle()
+    assert pair.host.in_sync
+    assert pair.guest.in_sync
+
+
+def test_guest_fault_in_sync_hunts_from_there_and_asks(pair: Pair) -> None:
+    stream = pair.host.open(513)
+    pair.settle()
+    [event] = pair.guest.receive(frame(stream, 7) + b"rest")
+    assert isinstance(event, Reset)
+    assert "type 7" in event.fault
+    assert not pair.guest.in_sync
+    pair.settle()
+    assert pair.host.in_sync
+    assert pair.guest.in_sync
+
+
+def test_guest_provokes_answers_and_never_reads_dropped(pair: Pair) -> None:
+    """MC-14."""
+    opens = b"".join(frame(stream, mux.OPEN, struct.pack("<II", 1, 1)) for stream in range(1, 400001, 2))
+    with pytest.raises(RemoteProtocolError):
+        pair.host.receive(opens)
+
+
+def test_guest_endless_hello_requests_queue_one_answer(pair: Pair) -> None:
+    guest = Mux(mux.GUEST)
+    guest.start()
+    request = take(guest)
+    pair.host.receive(request * 1000)
+    assert pair.host.queued == len(request)
+
+
+def test_receive_any_bytes_memory_bounded() -> None:
+    """MC-11: peak memory while 4 MB of noise are searched for a HELLO, and after."""
+    host = Mux(mux.HOST)
+    host.start()
+    noise = os.urandom(65536)
+    tracemalloc.start()
+    for _ in range(64):
+        host.receive(noise)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300_000
+
+
+def test_hunting_without_end_gives_up() -> None:
+    host = Mux(mux.HOST)
+    host.start()
+    chunk = bytes(1 << 20)
+    with pytest.raises(RemoteProtocolError):
+        for _ in range(limits.MUX_MAX_HUNT // len(chunk) + 2):
+            host.receive(chunk)
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["open", "send", "finish", "reset"]), st.booleans(), st.integers(0, 5), st.binary(max_size=90)
+    ),
+    max_size=25,
+)
+
+
+def perform(pair: Pair, actions: list[tuple[str, bool, int, bytes]]) -> None:
+    for action, by_host, choice, data in actions:
+        end = pair.host if by_host else pair.guest
+        streams = sorted(end._streams)
+        if action == "open":
+            end.open(500 + choice)
+        elif streams:
+            stream = streams[choice % len(streams)]
+            if action == "send" and end.writable(stream) >= len(data):
+                end.send(stream, data)
+            elif action == "finish":
+                end.finish(stream)
+            elif action == "reset":
+                end.reset(stream, choice)
+
+
+def merged(events: list[MuxEvent]) -> list[MuxEvent]:
+    """Join what was handed on in parts."""
+    result: list[MuxEvent] = []
+    for event in events:
+        last = result[-1] if result else None
+        if isinstance(event, DataReceived) and isinstance(last, DataReceived) and last.stream == event.stream:
+            result[-1] = DataReceived(event.stream, last.data + event.data)
+        else:
+            result.append(event)
+    return result
+
+
+@given(ACTIONS, st.integers(1, 70))
+def test_receive_any_split_returns_same_events(actions: list[tuple[str, bool, int, bytes]], size: int) -> None:
+    whole, split = Pair(), Pair()
+    perform(whole, actions)
+    perform(split, actions)
+    expected = whole.to_guest()
+    data = take(split.host)
+    events = [e for start in range(0, len(data), size) for e in split.guest.receive(data[start : start + size])]
+    assert merged(events) == merged(expected)
+
+
+@settings(max_examples=200)
+@given(ACTIONS, st.data())
+def test_receive_mutated_bytes_raises_only_remote_error(
+    actions: list[tuple[str, bool, int, bytes]], data: st.DataObject
+) -> None:
+    """MC-11, MC-12, MC-21."""
+    pair = Pair()
+    perform(pair, actions)
+    for source, target in ((pair.host, pair.guest), (pair.guest, pair.host)):
+        wire = bytearray(take(source) or b"\0")
+        for _ in range(data.draw(st.integers(1, 3))):
+            wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+        try:
+            target.receive(bytes(wire))
+        except RemoteProtocolError:
+            assert not target.in_sync
+
+
+@settings(max_examples=200)
+@given(st.binary(min_size=1, max_size=3000), st.data())
+def test_resync_new_host_in_the_middle_of_a_frame_both_agree(payload: bytes, data: st.DataObject) -> None:
+    """A session died while it wrote; the guest was not told, and reads the new one's padding as old payload."""
+    pair = Pair()
+    stream = pair.host.open(513)
+    pair.host.send(stream, payload)
+    old = take(pair.host)
+    cut = data.draw(st.integers(0, len(old)))
+    stale = b""
+    if data.draw(st.booleans()):
+        pair.guest.receive(old[:cut])
+        stale = take(pair.guest)
+        stale = stale[data.draw(st.integers(0, len(stale))) :]
+    else:
+        pair.guest.receive(old[:cut])
+    new = Mux(mux.HOST)
+    new.start()
+    events = pair.guest.receive(take(new))
+    assert isinstance(events[-1], Synced)
+    assert any(isinstance(event, Reset) for event in events)
+    assert new.receive(stale + take(pair.guest))[-1:] in ([], [Synced(1)])
+    pair.host = new
+    pair.settle()
+    assert pair.host.in_sync
+    stream = pair.host.open(513)
+    assert pair.to_guest() == [StreamOpened(stream, 513)]
+
+
+@given(st.integers(0, 70000))
+def test_resync_cut_anywhere_in_a_largest_frame_padding_suffices(cut: int) -> None:
+    pair = Pair()
+    stream = pair.host.open(513)
+    pair.settle()
+    pair.host.send(stream, b"\xff" * limits.MUX_MAX_DATA)
+    pair.guest.receive(take(pair.host)[:cut])
+    pair.host.start()
+    pair.settle()
+    assert pair.host.in_sync
+    assert pair.guest.in_sync
+    assert not pair.guest._streams
+
+
+def test_resync_new_guest_in_the_middle_of_a_frame_both_agree(pair: Pair) -> None:
+    stream = pair.host.open(513)
+    pair.host.send(stream, bytes(20000))
+    old = take(pair.host)
+    guest = Mux(mux.GUEST)
+    guest.start()
+    pair.guest = guest
+    assert guest.receive(old[5000:]) == []
+    at_host, at_guest = pair.settle()
+    assert at_host == [Reset(), Synced(1)]
+    assert at_guest == [Synced(1)]
+    assert not pair.host.is_open(stream)
+
+
+def test_resync_keeps_rest_of_a_frame_the_pipe_has_begun(pair: Pair) -> None:
+    stream = pair.host.open(513)
+    pair.settle()
+    pair.host.send(stream, b"a" * 1000)
+    pair.host.send(stream, b"b" * 1000)
+    begun = b"".join(pair.host.data_to_send())[:500]
+    pair.host.sent(500)
+    pair.host.start(pad=False)
+    events = pair.guest.receive(begun + take(pair.host))
+    assert merged(events) == [DataReceived(stream, b"a" * 1000), Reset(), Synced(1)]
+
+
+def test_transport_lost_forgets_everything(pair: Pair) -> None:
+    stream = pair.guest.open(512)
+    pair.guest.send(stream, b"x")
+    assert pair.guest.transport_lost() == [Reset()]
+    assert pair.guest.transport_lost() == []
+    assert pair.guest.queued == 0
+    assert not pair.guest.is_open(stream)
+    pair.host.start()
+    pair.settle()
+    assert pair.guest.in_sync
