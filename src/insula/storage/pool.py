@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from insula.model.block import BlockSource, VolumeSpec
@@ -50,7 +51,11 @@ class NoSuchRevision(StorageError): ...
 
 
 class Pool(Protocol):
-    """Methods take the :class:`VolumeSpec`; ``spec.vid`` names the volume. All raise StorageError on failure."""
+    """Methods take the :class:`VolumeSpec`; ``spec.vid`` names the volume. All raise StorageError on failure.
+
+    After opening: :meth:`mark_active` for each volume of a machine still running, then :meth:`recover` once. Until
+    then nothing is tidied up. At the end :meth:`aclose`.
+    """
 
     @property
     def name(self) -> str: ...
@@ -63,16 +68,29 @@ class Pool(Protocol):
         """Configuration as shown by ``admin.pool.Info`` (without name and driver)."""
 
     async def create(self, spec: VolumeSpec) -> None:
-        """Make an empty volume (reads as zero). No-op on disk for volumes that keep nothing. :raise NoSpace:"""
+        """Make an empty volume (reads as zero). No-op on disk for volumes that keep nothing.
+
+        :raise NoSpace: :raise StorageError: it exists already, bad vid or size
+        """
 
     async def remove(self, spec: VolumeSpec) -> None:
-        """Remove the volume and its revisions; absent is fine. :raise VolumeBusy:"""
+        """Remove the volume and its revisions; absent is fine.
+
+        :raise VolumeBusy: it is active, or a running machine has a snapshot of it.
+        """
 
     async def clone(self, source: VolumeSpec, target: VolumeSpec) -> None:
-        """Give ``target`` (new or existing) the newest committed content of ``source``. :raise NoSpace, VolumeBusy:"""
+        """Give ``target`` (new or existing) the newest committed content and the size of ``source``.
+
+        The source may be active. An existing target keeps its older revisions.
+
+        :raise NoSpace: :raise VolumeBusy: the target is active
+        """
 
     async def activate(self, spec: VolumeSpec) -> BlockSource:
-        """Prepare for a start: overlay, snapshot or volatile, as the flags say. :raise NoSpace, VolumeBusy:
+        """Prepare for a start: overlay, snapshot or volatile, as the flags say. If it raises, nothing is active.
+
+        :raise NoSpace: :raise VolumeBusy: it is active, or was when the daemon ended and nothing settled it yet
 
         What must survive (``save_on_stop``) is recorded on disk: after a crash of the daemon the volume is
         still active, until :meth:`deactivate` says what becomes of it.
@@ -86,6 +104,9 @@ class Pool(Protocol):
 
         ``commit=False``: a ``save_on_stop`` overlay is discarded. Idempotent; volumes that keep nothing ignore
         ``commit``.
+
+        :raise StorageError: not committed, still active: try again; or (the message says so) the overlay is not
+            acceptable, was put aside, and the volume is as before the start and not active.
         """
 
     async def is_outdated(self, spec: VolumeSpec) -> bool:
@@ -95,7 +116,10 @@ class Pool(Protocol):
         """Older revisions that :meth:`revert` accepts, oldest first."""
 
     async def revert(self, spec: VolumeSpec, revision_id: str) -> None:
-        """Make an older revision the newest content. :raise NoSuchRevision, VolumeBusy:"""
+        """Make the content of an older revision the newest; what was newest becomes an older revision.
+
+        :raise NoSuchRevision: :raise VolumeBusy:
+        """
 
     async def resize(self, spec: VolumeSpec, size: int) -> None:
         """Grow to ``size`` bytes, also while active (the driver then tells the machine). Never shrinks."""
@@ -110,9 +134,19 @@ class Pool(Protocol):
         """Newest committed content as a stream of exactly ``size`` bytes."""
 
     async def import_stream(self, spec: VolumeSpec, data: AsyncIterable[bytes], size: int) -> None:
-        """Replace the content by exactly ``size`` bytes; wrong length: StorageError, old content kept."""
+        """Replace the content by exactly ``size`` bytes; wrong length: StorageError, old content kept.
 
-    async def set_revisions_to_keep(self, spec: VolumeSpec, count: int) -> None: ...
+        What it replaces becomes an older revision. :raise NoSpace: :raise VolumeBusy:
+        """
+
+    async def import_file(self, spec: VolumeSpec, path: Path) -> None:
+        """As :meth:`import_stream` with the whole of a raw (sparse) file, whose length is a multiple of 512."""
+
+    async def clear(self, spec: VolumeSpec) -> None:
+        """Replace the content by zeros, same size. What it replaces becomes an older revision. :raise VolumeBusy:"""
+
+    async def set_revisions_to_keep(self, spec: VolumeSpec, count: int) -> None:
+        """Drop revisions beyond ``count`` (-1 counts as 0) now. Later operations go by the spec they are given."""
 
     async def volumes(self) -> list[str]:
         """vids of all volumes, sorted."""
@@ -124,3 +158,9 @@ class Pool(Protocol):
 
         Returns one line for each thing done (for the log).
         """
+
+    async def settle(self) -> None:
+        """Return when no background work is left (for tests and tools; nothing has to wait for it)."""
+
+    async def aclose(self) -> None:
+        """Stop background work cleanly; the pool is not used afterwards."""
