@@ -3,6 +3,9 @@
 A handler is an async function of :class:`Context` and :class:`Call`. It reads ``context.store.system`` (one
 immutable value), makes a new one and commits it *without awaiting in between*: there is one loop, so nothing
 else can change the system meanwhile and no lock is needed. What takes time goes through ``context.engine``.
+
+The commit itself (one SQLite transaction of the few rows that changed) is done on the loop: it is the only
+blocking call, it is short, and doing it in a thread would mean that reads could see a state not yet kept.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from insula.admin.changes import announcements
 from insula.admin.tokens import CopyTokens
 from insula.admin.uploads import Uploads
 from insula.events.bus import EventBus
 from insula.events.types import Event
 from insula.lifecycle.engine import Engine
+from insula.lifecycle.template import TemplateImage
 from insula.model.names import QubeName
 from insula.model.property_types import Runtime
 from insula.model.qube import Qube
@@ -44,22 +49,9 @@ class DaemonControl(Protocol):
         """Stop every qube; returns when they are stopped, the daemon ends right after."""
 
 
-@dataclass(frozen=True)
-class BuildProgress:
-    """One step of a template build."""
-
-    step: str
-    """What is being done, for people."""
-    fraction: float | None = None
-    """0 to 1 of the whole build; None: cannot be told."""
-
-
 class TemplateService(Protocol):
-    def build(self, name: str) -> AsyncIterator[BuildProgress]:
-        """Build the template (or take it from the cache) and make its qube; ends when that is done.
-
-        :raise QubesException: no such template, or the build failed; what can be resumed is kept.
-        """
+    async def install(self, image: TemplateImage) -> None:
+        """Make or renew the template's qube from files. :raise QubesException: nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,16 @@ class Context:
             return self.host()
         return replace(self.host(), start_time=start_time, xid=self.store.system.get(qube).qid)
 
-    def publish(self, subject: str, name: str, **kwargs: object) -> None:
+    def commit(self, system: System) -> None:
+        """Keep ``system`` and publish what changed by it."""
+        told = announcements(self.store.system, system)
+        for event in told.before:
+            self.bus.publish(event)
+        self.store.commit(system)
+        for event in told.after:
+            self.bus.publish(event)
+
+    def publish(self, subject: str, name: str, /, **kwargs: object) -> None:
         """Report an event under its published name; values become text as published (admin-api §6)."""
         self.bus.publish(Event(subject, name, {key: str(value) for key, value in kwargs.items()}))
 

@@ -277,7 +277,7 @@ class AdminClient:
             async for chunk in data:
                 yield chunk
 
-        await self.upload("insula.vm.volume.Import", qube, volume, parts())
+        await self.upload("admin.vm.volume.ImportWithSize", qube, volume, parts())
 
     # pools and labels
 
@@ -334,9 +334,11 @@ class AdminClient:
         """Stop every qube, then the daemon; returns when the qubes are stopped."""
         await self.call("insula.Shutdown")
 
-    def build_template(self, name: str) -> AsyncGenerator[EventRecord, None]:
-        """``template-build-progress`` records, then one ``template-build-finished`` or ``template-build-failed``."""
-        return self.stream("insula.template.Build", arg=name)
+    async def install_template(self, name: str, image: Mapping[str, str]) -> None:
+        """Take in a template that was built: ``root_image``, ``kernel``, ``initrd`` (paths), ``kernel_version``,
+        ``cmdline``, ``content_key``, ``distribution``, ``release``; returns when its qube can be used.
+        """
+        await self.call("insula.template.Install", arg=name, payload=json.dumps(dict(image)).encode())
 
     async def wait_for(self, wanted: Sequence[str], dest: str = DOM0) -> EventRecord:
         """Return the first event of one of these names. :raise AccessRefused: the stream ended without one."""

@@ -8,9 +8,11 @@ volume is untouched until all data are there.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from insula.model.errors import QubesException, QubesVMInUseError
 from insula.model.names import QubeName
@@ -35,13 +37,21 @@ class UploadedData:
 
 
 class Uploads:
-    """Owner of the files; one a volume."""
+    """Owner of the files, one a volume. A context manager: the folder is empty inside at first, and gone after."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` is ours alone: whatever an earlier daemon left in it is removed at the first use."""
+        """``folder`` is ours alone: whatever an earlier daemon left in it is removed."""
         self._folder = folder
         self._open: dict[tuple[QubeName, str], UploadedData] = {}
-        self._clean = False
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(mode=0o700, parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def begin(self, qube: QubeName, volume: str, size: int) -> UploadedData:
         """:raise QubesVMInUseError: data for this volume are on their way already."""
@@ -49,7 +59,6 @@ class Uploads:
             raise QubesVMInUseError(f"Data for volume {volume} of {qube} are being imported already")
         if len(self._open) >= MAX_UPLOADS:
             raise QubesException(f"{MAX_UPLOADS} volumes are being imported already")
-        self._prepare()
         data = UploadedData(self._folder / f"{qube}.{volume}", size)
         with data.path.open("xb") as file:
             file.truncate(size)
@@ -70,10 +79,3 @@ class Uploads:
         data = self._open.pop((qube, volume), None)
         if data is not None:
             data.path.unlink(missing_ok=True)
-
-    def _prepare(self) -> None:
-        if not self._clean:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for left_over in self._folder.iterdir():
-                left_over.unlink()
-            self._clean = True

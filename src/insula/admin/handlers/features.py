@@ -1,0 +1,45 @@
+"""Features of qubes."""
+
+from __future__ import annotations
+
+from insula.admin.call import Call, Context
+from insula.model import features
+from insula.model.errors import ProtocolError
+from insula.model.features import Lookup
+
+_LOOKUPS = {
+    "Get": Lookup.OWN,
+    "CheckWithTemplate": Lookup.TEMPLATE,
+    "CheckWithNetvm": Lookup.NETVM,
+    "CheckWithAdminVM": Lookup.ADMINVM,
+    "CheckWithTemplateAndAdminVM": Lookup.TEMPLATE_AND_ADMINVM,
+}
+"""Last word of the method → where to look."""
+
+
+async def list_features(context: Context, call: Call) -> str:
+    return "".join(f"{name}\n" for name in call.dest.features)
+
+
+async def get(context: Context, call: Call) -> str:
+    """``Get`` and every ``CheckWith…``."""
+    lookup = _LOOKUPS[call.method.rpartition(".")[2]]
+    return features.get_feature(context.store.system, call.dest.name, call.untrusted_arg, lookup)
+
+
+async def set_feature(context: Context, call: Call) -> str:
+    name = features.parse_feature_name(call.untrusted_arg)
+    features.check_client_may_change(name)
+    try:
+        untrusted_value = call.untrusted_payload.decode("ascii")
+    except UnicodeDecodeError:
+        raise ProtocolError(f"The value of feature {name} must be printable ASCII") from None
+    value = features.parse_feature_value(name, untrusted_value)
+    context.commit(features.set_feature(context.store.system, call.dest.name, name, value, context.engine.power_state))
+    return ""
+
+
+async def remove(context: Context, call: Call) -> str:
+    features.check_client_may_change(call.untrusted_arg)
+    context.commit(features.remove_feature(context.store.system, call.dest.name, call.untrusted_arg))
+    return ""

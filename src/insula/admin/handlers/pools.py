@@ -1,0 +1,127 @@
+"""Storage pools."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from insula.admin.arguments import parse_flag, parse_option_lines, parse_revisions_to_keep
+from insula.admin.call import Call, Context
+from insula.model.errors import PermissionDenied, ProtocolError, QubesException, QubesPoolInUseError
+from insula.model.system import PoolConfig
+from insula.storage.pool import PoolUsage
+
+MAX_POOL_NAME = 64
+"""Characters; ours, the published interface names no limit."""
+
+
+@dataclass(frozen=True)
+class DriverOptions:
+    """What may be said when a pool of a driver is added."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ("revisions_to_keep", "ephemeral_volatile")
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.required, *self.optional)
+
+
+DRIVERS: Mapping[str, DriverOptions] = {
+    "linux-kernel": DriverOptions(required=("dir_path",), optional=()),
+    "qcow2": DriverOptions(required=("dir_path",)),
+}
+
+_POOL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+async def list_pools(context: Context, call: Call) -> str:
+    return "".join(f"{name}\n" for name in sorted(context.store.system.pools))
+
+
+async def list_drivers(context: Context, call: Call) -> str:
+    """``DRIVER OPTION OPTION…`` a line."""
+    return "".join(f"{' '.join((name, *driver.all))}\n" for name, driver in sorted(DRIVERS.items()))
+
+
+async def info(context: Context, call: Call) -> str:
+    """Sorted configuration, then size and usage in bytes."""
+    pool = _pool(context, call)
+    live = context.engine.pool(pool.name)
+    config = {**live.config, **pool.options, "name": pool.name, "driver": pool.driver}
+    usage = await context.engine.pool_usage(pool.name)
+    return _lines(dict(sorted(config.items()))) + _lines({"size": str(usage.size), "usage": str(usage.used)})
+
+
+async def usage_details(context: Context, call: Call) -> str:
+    usage: PoolUsage = await context.engine.pool_usage(_pool(context, call).name)
+    return _lines({"data_size": str(usage.size), "data_usage": str(usage.used)})
+
+
+async def list_volumes(context: Context, call: Call) -> str:
+    volumes = await context.engine.pool(_pool(context, call).name).volumes()
+    return "".join(f"{vid}\n" for vid in volumes)
+
+
+async def add(context: Context, call: Call) -> str:
+    """Argument: the driver. Payload: ``name=N`` and the driver's options, one a line."""
+    driver = DRIVERS.get(call.untrusted_arg)
+    if driver is None:
+        raise QubesException(f"No such pool driver: {call.untrusted_arg[:64]!a}; there is: {', '.join(DRIVERS)}")
+    options = dict(parse_option_lines(call.untrusted_payload))
+    name = _parse_pool_name(options.pop("name", ""))
+    unknown = options.keys() - set(driver.all)
+    if unknown:
+        raise ProtocolError(f"Pool driver {call.untrusted_arg} has no option {min(unknown)[:64]!a}")
+    if name in context.store.system.pools:
+        raise QubesPoolInUseError(f"There is a pool {name} already")
+    missing = [option for option in driver.required if not options.get(option)]
+    if missing:
+        raise QubesException(f"Pool driver {call.untrusted_arg} needs the option {missing[0]}")
+    await context.engine.pool_add(name, call.untrusted_arg, options)
+    return ""
+
+
+async def remove(context: Context, call: Call) -> str:
+    await context.engine.pool_remove(_pool(context, call).name)
+    return ""
+
+
+async def set_revisions_to_keep(context: Context, call: Call) -> str:
+    """Revisions that new volumes of this pool keep."""
+    count = parse_revisions_to_keep(call.untrusted_payload)
+    _set_option(context, _pool(context, call), "revisions_to_keep", str(count))
+    return ""
+
+
+async def set_ephemeral_volatile(context: Context, call: Call) -> str:
+    """Whether new volatile volumes of this pool are ephemeral."""
+    value = parse_flag(call.untrusted_payload, "ephemeral_volatile")
+    _set_option(context, _pool(context, call), "ephemeral_volatile", str(value))
+    return ""
+
+
+def _set_option(context: Context, pool: PoolConfig, option: str, value: str) -> None:
+    changed = replace(pool, options={**pool.options, option: value})
+    context.commit(context.store.system.with_pool(changed))
+
+
+def _pool(context: Context, call: Call) -> PoolConfig:
+    """:raise PermissionDenied: there is no pool of that name (published: not a not-found error)."""
+    pools = context.store.system.pools
+    if call.untrusted_arg not in pools:
+        raise PermissionDenied(f"Argument not in the pools ({', '.join(sorted(pools))}): {call.untrusted_arg[:64]}")
+    return pools[call.untrusted_arg]
+
+
+def _parse_pool_name(untrusted_name: str) -> str:
+    if not untrusted_name:
+        raise ProtocolError("The payload lacks name=")
+    if len(untrusted_name) > MAX_POOL_NAME or not _POOL_NAME.fullmatch(untrusted_name):
+        raise QubesException(f"A pool's name has 1 to {MAX_POOL_NAME} of A-Z a-z 0-9 _ . -")
+    return untrusted_name
+
+
+def _lines(values: Mapping[str, str]) -> str:
+    return "".join(f"{key}={value}\n" for key, value in values.items())
