@@ -1,0 +1,87 @@
+"""Real guests for tests and benchmarks: the template, built once and cached by content, and commands in qubes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from insula.admin.client import AdminClient
+from insula.rpc.client import run_collect
+from insula.templates.build import BuildProgress, BuiltTemplate, build
+from insula.testing.daemon import DaemonProcess
+
+TEMPLATE = "debian-12"
+RUN_TIMEOUT_S = 60.0
+"""For one command; software emulation on a busy machine is slow."""
+
+
+def cache_folder() -> Path:
+    """Where built templates stay between runs (``INSULA_TEST_CACHE``, else below the user's cache)."""
+    home_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("INSULA_TEST_CACHE") or Path(home_cache) / "insula-tests")
+
+
+async def build_template() -> BuiltTemplate:
+    """The template, from the cache if nothing it is made of has changed."""
+    last = ""
+
+    def show(progress: BuildProgress) -> None:
+        nonlocal last
+        if progress.step != last:
+            last = progress.step
+            print(f"template {TEMPLATE}: {progress.step}", file=sys.stderr, flush=True)
+
+    folder = cache_folder()
+    return await build(TEMPLATE, folder / "work", folder / "out", show)
+
+
+async def install(client: AdminClient, built: BuiltTemplate) -> None:
+    """Make the template known to a daemon."""
+    image = {
+        "root_image": str(built.root_image),
+        "kernel": str(built.kernel),
+        "initrd": str(built.initrd),
+        "kernel_version": built.kernel_version,
+        "cmdline": built.cmdline,
+        "content_key": built.content_key,
+        "distribution": built.distribution,
+        "release": built.release,
+    }
+    await client.call("insula.template.Install", arg=TEMPLATE, payload=json.dumps(image).encode())
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: bytes
+    err: bytes
+
+    @property
+    def text(self) -> str:
+        return self.out.decode().strip()
+
+
+async def run(
+    daemon: DaemonProcess, qube: str, command: str, *, user: str = "user", stdin: bytes = b""
+) -> Result:
+    """Run a shell command in a running qube."""
+    async with asyncio.timeout(RUN_TIMEOUT_S):
+        code, out, err = await run_collect(
+            daemon.paths.rpc_socket(qube), command, user=user, stdin=stdin, timeout=RUN_TIMEOUT_S
+        )
+    return Result(code, out, err)
+
+
+async def sh(daemon: DaemonProcess, qube: str, command: str, *, user: str = "user") -> str:
+    """Run a shell command that must succeed; its output without the last newline."""
+    result = await run(daemon, qube, command, user=user)
+    assert result.code == 0, f"{command!r} in {qube} ended with {result.code}: {result.err!r}"
+    return result.text
+
+
+async def create_app_qube(client: AdminClient, name: str, label: str = "red") -> None:
+    await client.create_qube("AppVM", name, label, template=TEMPLATE)

@@ -1,0 +1,77 @@
+"""What the README promises of qubes, shown with real guests."""
+
+from __future__ import annotations
+
+import asyncio
+
+from insula.testing.daemon import DaemonProcess
+from insula.testing.guest import TEMPLATE, create_app_qube, run, sh
+
+
+async def test_root_file_is_gone_after_restart_and_home_file_stays(daemon: DaemonProcess, qube: str) -> None:
+    await sh(daemon, qube, "echo system > /written; echo mine > /home/user/kept; sync", user="root")
+    assert await sh(daemon, qube, "cat /written /home/user/kept") == "system\nmine"
+    await daemon.client.shutdown(qube, wait=True)
+    await daemon.client.start(qube)
+    assert (await run(daemon, qube, "cat /written")).code == 1
+    assert await sh(daemon, qube, "cat /home/user/kept") == "mine"
+
+
+async def test_two_qubes_share_nothing_they_write_and_no_identity(daemon: DaemonProcess) -> None:
+    names = ("test-a", "test-b")
+    for name in names:
+        await create_app_qube(daemon.client, name)
+    await asyncio.gather(*(daemon.client.start(name) for name in names))
+    for name in names:
+        await sh(daemon, name, f"echo {name} > ~/secret; echo {name} > /tmp/secret")
+    for name, other in (names, names[::-1]):
+        assert await sh(daemon, name, "cat ~/secret /tmp/secret") == f"{name}\n{name}"
+        assert (await run(daemon, name, f"grep -r {other} /home /tmp /rw 2>/dev/null", user="root")).code == 1
+        assert await sh(daemon, name, "hostname") == name
+    ids = [await sh(daemon, name, "cat /etc/machine-id") for name in names]
+    assert len(set(ids)) == len(ids)
+    assert all(len(i) == 32 and i != "0" * 32 for i in ids)
+
+
+async def test_qube_without_netvm_has_no_interface_at_all(daemon: DaemonProcess, qube: str) -> None:
+    """MC-82: not a disabled one, none."""
+    assert await sh(daemon, qube, "ls /sys/class/net") == "lo"
+    assert "Ethernet" not in await sh(daemon, qube, "cat /proc/bus/pci/devices | cut -f 18 | sort -u; ls /sys/bus/pci/drivers")
+
+
+async def test_template_change_reaches_app_qube_at_its_next_start_only(daemon: DaemonProcess, qube: str) -> None:
+    """MC-58: a running qube keeps the version it started with, and is shown as outdated."""
+    await daemon.client.start(TEMPLATE)
+    await sh(daemon, TEMPLATE, "echo v2 > /etc/from-template", user="root")
+    await daemon.client.shutdown(TEMPLATE, wait=True)
+    assert (await run(daemon, qube, "cat /etc/from-template")).code == 1
+    assert (await daemon.client.volume_info(qube, "root")).is_outdated
+    await daemon.client.shutdown(qube, wait=True)
+    await daemon.client.start(qube)
+    assert await sh(daemon, qube, "cat /etc/from-template") == "v2"
+    assert not (await daemon.client.volume_info(qube, "root")).is_outdated
+
+
+async def test_killed_template_keeps_nothing_of_a_half_done_change(daemon: DaemonProcess) -> None:
+    """MC-96: only a clean shutdown of a template is committed."""
+    await daemon.client.start(TEMPLATE)
+    await sh(daemon, TEMPLATE, "echo half > /etc/half-done; sync", user="root")
+    await daemon.client.kill(TEMPLATE)
+    await daemon.client.start(TEMPLATE)
+    assert (await run(daemon, TEMPLATE, "cat /etc/half-done")).code == 1
+
+
+async def test_killed_app_qube_keeps_its_home_as_after_a_power_cut(daemon: DaemonProcess, qube: str) -> None:
+    await sh(daemon, qube, "echo mine > ~/kept; sync")
+    await daemon.client.kill(qube)
+    await daemon.client.start(qube)
+    assert await sh(daemon, qube, "cat ~/kept") == "mine"
+
+
+async def test_guest_reads_its_own_keys_and_nobody_elses(daemon: DaemonProcess, qube: str) -> None:
+    await daemon.client.set_feature(qube, "service.test-service", "1")
+    await daemon.client.shutdown(qube, wait=True)
+    await daemon.client.start(qube)
+    assert await sh(daemon, qube, "ls /run/qubes-service") != ""
+    assert await sh(daemon, qube, "test -e /run/qubes-service/test-service && echo on") == "on"
+    assert await sh(daemon, qube, "test -e /run/qubes/persistent-rw-only && echo yes") == "yes"

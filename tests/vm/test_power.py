@@ -1,0 +1,81 @@
+"""Starting, stopping, pausing and failing, with real guests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from insula.admin.client import AdminClient
+from insula.model.errors import QubesException, QubesVMNotRunningError, QubesVMNotStartedError
+from insula.testing.daemon import DaemonProcess
+from insula.testing.guest import create_app_qube, run, sh
+
+
+async def state(client: AdminClient, name: str) -> str:
+    return (await client.current_state(name)).power_state
+
+
+async def test_two_starts_at_once_make_one_machine(daemon: DaemonProcess) -> None:
+    """MC-56: both succeed, one machine runs."""
+    await create_app_qube(daemon.client, "test-app")
+    await asyncio.gather(daemon.client.start("test-app"), daemon.client.start("test-app"))
+    assert daemon.log().count("domain-spawn") <= 1
+    assert await sh(daemon, "test-app", "echo one") == "one"
+
+
+async def test_paused_qube_stands_still_and_goes_on(daemon: DaemonProcess, qube: str) -> None:
+    await daemon.client.pause(qube)
+    assert await state(daemon.client, qube) == "Paused"
+    with pytest.raises(QubesVMNotRunningError):
+        await daemon.client.shutdown(qube)
+    answer = asyncio.create_task(run(daemon, qube, "echo late"))
+    done, _ = await asyncio.wait({answer}, timeout=1)
+    assert not done
+    await daemon.client.unpause(qube)
+    assert (await answer).text == "late"
+    assert await state(daemon.client, qube) == "Running"
+
+
+async def test_killed_qube_is_halted_and_cannot_be_killed_again(daemon: DaemonProcess, qube: str) -> None:
+    await daemon.client.kill(qube)
+    assert await state(daemon.client, qube) == "Halted"
+    with pytest.raises(QubesVMNotStartedError):
+        await daemon.client.kill(qube)
+
+
+async def test_guest_that_powers_itself_off_is_halted_with_its_data_kept(daemon: DaemonProcess, qube: str) -> None:
+    stopped = asyncio.create_task(daemon.client.wait_for(["domain-shutdown"], qube))
+    await sh(daemon, qube, "echo kept > ~/file")
+    await run(daemon, qube, "systemctl poweroff", user="root")
+    async with asyncio.timeout(60):
+        await stopped
+    await daemon.client.start(qube)
+    assert await sh(daemon, qube, "cat ~/file") == "kept"
+
+
+async def test_agent_that_never_answers_is_a_clear_timeout_with_the_console_kept(daemon: DaemonProcess) -> None:
+    """MC-98: the start fails in time, the machine is gone, the log says what the guest printed."""
+    await create_app_qube(daemon.client, "test-mute")
+    await daemon.client.set_property("kernelopts", "systemd.unit=emergency.target", "test-mute")
+    await daemon.client.set_property("qrexec_timeout", "15", "test-mute")
+    begin = time.monotonic()
+    with pytest.raises(QubesException, match=r"agent did not answer within 15 s.*console log"):
+        await daemon.client.start("test-mute")
+    assert time.monotonic() - begin < 40
+    assert await state(daemon.client, "test-mute") == "Halted"
+    assert (daemon.paths.logs / "test-mute.console.log").stat().st_size > 0
+    await daemon.client.reset_property("kernelopts", "test-mute")
+    await daemon.client.reset_property("qrexec_timeout", "test-mute")
+    await daemon.client.start("test-mute")
+    assert await sh(daemon, "test-mute", "echo well") == "well"
+
+
+async def test_private_volume_grown_while_running_is_larger_in_the_guest(daemon: DaemonProcess, qube: str) -> None:
+    before = int(await sh(daemon, qube, "cat $(readlink -f /sys/class/block/vdb)/size"))
+    await daemon.client.volume_resize(qube, "private", 3 * 1024**3)
+    assert int(await sh(daemon, qube, "cat $(readlink -f /sys/class/block/vdb)/size")) == 3 * 1024**3 // 512 > before
+    await daemon.client.shutdown(qube, wait=True)
+    await daemon.client.start(qube)
+    assert int(await sh(daemon, qube, "df -B1 --output=size /rw | tail -1")) > 2.8 * 1024**3
