@@ -172,6 +172,8 @@ def _ours() -> Iterable[Method]:
     yield Method("insula.Shutdown", _DOM0, _NONE, _NONE, _I, _X, Answer(daemon.shut_down), "Stop everything")
     install = Answer(templates.install)
     yield Method("insula.template.Install", _DOM0, _SOME, _SOME, _I, _W, install, "Take in a built template")
+    plan = Answer(power.start_plan)
+    yield Method("insula.vm.StartPlan", _VM, _NONE, _NONE, _I, _R, plan, "What a start would do, step by step, as JSON")
     yield Method("insula.vm.RpcSocket", _VM, _NONE, _NONE, _I, _X, Answer(power.rpc_socket), "Where commands are run")
 
 

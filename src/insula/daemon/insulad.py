@@ -93,6 +93,7 @@ async def serve(paths: Paths) -> None:
         )
         for config in store.system.pools.values():
             host.pools[config.name] = open_pool(config)
+            rooms.push_async_callback(host.pools[config.name].aclose)
         engine = LifecycleEngine(host, paths.runtime / "qubes")
         await engine.recover()
         rooms.push_async_callback(engine.leave)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from insula.hal.driver import MachineStats
+from insula.lifecycle.plan import StartPlan
 from insula.model.names import QubeName
 from insula.model.state import PowerState
 from insula.storage.pool import Pool, PoolUsage, Revision
@@ -38,6 +39,9 @@ class Engine(Protocol):
 
     async def remove(self, name: QubeName) -> None:
         """:raise QubesVMInUseError: it runs, or something refers to it."""
+
+    def start_plan(self, name: QubeName) -> StartPlan:
+        """What :meth:`start` would do now. :raise QubesException: it would be refused, and why."""
 
     async def start(self, name: QubeName) -> None:
         """Returns when the agent answered. Starting or started already: waits for that start, succeeds.

@@ -276,8 +276,7 @@ class LifecycleEngine:
         async with self._halted(qube, "clear a volume of"):
             spec, pool = self._volume(qube, volume)
             async with _storage_errors():
-                await pool.remove(spec)
-                await pool.create(spec)
+                await pool.clear(spec)
 
     async def volume_clone(self, source: tuple[QubeName, str], target: tuple[QubeName, str]) -> None:
         async with self._halted(target[0], "replace a volume of"):

@@ -17,6 +17,7 @@ from insula.lifecycle.host import Host, log
 from insula.lifecycle.running import MachineRecord, RunningQube
 from insula.lifecycle.stop import commits
 from insula.model.block import VolumeSpec
+from insula.model.errors import InsulaError
 from insula.model.qube import Qube
 from insula.storage.pool import StorageError
 
@@ -30,8 +31,12 @@ async def reconcile(host: Host, runtime_folders: Path) -> list[RunningQube]:
     records = _read_records(host)
     running = await _find_running(host, records)
     await _end_unknown(host, runtime_folders, {qube.name for qube in running})
+    active = await _mark_active(host, running)
+    for pool in host.pools.values():
+        for line in await pool.recover(frozenset(active.get(pool.name, ()))):
+            log.warning("pool %s: %s", pool.name, line)
     await _settle_volumes(host, running, records)
-    await _remove_orphan_volumes(host, running)
+    await _remove_orphan_volumes(host)
     return running
 
 
@@ -75,22 +80,34 @@ async def _end_unknown(host: Host, runtime_folders: Path, known: set[str]) -> No
         shutil.rmtree(folder, ignore_errors=True)
 
 
+async def _mark_active(host: Host, running: list[RunningQube]) -> dict[str, set[str]]:
+    """Protect what running machines use; returns pool → vids."""
+    active: dict[str, set[str]] = {}
+    for qube in running:
+        for volume in qube.volumes:
+            source = qube.source_of(volume.name)
+            if source is not None and volume.pool in host.pools:
+                await host.pools[volume.pool].mark_active(volume, source)
+                active.setdefault(volume.pool, set()).add(volume.vid)
+    return active
+
+
 async def _settle_volumes(host: Host, running: list[RunningQube], records: Mapping[str, MachineRecord | None]) -> None:
-    active = {qube.name: qube for qube in running}
+    active = {qube.name for qube in running}
     for qube in host.store.system.sorted_qubes():
+        if qube.name in active:
+            continue
         record = records.get(qube.name)
         problems = []
         for volume in disks_of(qube):
             try:
-                if qube.name in active:
-                    await _mark(host, active[qube.name], volume)
-                elif volume.save_on_stop:
+                if volume.save_on_stop:
                     await host.pool_of(volume).deactivate(volume, commit=_keep_after_crash(qube, volume, record))
-            except (StorageError, OSError) as e:
+            except (StorageError, InsulaError, OSError) as e:
                 problems.append(f"volume {volume.name}: {e}")
         for problem in problems:
             log.error("%s: %s", qube.name, problem)
-        if qube.name in records and qube.name not in active and not problems:
+        if qube.name in records and not problems:
             log.warning("%s: had ended while no daemon ran; its volumes are settled", qube.name)
             host.store.remove_machine(qube.name)
     for name in records.keys() - host.store.system.qubes.keys():
@@ -103,23 +120,12 @@ def _keep_after_crash(qube: Qube, volume: VolumeSpec, record: MachineRecord | No
     return record is not None and record.ready and commits(qube.klass, volume, CRASHED_WITH_US)
 
 
-async def _mark(host: Host, running: RunningQube, volume: VolumeSpec) -> None:
-    source = running.source_of(volume.name)
-    if source is not None:
-        await host.pool_of(volume).mark_active(volume, source)
-
-
-async def _remove_orphan_volumes(host: Host, running: list[RunningQube]) -> None:
-    named = {v.vid for qube in host.store.system.qubes.values() for v in disks_of(qube)}
-    active = frozenset(v.vid for qube in running for v in qube.volumes)
+async def _remove_orphan_volumes(host: Host) -> None:
+    named = {volume.vid for qube in host.store.system.qubes.values() for volume in disks_of(qube)}
     for pool in host.pools.values():
-        for line in await pool.recover(active):
-            log.warning("pool %s: %s", pool.name, line)
         for vid in await pool.volumes():
             if vid.startswith(QUBE_VIDS) and vid not in named:
-                await pool.remove(_orphan(pool.name, vid))
+                orphan = VolumeSpec(name=vid.rsplit("/", 1)[-1], pool=pool.name, vid=vid, size=0, save_on_stop=True)
+                await pool.deactivate(orphan, commit=False)
+                await pool.remove(orphan)
                 log.warning("pool %s: removed volume %s, no qube has it", pool.name, vid)
-
-
-def _orphan(pool: str, vid: str) -> VolumeSpec:
-    return VolumeSpec(name=vid.rsplit("/", 1)[-1], pool=pool, vid=vid, size=0, save_on_stop=True)

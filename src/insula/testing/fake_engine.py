@@ -16,12 +16,15 @@ from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from insula.events.bus import EventBus
 from insula.events.types import Event
 from insula.hal.driver import MachineStats
 from insula.lifecycle.create import KERNEL_VOLUME, disks_of, plan_create, require_unborrowed
 from insula.lifecycle.engine import CreateRequest
+from insula.lifecycle.kernels import Kernel
+from insula.lifecycle.plan import StartPlan, plan_start
 from insula.model.block import VolumeSpec
 from insula.model.errors import (
     QubesException,
@@ -94,6 +97,10 @@ class FakeEngine:
     def power_state(self, name: QubeName) -> PowerState:
         qube = self.store.system.get(name)
         return self.states.get(name, PowerState.HALTED) if qube.klass.has_machine else PowerState.RUNNING
+
+    def start_plan(self, name: QubeName) -> StartPlan:
+        kernel = Kernel("fake", Path("/nowhere/vmlinuz"), Path("/nowhere/initrd"), "")
+        return plan_start(self.store.system.with_property("default_kernel", "fake"), name, lambda _version: kernel)
 
     async def start(self, name: QubeName) -> None:
         qube = self.store.system.get(name)

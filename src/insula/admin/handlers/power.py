@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from insula.admin.call import Call, Context
 from insula.admin.handlers.qubes import power_state
 from insula.model.errors import (
@@ -23,6 +25,11 @@ async def start(context: Context, call: Call) -> str:
         raise QubesVMNotHaltedError(f"{call.dest.name} is always running")
     await context.engine.start(call.dest.name)
     return ""
+
+
+async def start_plan(context: Context, call: Call) -> str:
+    """A JSON list of texts, one a step; nothing is done."""
+    return json.dumps(context.engine.start_plan(_machine(call)).describe())
 
 
 async def shutdown(context: Context, call: Call) -> str:
