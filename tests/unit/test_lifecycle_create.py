@@ -1,0 +1,95 @@
+from uuid import UUID
+
+import pytest
+
+from insula.lifecycle.create import borrowers_of, disks_of, plan_create, require_unborrowed
+from insula.lifecycle.engine import CreateRequest
+from insula.model.errors import (
+    QubesException,
+    QubesLabelNotFoundError,
+    QubesNoTemplateError,
+    QubesPoolNotFoundError,
+    QubesVMAlreadyExistsError,
+    QubesVMInUseError,
+    QubesVMNotFoundError,
+)
+from insula.model.klass import Klass
+from insula.model.names import QubeName
+from insula.model.system import PoolConfig, System
+
+EMPTY = System(pools={"default": PoolConfig("default", "qcow2"), "big": PoolConfig("big", "qcow2")})
+TEMPLATE = QubeName("debian-12")
+WORK = QubeName("work")
+
+
+def request(klass: str = "AppVM", name: QubeName = WORK, label: str = "blue", **more: object) -> CreateRequest:
+    return CreateRequest(klass=klass, name=name, label=label, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def system() -> System:
+    return plan_create(EMPTY, request("TemplateVM", TEMPLATE, "black"), UUID(int=1))
+
+
+def test_app_qube_gets_a_snapshot_of_its_templates_root_and_a_private_volume(system: System) -> None:
+    qube = plan_create(system, request(template=TEMPLATE), UUID(int=2)).get(WORK)
+    assert qube.klass is Klass.APPVM
+    assert qube.template == TEMPLATE
+    assert (qube.volumes["root"].source, qube.volumes["root"].snap_on_start) == ("qubes/debian-12/root", True)
+    assert qube.volumes["private"].save_on_stop
+    assert [v.name for v in disks_of(qube)] == ["root", "private", "volatile"]
+    assert "created-by-dom0" in qube.tags
+
+
+def test_app_qube_without_template_takes_the_default_one(system: System) -> None:
+    with pytest.raises(QubesNoTemplateError):
+        plan_create(system, request(), UUID(int=2))
+    system = system.with_property("default_template", TEMPLATE)
+    assert plan_create(system, request(), UUID(int=2)).get(WORK).template == TEMPLATE
+
+
+def test_qids_are_never_given_twice(system: System) -> None:
+    one = plan_create(system, request(template=TEMPLATE), UUID(int=2))
+    two = plan_create(one, request(name=QubeName("other"), template=TEMPLATE), UUID(int=3))
+    qids = [q.qid for q in two.qubes.values()]
+    assert len(set(qids)) == len(qids) == 4
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ({"name": TEMPLATE, "template": QubeName("gone"), "label": "no"}, QubesVMAlreadyExistsError),
+        ({"template": QubeName("gone"), "label": "no"}, QubesVMNotFoundError),
+        ({"template": TEMPLATE, "label": "no", "pool": "gone"}, QubesLabelNotFoundError),
+        ({"template": TEMPLATE, "pool": "gone"}, QubesPoolNotFoundError),
+        ({"template": TEMPLATE, "pools": {"root": "big"}}, QubesException),
+        ({"template": TEMPLATE, "pools": {"nothing": "big"}}, QubesException),
+    ],
+)
+def test_errors_come_in_the_published_order_and_change_nothing(
+    system: System, bad: dict[str, object], error: type[Exception]
+) -> None:
+    before = dict(system.qubes)
+    with pytest.raises(error):
+        plan_create(system, request(**bad), UUID(int=2))  # type: ignore[arg-type]
+    assert dict(system.qubes) == before
+
+
+def test_pool_applies_to_every_volume_but_snapshots(system: System) -> None:
+    qube = plan_create(system, request(template=TEMPLATE, pool="big"), UUID(int=2)).get(WORK)
+    assert {v.name: v.pool for v in disks_of(qube)} == {"root": "default", "private": "big", "volatile": "big"}
+
+
+def test_app_qube_cannot_be_made_from_an_app_qube(system: System) -> None:
+    system = plan_create(system, request(template=TEMPLATE), UUID(int=2))
+    with pytest.raises(QubesException):
+        plan_create(system, request(name=QubeName("other"), template=WORK), UUID(int=3))
+
+
+def test_template_in_use_is_named_with_its_borrowers(system: System) -> None:
+    """MC-59"""
+    system = plan_create(system, request(template=TEMPLATE), UUID(int=2))
+    assert borrowers_of(system, TEMPLATE) == [WORK]
+    assert borrowers_of(system, WORK) == []
+    with pytest.raises(QubesVMInUseError, match="work"):
+        require_unborrowed(system, TEMPLATE)

@@ -1,0 +1,90 @@
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from insula.lifecycle.create import plan_create
+from insula.lifecycle.engine import CreateRequest
+from insula.lifecycle.kernels import Kernel
+from insula.lifecycle.plan import plan_start
+from insula.model.errors import QubesException, QubesPropertyValueError, QubesVMInUseError, QubesVMNotHaltedError
+from insula.model.names import ADMIN_NAME, QubeName
+from insula.model.system import PoolConfig, System
+
+KERNEL = Kernel("6.1", Path("/k/vmlinuz"), Path("/k/initrd"), "console=hvc0 ro")
+WORK = QubeName("work")
+
+
+def kernel_of(version: str) -> Kernel:
+    if version != "6.1":
+        raise QubesPropertyValueError(f"No kernel {version}")
+    return KERNEL
+
+
+@pytest.fixture
+def system() -> System:
+    system = System(pools={"default": PoolConfig("default", "qcow2")}, properties={"default_kernel": "6.1"})
+    for number, (klass, name, template) in enumerate(
+        [("TemplateVM", "debian-12", None), ("AppVM", "work", "debian-12"), ("AppVM", "sys-net", "debian-12")]
+    ):
+        request = CreateRequest(klass, QubeName(name), "red", template=QubeName(template) if template else None)
+        system = plan_create(system, request, UUID(int=number + 1))
+    return system
+
+
+def test_plan_takes_values_along_the_chain_of_defaults(system: System) -> None:
+    template = system.get("debian-12").with_property("memory", 700)
+    plan = plan_start(system.with_qube(template), WORK, kernel_of)
+    assert (plan.memory_mib, plan.vcpus, plan.kernel, plan.agent_timeout_s) == (700, 2, KERNEL, 60)
+    assert [v.name for v in plan.volumes] == ["root", "private", "volatile"]
+
+
+def test_machine_id_follows_the_uuid_and_users_options_come_last(system: System) -> None:
+    qube = system.get(WORK).with_property("kernelopts", "debug=1")
+    plan = plan_start(system.with_qube(qube), WORK, kernel_of)
+    assert plan.cmdline == f"console=hvc0 ro systemd.machine_id={UUID(int=2).hex} debug=1"
+
+
+def test_plan_describes_its_steps_in_order(system: System) -> None:
+    lines = plan_start(system, WORK, kernel_of).describe()
+    assert lines[0] == "reserve 400 MiB of memory"
+    assert "snapshot of qubes/debian-12/root" in lines[1]
+    assert lines[-1].startswith("let it run and wait up to 60 s")
+
+
+def test_admin_qube_is_not_started(system: System) -> None:
+    with pytest.raises(QubesVMNotHaltedError):
+        plan_start(system, ADMIN_NAME, kernel_of)
+
+
+def test_qube_without_kernel_is_refused_with_a_hint(system: System) -> None:
+    with pytest.raises(QubesException, match="build a template"):
+        plan_start(system.without_property("default_kernel"), WORK, kernel_of)
+
+
+def test_prohibited_start_gives_the_reason(system: System) -> None:
+    qube = system.get(WORK).with_feature("prohibit-start", "do not touch")
+    with pytest.raises(QubesException, match="do not touch"):
+        plan_start(system.with_qube(qube), WORK, kernel_of)
+
+
+def test_qube_under_restore_is_refused(system: System) -> None:
+    qube = system.get(WORK).with_tags(["backup-restore-in-progress"])
+    with pytest.raises(QubesVMInUseError):
+        plan_start(system.with_qube(qube), WORK, kernel_of)
+
+
+def test_net_qubes_are_started_outermost_first(system: System) -> None:
+    net = system.get("sys-net").with_property("provides_network", True).with_property("netvm", None)
+    firewall = replace(net, name=QubeName("sys-firewall"), qid=77, uuid=UUID(int=77)).with_property("netvm", "sys-net")
+    work = system.get(WORK).with_property("netvm", "sys-firewall")
+    plan = plan_start(system.with_qubes([net, firewall, work]), WORK, kernel_of)
+    assert plan.net_qubes == ("sys-net", "sys-firewall")
+
+
+def test_loop_of_net_qubes_is_refused(system: System) -> None:
+    net = system.get("sys-net").with_property("provides_network", True).with_property("netvm", "work")
+    work = system.get(WORK).with_property("provides_network", True).with_property("netvm", "sys-net")
+    with pytest.raises(QubesException, match="loop"):
+        plan_start(system.with_qubes([net, work]), WORK, kernel_of)
