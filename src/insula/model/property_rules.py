@@ -152,7 +152,7 @@ def _no_net_loop(change: Change) -> None:
         while (nearer := here.netvm) is not None:
             here = nearer
             if here.subject.name in seen:
-                raise change.refusal(f"would make a loop: {' → '.join([*seen, here.subject.name])}")
+                raise change.refusal(f"would make a loop: {' -> '.join([*seen, here.subject.name])}")
             seen.append(here.subject.name)
 
 
