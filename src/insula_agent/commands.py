@@ -1,0 +1,198 @@
+"""The qrexec control channel, the qube's end: which command is to run for whom (reference: qrexec, §3 and §5).
+
+The host opens the data stream of a call (port 513…768) and then sends EXEC_CMDLINE or JUST_EXEC with that port; both
+travel in the same pipe, so the stream is always there first.
+"""
+
+from __future__ import annotations
+
+import os
+
+from insula_agent import process, services
+from insula_agent.calls import Call, StartFailed
+from insula_agent.link import Link, StreamHandler, StreamWriter
+from insula_agent.log import log
+from insula_agent.loop import Loop
+from insula_proto import limits, qrexec
+from insula_proto.errors import RemoteProtocolError
+from insula_proto.mux import RESET_FAILED
+from insula_proto.qrexec import EXIT_NOT_FOUND, EXIT_PROBLEM, ExecCmdline, Hello, JustExec
+from insula_proto.qrexec_channel import LAST_DATA_PORT, AgentControl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Configuration:
+    """Where services are and whether commands change the user."""
+
+    __slots__ = ("config_path", "may_switch", "service_path")
+
+    def __init__(self, service_path: str, config_path: str, *, may_switch: bool) -> None:
+        self.service_path = service_path
+        self.config_path = config_path
+        self.may_switch = may_switch
+
+
+def plan(command_line: bytes, configuration: Configuration) -> process.Plan:
+    """Decide what ``user:command`` executes. :raise StartFailed:"""
+    user, colon, command = command_line.partition(b":")
+    if not colon:
+        raise StartFailed("a command line is user:command", EXIT_PROBLEM)
+    try:
+        call = services.parse_call(command)
+        if call is None:
+            account = process.find_account(user, may_switch=configuration.may_switch)
+            return process.plan_command(account, command, may_switch=configuration.may_switch)
+        path = services.find_service(call, configuration.service_path)
+        settings = services.find_settings(call, configuration.config_path)
+        if settings.force_user is not None:
+            user = settings.force_user.encode("utf-8")
+        account = process.find_account(user, may_switch=configuration.may_switch)
+        variables = call.environment(os.getpid())
+        if "QREXEC_SERVICE_PATH" in os.environ:
+            variables["QREXEC_SERVICE_PATH"] = os.environ["QREXEC_SERVICE_PATH"]
+        return process.plan_service(account, path, call.argument, variables, may_switch=configuration.may_switch)
+    except services.ServiceNotFound as error:
+        raise StartFailed(f"no service {error}", EXIT_NOT_FOUND) from error
+    except (services.ServiceBroken, process.UserUnknown) as error:
+        raise StartFailed(str(error), EXIT_PROBLEM) from error
+
+
+class _Waiting(StreamHandler):
+    """A data stream whose command has not been named yet; keeps what comes for it (at most the window)."""
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+        self.call: Call | None = None
+        self._early: list[bytes] = []
+        self._is_closed = False
+
+    def data(self, stream: int, data: bytes) -> None:
+        if self.call is None:
+            self._early.append(data)
+        else:
+            self.call.data(stream, data)
+
+    def fin(self, stream: int) -> None:
+        if self.call is not None:
+            self.call.fin(stream)
+        else:
+            self._is_closed = True
+
+    def closed(self, stream: int, code: int) -> None:
+        self._is_closed = True
+        if self.call is not None:
+            self.call.closed(stream, code)
+
+    def writable(self, stream: int) -> None:
+        if self.call is not None:
+            self.call.writable(stream)
+
+    def hand_over(self, call: Call) -> None:
+        """From now on the stream is the call's."""
+        self.call = call
+        call.connect(self.stream)
+        early, self._early = self._early, []
+        for data in early:
+            call.data(self.stream, data)
+        if self._is_closed:
+            call.closed(self.stream, RESET_FAILED)
+
+
+class Commands(StreamHandler):
+    """``on_ready(version)`` is called when the host has answered our HELLO."""
+
+    def __init__(self, loop: Loop, link: Link, configuration: Configuration, on_ready: Callable[[int], None]) -> None:
+        self._loop = loop
+        self._link = link
+        self._configuration = configuration
+        self._on_ready = on_ready
+        self._channel = AgentControl()
+        self._stream = 0
+        self._writer: StreamWriter | None = None
+        self._waiting: dict[int, _Waiting] = {}
+        self._calls: set[Call] = set()
+
+    def start(self) -> None:
+        """Open the control channel, over a new stream."""
+        self._channel = AgentControl()
+        self._waiting.clear()
+        self._stream = self._link.open(qrexec.CONTROL_PORT, self)
+        self._writer = StreamWriter(self._link, self._stream)
+        self._writer.write(self._channel.hello())
+
+    def accept(self, stream: int, port: int) -> StreamHandler | None:
+        """A data stream was opened; its command follows. None refuses it."""
+        if not limits.FIRST_DATA_PORT <= port <= LAST_DATA_PORT or port in self._waiting or self._writer is None:
+            return None
+        waiting = self._waiting[port] = _Waiting(stream)
+        return waiting
+
+    def kill_all(self) -> None:
+        """End every command; for the agent's own end."""
+        for call in self._calls:
+            call.kill()
+
+    # --- control channel -----------------------------------------------------------------------------------------
+
+    def data(self, stream: int, data: bytes) -> None:
+        try:
+            messages = self._channel.receive(data)
+        except RemoteProtocolError as error:
+            # The host is trusted; what it says is wrong only if one of us is broken. Start over.
+            log(f"control channel: {error}")
+            self._link.reset(stream, RESET_FAILED)
+            self.closed(stream, RESET_FAILED)
+            self.start()
+            return
+        self._link.consumed(stream, len(data))
+        for message in messages:
+            if isinstance(message, Hello):
+                assert self._channel.version is not None
+                self._on_ready(self._channel.version)
+            elif isinstance(message, (ExecCmdline, JustExec)):
+                self._execute(message)
+            else:
+                # SERVICE_CONNECT, SERVICE_REFUSED: nothing here asks for services yet, so none is pending.
+                log(f"not pending: {type(message).__name__}")
+
+    def fin(self, stream: int) -> None:
+        self._link.reset(stream, RESET_FAILED)
+        self.closed(stream, RESET_FAILED)
+        self.start()
+
+    def closed(self, stream: int, code: int) -> None:
+        del stream, code
+        self._writer = None
+
+    def writable(self, stream: int) -> None:
+        del stream
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _execute(self, message: ExecCmdline | JustExec) -> None:
+        waiting = self._waiting.pop(message.port, None)
+        if waiting is None or message.command is None:
+            log(f"no data stream for port {message.port}")
+            self._terminated(message.domain, message.port, self._link.epoch)
+            return
+        command_line = message.command
+        epoch = self._link.epoch
+
+        def make_plan() -> process.Plan:
+            return plan(command_line, self._configuration)
+
+        def end() -> None:
+            self._calls.discard(call)
+            self._terminated(message.domain, message.port, epoch)
+
+        call = Call(self._loop, self._link, make_plan, end, is_detached=isinstance(message, JustExec))
+        self._calls.add(call)
+        waiting.hand_over(call)
+
+    def _terminated(self, domain: int, port: int, epoch: int) -> None:
+        """Tell the host that the port is free, unless that was another connection's port."""
+        if self._writer is not None and epoch == self._link.epoch:
+            self._writer.write(self._channel.connection_terminated(domain, port))

@@ -1,0 +1,326 @@
+"""The mux over the device: reads, writes, survives that the host goes away and comes back.
+
+A virtio-serial port shows a host that is not connected as HUP, level-triggered, and reads as empty; then the port is
+left alone and looked at ten times a second. A unix socket (for tests and for other transports) is connected to again.
+
+Each stream has a :class:`StreamHandler`; what it may not send yet waits in a :class:`StreamWriter`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+
+from insula_agent.log import log
+from insula_agent.loop import HANGUP, READ, WRITE, Loop
+from insula_proto.errors import RemoteProtocolError
+from insula_proto.mux import (
+    GUEST,
+    RESET_FAILED,
+    RESET_REFUSED,
+    CreditReceived,
+    DataReceived,
+    FinReceived,
+    Mux,
+    MuxEvent,
+    Reset,
+    StreamOpened,
+    StreamReset,
+    Synced,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_WRITE = 32768
+"""Bytes the kernel's port driver takes in one write."""
+READ_BURST = 131072
+"""Bytes read before they are parsed; the port driver hands out a page at a time."""
+RECONNECT_INTERVAL = 0.1
+"""Seconds between looks at a port whose host is away."""
+
+
+class TransportError(Exception):
+    """The device cannot be opened, or is gone for good."""
+
+
+class StreamHandler:
+    """What happens to a stream; override what matters."""
+
+    def data(self, stream: int, data: bytes) -> None:
+        """Bytes came; they count against the window until :meth:`Link.consumed`."""
+
+    def fin(self, stream: int) -> None:
+        """The host sends nothing more."""
+
+    def writable(self, stream: int) -> None:
+        """The stream may have room again (asked for by :meth:`Link.notify_writable`)."""
+
+    def closed(self, stream: int, code: int) -> None:
+        """The stream was reset by the host, or lost with the connection."""
+
+
+def open_transport(device: str) -> int:
+    """Return a non-blocking descriptor for ``PATH`` (character device or unix socket) or ``fd:N``.
+
+    :raise TransportError: it is not there (yet) or neither of these.
+    """
+    try:
+        if device.startswith("fd:"):
+            fd = int(device[3:])
+            os.set_blocking(fd, False)
+            os.set_inheritable(fd, False)
+            return fd
+        if stat.S_ISSOCK(os.stat(device).st_mode):
+            # The public module ``socket`` costs an import of enum and selectors.
+            import _socket  # noqa: PLC0415 - only for transports other than the device
+
+            connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+            try:
+                connection.connect(device)
+                connection.setblocking(False)
+                return connection.detach()
+            finally:
+                connection.close()
+        return os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise TransportError(f"{device}: {error}") from error
+
+
+class StreamWriter:
+    """Bytes on their way into a stream, kept until credit comes.
+
+    Bounded by its users: each asks :attr:`is_empty` before it produces more.
+    """
+
+    def __init__(self, link: Link, stream: int) -> None:
+        self._link = link
+        self._stream = stream
+        self._pending: list[bytes] = []
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._pending
+
+    def write(self, *data: bytes) -> None:
+        self._pending.extend(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what may be sent; ask to be called again for the rest."""
+        done = 0
+        for data in self._pending:
+            room = self._link.writable(self._stream)
+            if room < len(data):
+                if room:
+                    self._link.send(self._stream, data[:room])
+                    self._pending[done] = data[room:]
+                self._link.notify_writable(self._stream)
+                break
+            self._link.send(self._stream, data)
+            done += 1
+        del self._pending[:done]
+
+
+class Link:
+    """``on_sync`` is called when a connection is new and has no streams; ``accept(stream, port)`` returns the handler
+    of a stream the host opens, or None to refuse it."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        device: str,
+        on_sync: Callable[[], None],
+        accept: Callable[[int, int], StreamHandler | None],
+    ) -> None:
+        self._loop = loop
+        self._device = device
+        self._on_sync = on_sync
+        self._accept = accept
+        self._mux = Mux(GUEST)
+        self._fd = -1
+        self._is_device = False
+        self._handlers: dict[int, StreamHandler] = {}
+        self._blocked: set[int] = set()
+        self.epoch = 0
+        """Counts connections: what belongs to an earlier one must not speak on this one."""
+        loop.before_wait(self.flush)
+
+    def start(self) -> None:
+        """Open the transport. :raise TransportError:"""
+        self._fd = open_transport(self._device)
+        self._is_device = stat.S_ISCHR(os.fstat(self._fd).st_mode)
+        self._mux.start()
+        self._loop.watch(self._fd, READ, self._ready)
+
+    # --- streams -------------------------------------------------------------------------------------------------
+
+    def open(self, port: int, handler: StreamHandler) -> int:
+        stream = self._mux.open(port)
+        self._handlers[stream] = handler
+        return stream
+
+    def writable(self, stream: int) -> int:
+        return self._mux.writable(stream)
+
+    def send(self, stream: int, data: bytes) -> None:
+        self._mux.send(stream, data)
+
+    def consumed(self, stream: int, count: int) -> None:
+        self._mux.consumed(stream, count)
+
+    def notify_writable(self, stream: int) -> None:
+        """Call the handler's ``writable`` once, as soon as there is room."""
+        if self._mux.is_open(stream):
+            self._blocked.add(stream)
+
+    def finish(self, stream: int) -> None:
+        self._mux.finish(stream)
+        if not self._mux.is_open(stream):
+            self._handlers.pop(stream, None)
+
+    def reset(self, stream: int, code: int = RESET_FAILED) -> None:
+        """Tear the stream down; its handler hears nothing more."""
+        self._mux.reset(stream, code)
+        self._handlers.pop(stream, None)
+        self._blocked.discard(stream)
+
+    # --- input ---------------------------------------------------------------------------------------------------
+
+    def _ready(self, events: int) -> None:
+        data, is_at_end = self._read()
+        if data:
+            self._receive(data)
+        if is_at_end or (events & HANGUP and not data):
+            self._lost()
+
+    def _read(self) -> tuple[bytes, bool]:
+        """Return what is there, at most about :data:`READ_BURST`, and whether the host is away."""
+        chunks: list[bytes] = []
+        size = 0
+        while size < READ_BURST:
+            try:
+                chunk = os.read(self._fd, READ_BURST)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                log(f"reading {self._device}: {error}")
+                return b"".join(chunks), True
+            if not chunk:
+                return b"".join(chunks), True
+            chunks.append(chunk)
+            size += len(chunk)
+        return b"".join(chunks), False
+
+    def _receive(self, untrusted_data: bytes) -> None:
+        try:
+            events = self._mux.receive(untrusted_data)
+        except RemoteProtocolError as error:
+            log(f"no handshake: {error}")
+            self._forget_streams()
+            self._mux.start()
+            return
+        for event in events:
+            self._dispatch(event)
+
+    def _dispatch(self, event: MuxEvent) -> None:
+        if isinstance(event, DataReceived):
+            handler = self._handlers.get(event.stream)
+            if handler is not None:
+                handler.data(event.stream, event.data)
+        elif isinstance(event, CreditReceived):
+            self._notify(event.stream)
+        elif isinstance(event, FinReceived):
+            handler = self._handlers.get(event.stream)
+            if not self._mux.is_open(event.stream):
+                self._handlers.pop(event.stream, None)
+            if handler is not None:
+                handler.fin(event.stream)
+        elif isinstance(event, StreamReset):
+            self._blocked.discard(event.stream)
+            handler = self._handlers.pop(event.stream, None)
+            if handler is not None:
+                handler.closed(event.stream, event.code)
+        elif isinstance(event, StreamOpened):
+            self._opened(event)
+        elif isinstance(event, Reset):
+            log(f"connection starts over{': ' + event.fault if event.fault else ''}")
+            self._forget_streams()
+        elif isinstance(event, Synced):
+            self.epoch += 1
+            self._on_sync()
+
+    def _opened(self, event: StreamOpened) -> None:
+        handler = self._accept(event.stream, event.port)
+        if handler is None:
+            self._mux.reset(event.stream, RESET_REFUSED)
+        else:
+            self._handlers[event.stream] = handler
+
+    def _notify(self, stream: int) -> None:
+        if stream in self._blocked and self._mux.writable(stream):
+            self._blocked.discard(stream)
+            handler = self._handlers.get(stream)
+            if handler is not None:
+                handler.writable(stream)
+
+    def _forget_streams(self) -> None:
+        handlers, self._handlers = self._handlers, {}
+        self._blocked.clear()
+        for stream, handler in handlers.items():
+            handler.closed(stream, RESET_FAILED)
+
+    # --- output --------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write until the pipe is full; streams that waited for the queue to shrink go on."""
+        while self._fd >= 0 and self._mux.queued:
+            data = b"".join(self._mux.data_to_send(MAX_WRITE))[:MAX_WRITE]
+            try:
+                self._mux.sent(os.write(self._fd, data))
+            except BlockingIOError:
+                self._loop.watch(self._fd, READ | WRITE, self._ready)
+                return
+            except OSError as error:
+                log(f"writing {self._device}: {error}")
+                self._lost()
+                return
+            for stream in tuple(self._blocked):
+                self._notify(stream)
+        if self._fd >= 0:
+            self._loop.watch(self._fd, READ, self._ready)
+
+    # --- the host is away ----------------------------------------------------------------------------------------
+
+    def _lost(self) -> None:
+        self._loop.forget(self._fd)
+        if not self._is_device:
+            os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        for event in self._mux.transport_lost():
+            self._dispatch(event)
+        if self._is_device:
+            self._loop.after(RECONNECT_INTERVAL, lambda: self._look(fd))
+        elif self._device.startswith("fd:"):
+            log("the transport was closed")
+            self._loop.stop(0)
+        else:
+            self._loop.after(RECONNECT_INTERVAL, self._reconnect)
+
+    def _look(self, fd: int) -> None:
+        """Whether a host has connected to the port again."""
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        if any([events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0)]):  # noqa: C419
+            self._loop.after(RECONNECT_INTERVAL, lambda: self._look(fd))
+            return
+        self._fd = fd
+        self._loop.watch(fd, READ, self._ready)
+
+    def _reconnect(self) -> None:
+        try:
+            self.start()
+        except TransportError:
+            self._loop.after(RECONNECT_INTERVAL, self._reconnect)

@@ -1,0 +1,157 @@
+"""The agent's start, in order; each step needs the one before:
+
+1. open the byte channel, wait for the host's handshake (any number of times, whenever the host comes back);
+2. read all keys (port 111);
+3. once a boot: apply the identity they describe (host name, private volume…);
+4. open the control channel (port 512); when the host answers, this qube can run commands;
+5. tell systemd.
+
+A step that cannot be done ends the agent with a message and a non-zero code; systemd starts it again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from insula_agent import keys, services
+from insula_agent.commands import Commands, Configuration
+from insula_agent.link import Link, StreamHandler, TransportError
+from insula_agent.log import fatal, log
+from insula_agent.loop import Loop
+
+# See process.py for why not ``signal``.
+import _signal  # type: ignore[import-not-found]  # isort: skip
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
+SIGTERM = 15
+
+USAGE = """usage: python3 -S -E -m insula_agent [--device PATH|fd:N] [--keys FOLDER] [--own-user] [--no-identity]
+
+  --device       byte channel to the host (default %s); a character device, a unix socket, or an open descriptor
+  --keys         folder in which keys are shown as files (default %s)
+  --own-user     run commands as the user who started the agent (always so unless that is root)
+  --no-identity  leave this machine as it is; for trying the agent outside a qube
+""" % (DEFAULT_DEVICE, keys.DEFAULT_FOLDER)
+
+
+class Options:
+    __slots__ = ("device", "keys_folder", "own_user", "with_identity")
+
+    def __init__(self) -> None:
+        self.device = DEFAULT_DEVICE
+        self.keys_folder = keys.DEFAULT_FOLDER
+        self.own_user = os.geteuid() != 0
+        self.with_identity = True
+
+
+def parse_options(arguments: list[str]) -> Options | None:
+    """Return the options; None if they are not understood. (``argparse`` costs more to import than it saves.)"""
+    options = Options()
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        if option == "--own-user":
+            options.own_user = True
+        elif option == "--no-identity":
+            options.with_identity = False
+        elif option == "--device" and rest:
+            options.device = rest.pop(0)
+        elif option == "--keys" and rest:
+            options.keys_folder = rest.pop(0)
+        else:
+            return None
+    return options
+
+
+def notify_systemd(state: str) -> None:
+    """sd_notify(3): a datagram to $NOTIFY_SOCKET, if there is one."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    import _socket  # noqa: PLC0415 - the public module costs an import of enum and selectors
+
+    notifier = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        notifier.sendto(state.encode("ascii"), "\0" + path[1:] if path.startswith("@") else path)
+    except OSError as error:
+        log(f"systemd is not listening: {error}")
+    finally:
+        notifier.close()
+
+
+def load_identity() -> Callable[[dict[str, bytes]], None]:
+    """The identity step; imported late so that the handshake does not wait for it."""
+    from insula_agent import identity  # noqa: PLC0415
+
+    return identity.apply
+
+
+class Agent:
+    """Holds the parts and the order between them."""
+
+    def __init__(self, options: Options, apply_identity: Callable[[dict[str, bytes]], None]) -> None:
+        self._apply_identity = apply_identity
+        self._has_identity = False
+        self._is_announced = False
+        self.loop = Loop()
+        self.link = Link(self.loop, options.device, self._synced, self._accept)
+        self.keys = keys.Keys(self.link, options.keys_folder, self._keys_read)
+        configuration = Configuration(
+            os.environ.get("QREXEC_SERVICE_PATH", services.DEFAULT_SERVICE_PATH),
+            os.environ.get("QUBES_RPC_CONFIG_PATH", services.DEFAULT_CONFIG_PATH),
+            may_switch=not options.own_user,
+        )
+        self.commands = Commands(self.loop, self.link, configuration, self._ready)
+
+    def _accept(self, stream: int, port: int) -> StreamHandler | None:
+        return self.commands.accept(stream, port)
+
+    def _synced(self) -> None:
+        self.keys.start()
+
+    def _keys_read(self, all_keys: dict[str, bytes]) -> None:
+        if not self._has_identity:
+            self._apply_identity(all_keys)
+            self._has_identity = True
+        self.keys.forget_seed()
+        self.commands.start()
+
+    def _ready(self, version: int) -> None:
+        log(f"ready, qrexec version {version}")
+        if not self._is_announced:
+            self._is_announced = True
+            notify_systemd("READY=1")
+
+
+def _no_identity(all_keys: dict[str, bytes]) -> None:
+    log(f"identity left alone, {len(all_keys)} keys")
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def main(arguments: list[str]) -> int:
+    options = parse_options(arguments)
+    if options is None:
+        sys.stderr.write(USAGE)
+        return 2
+    agent = Agent(options, load_identity() if options.with_identity else _no_identity)
+    _signal.signal(SIGTERM, _terminate)
+    try:
+        agent.link.start()
+        return agent.loop.run()
+    except TransportError as error:
+        fatal(f"no byte channel: {error}")
+        return 1
+    except Exception as error:
+        # Not swallowed: said where the host can see it, then ended, so that systemd starts us anew.
+        fatal(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        agent.commands.kill_all()
