@@ -216,6 +216,8 @@ def _make_new(path: Path) -> None:
 def _find_damage(path: Path) -> str | None:
     """What is wrong with a state file; None if it is sound. Brings an older one to the latest version.
 
+    Looking is done without writing: a damaged file, or one of a newer version, stays byte for byte what it is.
+
     :raise StoreTooNew:
     """
     if not path.exists():
@@ -223,9 +225,13 @@ def _find_damage(path: Path) -> str | None:
     if path.stat().st_size == 0:
         return "it is empty"
     try:
-        _refuse_newer(path)
-        with closing(_connect(path)) as connection:
-            return _find_damage_inside(connection)
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            version = _known_version(connection, path)
+            reason = _find_damage_inside(connection, version)
+        if reason is None and version < LATEST:
+            with closing(_connect(path)) as connection:
+                migrate(connection)
+                reason = _find_damage_inside(connection, LATEST)
     except MalformedState as error:
         return str(error)
     except sqlite3.DatabaseError as error:
@@ -233,31 +239,31 @@ def _find_damage(path: Path) -> str | None:
         if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE:
             return str(error)
         raise
+    return reason
 
 
-def _refuse_newer(path: Path) -> None:
-    """Look at the version without writing: an open for writing would already fold the journal into the file."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        version = version_of(connection)
+def _known_version(connection: sqlite3.Connection, path: Path) -> int:
+    version = version_of(connection)
     if version > LATEST:
         raise StoreTooNew(
             f"The state file {path} was written by a newer version of Insula (state version {version}, this one "
             f"knows {LATEST}). It was not changed; use the newer version"
         )
+    return version
 
 
-def _find_damage_inside(connection: sqlite3.Connection) -> str | None:
-    if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
+def _find_damage_inside(connection: sqlite3.Connection, version: int) -> str | None:
+    if version == 0 or connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
         return "it is not a state file"
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         return str(verdict)
-    migrate(connection)
-    if schema_of(connection) != expected_schema():
-        return "it has unknown or missing tables or fields"
     if connection.execute("PRAGMA foreign_key_check").fetchone() is not None:
         return "a reference leads nowhere"
-    read_system(connection)
+    if version == LATEST:
+        if schema_of(connection) != expected_schema():
+            return "it has unknown or missing tables or fields"
+        read_system(connection)
     return None
 
 
