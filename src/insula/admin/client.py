@@ -351,17 +351,30 @@ class AdminClient:
     # transport
 
     async def _exchange(self, method: str, parts: AsyncIterable[bytes]) -> bytes:
+        """Send ``parts`` and return the result. A server that answers before it took everything has decided."""
         async with self._connection() as (reader, writer):
-            await _send(writer, parts)
-            decoder = ResponseDecoder()
+            sending = asyncio.create_task(_send(writer, parts), name=f"sending {method}")
+            reading = asyncio.create_task(self._result(method, reader), name=f"answer of {method}")
             try:
-                while chunk := await _read(reader):
-                    if decoder.receive(chunk):
-                        raise MalformedAnswer(f"{method} answered events instead of a result")
-                end = decoder.finish()
-            except RemoteProtocolError as error:
-                raise MalformedAnswer(f"{method}: {error}") from error
+                await asyncio.wait({sending, reading}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()  # an error of the caller's own stream ends the call
+                end = await reading
+            finally:
+                for task in (sending, reading):
+                    task.cancel()
+                await asyncio.gather(sending, reading, return_exceptions=True)
         return _result(method, end)
+
+    async def _result(self, method: str, reader: asyncio.StreamReader) -> admin.Response | None:
+        decoder = ResponseDecoder()
+        try:
+            while chunk := await _read(reader):
+                if decoder.receive(chunk):
+                    raise MalformedAnswer(f"{method} answered events instead of a result")
+            return decoder.finish()
+        except RemoteProtocolError as error:
+            raise MalformedAnswer(f"{method}: {error}") from error
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:

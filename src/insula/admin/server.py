@@ -37,6 +37,8 @@ REQUEST_TIMEOUT = 60.0
 """Seconds in which a whole request, or the next piece of a streamed payload, must arrive (MC-13)."""
 WRITE_TIMEOUT = 60.0
 """Seconds a client may leave an answer unread before it is hung up on (MC-14)."""
+LINGER_TIMEOUT = 30.0
+"""Seconds that the rest of a refused stream is read and thrown away."""
 MAX_CONNECTIONS = 512
 """At a time on one socket, event listeners included; further ones are closed at once (MC-107)."""
 BACKLOG = 128
@@ -150,9 +152,11 @@ class AdminServer:
         decoder = RequestDecoder()
         async with asyncio.timeout(REQUEST_TIMEOUT):
             ended = await _read_head(reader, decoder)
+        head = decoder.head
+        streamed = head if head is not None and self._dispatcher.takes_stream(head.method) else None
         try:
-            if decoder.head is not None and self._dispatcher.takes_stream(decoder.head.method):
-                await self._upload(peer, decoder.head, _payload(decoder, reader, ended), writer)
+            if streamed is not None:
+                await self._upload(peer, streamed, _payload(decoder, reader, ended), writer)
             else:
                 async with asyncio.timeout(REQUEST_TIMEOUT):
                     request = await _whole(reader, decoder, ended)
@@ -161,6 +165,9 @@ class AdminServer:
             type_name, message = published_error(error)
             _log.info("answered %s: %s", type_name, message)
             await _write(writer, admin.encode_failure(type_name, message))
+            if streamed is not None:
+                writer.write_eof()
+                await _discard(reader)
 
     async def _call(self, peer: PeerCredentials, request: Request, writer: asyncio.StreamWriter) -> None:
         """Check and run one call and write its result.
@@ -231,6 +238,14 @@ async def _payload(decoder: RequestDecoder, reader: asyncio.StreamReader, ended:
         if not untrusted_data:
             return
         yield untrusted_data
+
+
+async def _discard(reader: asyncio.StreamReader) -> None:
+    """Let a client that is still sending find its answer instead of a broken pipe."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_TIMEOUT):
+            while await reader.read(READ_SIZE):
+                pass
 
 
 async def _send_events(writer: asyncio.StreamWriter, events: AsyncGenerator[Event, None]) -> None:

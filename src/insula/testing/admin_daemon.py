@@ -8,6 +8,8 @@ For tests of clients::
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -124,3 +126,21 @@ def furnished(system: System, folder: Path) -> System:
     made = CreateRequest(klass=Klass.TEMPLATEVM, name=TEMPLATE, label="black")
     system = plan_create(system, made, UUID(int=1)).with_property("default_template", TEMPLATE)
     return plan_create(system, CreateRequest(klass=Klass.APPVM, name=WORK, label="blue"), UUID(int=2))
+
+
+async def exchange(path: Path, data: bytes) -> bytes:
+    """Send raw bytes, half-close, and return everything that comes back."""
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    try:
+        writer.write(data)
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+            writer.write_eof()
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b""
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()

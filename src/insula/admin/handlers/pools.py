@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from insula.admin.arguments import parse_flag, parse_option_lines, parse_revisions_to_keep
 from insula.admin.call import Call, Context
 from insula.model.errors import PermissionDenied, ProtocolError, QubesException, QubesPoolInUseError
 from insula.model.system import PoolConfig
 from insula.storage.pool import PoolUsage
+from insula.storage.registry import DRIVERS
 
 MAX_POOL_NAME = 64
 """Characters; ours, the published interface names no limit."""
-
-
-@dataclass(frozen=True)
-class DriverOptions:
-    """What may be said when a pool of a driver is added."""
-
-    required: tuple[str, ...]
-    optional: tuple[str, ...] = ("revisions_to_keep", "ephemeral_volatile")
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        return (*self.required, *self.optional)
-
-
-DRIVERS: Mapping[str, DriverOptions] = {
-    "linux-kernel": DriverOptions(required=("dir_path",), optional=()),
-    "qcow2": DriverOptions(required=("dir_path",)),
-}
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -42,7 +25,8 @@ async def list_pools(context: Context, call: Call) -> str:
 
 async def list_drivers(context: Context, call: Call) -> str:
     """``DRIVER OPTION OPTION…`` a line."""
-    return "".join(f"{' '.join((name, *driver.all))}\n" for name, driver in sorted(DRIVERS.items()))
+    rows = ([name, *(option.name for option in driver.options)] for name, driver in sorted(DRIVERS.items()))
+    return "".join(f"{' '.join(row)}\n" for row in rows)
 
 
 async def info(context: Context, call: Call) -> str:
@@ -71,12 +55,12 @@ async def add(context: Context, call: Call) -> str:
         raise QubesException(f"No such pool driver: {call.untrusted_arg[:64]!a}; there is: {', '.join(DRIVERS)}")
     options = dict(parse_option_lines(call.untrusted_payload))
     name = _parse_pool_name(options.pop("name", ""))
-    unknown = options.keys() - set(driver.all)
+    unknown = options.keys() - {option.name for option in driver.options}
     if unknown:
         raise ProtocolError(f"Pool driver {call.untrusted_arg} has no option {min(unknown)[:64]!a}")
     if name in context.store.system.pools:
         raise QubesPoolInUseError(f"There is a pool {name} already")
-    missing = [option for option in driver.required if not options.get(option)]
+    missing = [option.name for option in driver.options if option.required and not options.get(option.name)]
     if missing:
         raise QubesException(f"Pool driver {call.untrusted_arg} needs the option {missing[0]}")
     await context.engine.pool_add(name, call.untrusted_arg, options)
@@ -103,6 +87,9 @@ async def set_ephemeral_volatile(context: Context, call: Call) -> str:
 
 
 def _set_option(context: Context, pool: PoolConfig, option: str, value: str) -> None:
+    driver = DRIVERS.get(pool.driver)
+    if driver is None or option not in {known.name for known in driver.options}:
+        raise QubesException(f"Pool {pool.name} has no {option}: its driver, {pool.driver}, does not know it")
     changed = replace(pool, options={**pool.options, option: value})
     context.commit(context.store.system.with_pool(changed))
 

@@ -58,8 +58,14 @@ async def info(context: Context, call: Call) -> str:
 
 
 async def list_snapshots(context: Context, call: Call) -> str:
-    revisions = await context.engine.volume_revisions(call.dest.name, volume_of(call).name)
-    return "".join(f"{revision.id}\n" for revision in revisions)
+    return "".join(f"{revision}\n" for revision in await _revisions(context, call, volume_of(call)))
+
+
+async def _revisions(context: Context, call: Call, volume: VolumeSpec) -> list[str]:
+    """Oldest first; volumes that keep nothing have none."""
+    if not volume.save_on_stop:
+        return []
+    return [revision.id for revision in await context.engine.volume_revisions(call.dest.name, volume.name)]
 
 
 async def revert(context: Context, call: Call) -> str:
@@ -67,8 +73,7 @@ async def revert(context: Context, call: Call) -> str:
     untrusted_revision = ascii_text(call.untrusted_payload, "A revision")
     if not _REVISION.fullmatch(untrusted_revision):
         raise QubesVolumeRevisionNotFoundError(f"Not the name of a revision: {untrusted_revision[:64]!a}")
-    known = await context.engine.volume_revisions(call.dest.name, volume.name)
-    if untrusted_revision not in {revision.id for revision in known}:
+    if untrusted_revision not in await _revisions(context, call, volume):
         raise QubesVolumeRevisionNotFoundError(
             f"Volume {volume.name} of {call.dest.name} has no revision {untrusted_revision}"
         )
