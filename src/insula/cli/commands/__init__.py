@@ -1,0 +1,1 @@
+"""One module a command, each with a Typer object ``app``; loaded when used (:mod:`insula.cli.catalogue`)."""

@@ -1,0 +1,62 @@
+"""``insula start``: start qubes, or say what starting them would do."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from insula.admin.client import AdminClient, MalformedAnswer
+from insula.cli import output
+from insula.cli.batch import Words, run_on
+from insula.cli.connection import with_daemon
+from insula.cli.options import Json, Qubes
+from insula.cli.progress import Step
+
+app = typer.Typer()
+
+
+@app.command()
+def start(
+    qubes: Qubes,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print the steps, start nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start qubes, several at once, and wait until they answer."""
+    if plan:
+        show_plans(qubes, as_json=as_json)
+    else:
+        run_on(qubes, Words("starting", "started"), start_one, as_json=as_json)
+
+
+async def start_one(client: AdminClient, name: str, step: Step) -> None:
+    [row] = await client.list_qubes(name)
+    if row.state == "Running":
+        step.note = "was running already"
+    await client.start(name)
+
+
+def show_plans(qubes: list[str], *, as_json: bool) -> None:
+    async def work(client: AdminClient) -> dict[str, list[str]]:
+        return {name: parse_plan(await client.call("insula.vm.StartPlan", name)) for name in qubes}
+
+    plans = with_daemon(work)
+    if as_json:
+        output.print_json(plans)
+        return
+    for name, lines in plans.items():
+        output.print_line(f"{name}:")
+        for number, line in enumerate(lines, 1):
+            output.print_line(f"  {number}. {line}")
+
+
+def parse_plan(untrusted_answer: bytes) -> list[str]:
+    """:raise MalformedAnswer: not a JSON list of texts."""
+    try:
+        lines = json.loads(untrusted_answer)
+    except ValueError as error:
+        raise MalformedAnswer("insula.vm.StartPlan did not answer JSON") from error
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise MalformedAnswer("insula.vm.StartPlan did not answer a list of texts")
+    return lines

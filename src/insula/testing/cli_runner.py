@@ -1,0 +1,139 @@
+"""The ``insula`` command in this process, against an Admin API served from another thread.
+
+For tests of the command line::
+
+    with served_cli(tmp_path) as cli:
+        assert cli.run("ls", "--json").json[0]["name"] == "dom0"
+
+The command makes its own event loop as it does in real life; that is why the server has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest import mock
+
+from insula.cli.main import main
+from insula.daemon.paths import Paths
+from insula.testing.admin_daemon import AdminDaemon, admin_daemon
+
+T = TypeVar("T")
+
+THREAD_TIMEOUT_S = 30.0
+
+
+class _TerminalText(io.TextIOWrapper):
+    """Standard output or input that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one document on standard output. :raise ValueError: there is not exactly one."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+class Cli:
+    """Runs commands with the folders of one installation."""
+
+    def __init__(self, paths: Paths, daemon: AdminDaemon, loop: asyncio.AbstractEventLoop) -> None:
+        self.paths = paths
+        self.daemon = daemon
+        self._loop = loop
+
+    def run(self, *arguments: str, stdin: bytes = b"", terminal: bool = False, **environment: str) -> Ran:
+        """Run one command. ``terminal``: all three streams claim to be one."""
+        return run_cli(self.paths, *arguments, stdin=stdin, terminal=terminal, **environment)
+
+    def in_daemon(self, function: Callable[[], T]) -> T:
+        """Call a function in the thread of the server, where its objects live."""
+
+        async def call() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(THREAD_TIMEOUT_S)
+
+
+def run_cli(paths: Paths, *arguments: str, stdin: bytes = b"", terminal: bool = False, **environment: str) -> Ran:
+    """Run one command with these folders, whether or not something serves them."""
+    kind = _TerminalText if terminal else io.TextIOWrapper
+    out, err = io.BytesIO(), io.BytesIO()
+    variables = {
+        "INSULA_DATA_DIR": str(paths.data),
+        "INSULA_RUNTIME_DIR": str(paths.runtime),
+        "TERM": "xterm-256color",
+        "COLUMNS": "200",
+        **environment,
+    }
+    with (
+        mock.patch.dict(os.environ, variables),
+        mock.patch("sys.stdin", kind(io.BytesIO(stdin), encoding="utf-8")),
+        mock.patch("sys.stdout", kind(out, encoding="utf-8", write_through=True)),
+        mock.patch("sys.stderr", kind(err, encoding="utf-8", write_through=True)),
+    ):
+        try:
+            code = main(arguments)
+        except SystemExit as exit_:  # as the completion options leave
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        return Ran(code, out.getvalue().decode(), err.getvalue().decode())
+
+
+@contextlib.contextmanager
+def served_cli(folder: Path) -> Iterator[Cli]:
+    """Serve the system of :func:`insula.testing.admin_daemon.admin_daemon` in ``folder`` while the block runs."""
+    paths = Paths(folder / "data", folder / "run")
+    paths.make()
+    started: list[tuple[AdminDaemon, asyncio.AbstractEventLoop, asyncio.Event]] = []
+    is_ready = threading.Event()
+
+    async def serve() -> None:
+        async with admin_daemon(folder) as daemon:
+            stop = asyncio.Event()
+            paths.admin_socket.symlink_to(daemon.socket)
+            started.append((daemon, asyncio.get_running_loop(), stop))
+            is_ready.set()
+            await stop.wait()
+            paths.admin_socket.unlink(missing_ok=True)
+        # A connection that was just being accepted is served to its end, so that nothing is left open.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        finally:
+            is_ready.set()
+
+    thread = threading.Thread(target=run, name="admin-daemon")
+    thread.start()
+    is_ready.wait(THREAD_TIMEOUT_S)
+    assert started, "the server did not start"
+    [(daemon, loop, stop)] = started
+    try:
+        yield Cli(paths, daemon, loop)
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(THREAD_TIMEOUT_S)
