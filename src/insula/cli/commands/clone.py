@@ -29,7 +29,7 @@ NOT_COPIED_TAGS = ("created-by-", "disp-created-by-")
 NOT_COPIED_FEATURES = ("preload-dispvm", "deferred-netvm-original")
 """Beginnings of features the daemon keeps itself (admin-api §2)."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -40,7 +40,8 @@ def clone(
         str | None, typer.Option("--label", "-l", help="Another colour.", autocompletion=completion.labels)
     ] = None,
     klass: Annotated[
-        str | None, typer.Option("--class", "-C", help="Another class.", autocompletion=completion.classes)
+        str | None,
+        typer.Option("--class", "-C", metavar="CLASS", help="Another class.", autocompletion=completion.classes),
     ] = None,
     as_json: Json = False,
 ) -> None:

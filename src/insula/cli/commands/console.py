@@ -21,7 +21,7 @@ FOLLOW_POLL_S = 0.25
 MAX_LINE = 16384
 """Bytes without a newline that are shown at once: a guest may never end its line."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

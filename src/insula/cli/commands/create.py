@@ -19,7 +19,7 @@ from insula.model.klass import Klass
 
 WITHOUT_TEMPLATE = frozenset(str(klass) for klass in Klass if not klass.has_template)
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -29,7 +29,8 @@ def create(
         str, typer.Option("--label", "-l", help="Colour: how much you trust it.", autocompletion=completion.labels)
     ],
     klass: Annotated[
-        str, typer.Option("--class", "-C", help="Class of the qube.", autocompletion=completion.classes)
+        str,
+        typer.Option("--class", "-C", metavar="CLASS", help="Class of the qube.", autocompletion=completion.classes),
     ] = "AppVM",
     template: Annotated[
         str | None,

@@ -41,7 +41,7 @@ PACKAGES = {
 SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
 """Searched besides PATH, on which an ordinary user does not have them (mkfs.ext4 is there)."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 class Verdict(StrEnum):

@@ -27,7 +27,7 @@ GONE_TIMEOUT_S = 15.0
 """For the daemon to close its rooms once the qubes are stopped."""
 POLL_S = 0.05
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

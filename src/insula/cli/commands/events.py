@@ -17,7 +17,7 @@ from insula.model.names import ADMIN_NAME
 RECONNECT_S = 1.0
 """As the published client waits (admin-api §6)."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

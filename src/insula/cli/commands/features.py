@@ -14,7 +14,7 @@ from insula.cli.options import Json, Qube
 from insula.cli.output import Column
 from insula.model.errors import QubesFeatureNotFoundError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

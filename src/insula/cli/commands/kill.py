@@ -10,7 +10,7 @@ from insula.cli.options import Json, Qubes
 from insula.cli.progress import Step
 from insula.model.errors import QubesVMNotStartedError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from insula.cli.options import Json
 from insula.cli.output import Column
 from insula.model.errors import QubesLabelNotFoundError
 
-app = typer.Typer(help="Colours that say how much you trust a qube.")
+app = typer.Typer(add_completion=False, help="Colours that say how much you trust a qube.")
 
 LabelName = Annotated[str, typer.Argument(metavar="LABEL", help="Name.", autocompletion=completion.labels)]
 

@@ -25,7 +25,7 @@ MEMORY_TIMEOUT_S = 0.5
 """For the figures of all running qubes together; without them the table is still worth printing."""
 NOTHING = "-"
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)

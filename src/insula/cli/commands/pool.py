@@ -18,7 +18,7 @@ from insula.model.errors import PermissionDenied, QubesPoolNotFoundError
 
 NOTHING = "-"
 
-app = typer.Typer(help="Places where volumes are kept.")
+app = typer.Typer(add_completion=False, help="Places where volumes are kept.")
 
 PoolName = Annotated[str, typer.Argument(metavar="POOL", help="Name of the pool.", autocompletion=completion.pools)]
 

@@ -17,7 +17,7 @@ from insula.model.errors import QubesNoSuchPropertyError
 NONE_WORD = "none"
 """What people write for "no qube"; on the wire it is the empty value (admin-api §3)."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from insula.cli.output import is_terminal, say
 from insula.cli.progress import Step
 from insula.cli.text import visible
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

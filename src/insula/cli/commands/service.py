@@ -18,7 +18,7 @@ from insula.model.errors import QubesFeatureNotFoundError
 PREFIX = "service."
 """admin-api §4, features."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 class Switch(StrEnum):

@@ -14,7 +14,7 @@ from insula.cli.connection import with_daemon
 from insula.cli.options import Json, Qubes
 from insula.cli.progress import Step
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from insula.cli.text import seconds_text
 from insula.model.errors import QubesVMNotStartedError, QubesVMShutdownTimeoutError
 from insula.model.names import ADMIN_NAME
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from insula.cli.failures import REFUSED, CliError, did_you_mean
 from insula.cli.options import Json, Qube
 from insula.model.errors import QubesTagNotFoundError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

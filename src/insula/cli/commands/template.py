@@ -37,7 +37,7 @@ CONTENT_KEY_FEATURE = "template-content-key"
 """Where the daemon notes which build a template's root is."""
 NOTHING = "-"
 
-app = typer.Typer(help="Systems that qubes start from.")
+app = typer.Typer(add_completion=False, help="Systems that qubes start from.")
 
 
 def recipes(incomplete: str) -> list[str]:

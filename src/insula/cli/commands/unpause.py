@@ -9,7 +9,7 @@ from insula.cli.batch import Words, run_on
 from insula.cli.options import Json, Qubes
 from insula.cli.progress import Step
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

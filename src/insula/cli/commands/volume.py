@@ -27,7 +27,7 @@ IMPORT_CHUNK = 1024 * 1024
 """Bytes read from a file at once."""
 SETTINGS = ("revisions_to_keep", "rw", "ephemeral")
 
-app = typer.Typer(help="Disks of qubes.")
+app = typer.Typer(add_completion=False, help="Disks of qubes.")
 
 
 @app.command("ls")
