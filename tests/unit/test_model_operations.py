@@ -19,16 +19,25 @@ from insula.model.volumes import refreshed
 from insula.testing.systems import small_system, with_qube_of
 
 names = st.sampled_from(["dom0", "debian-12", "sys-net", "work", "disp1234", "a", "b", "A"]).map(QubeName)
+net_names = st.sampled_from(["sys-net", "fw", "work"]).map(QubeName)
 klasses = st.sampled_from(Klass)
-property_names = st.sampled_from([*names_for(Klass.APPVM), "default_netvm", "default_dispvm", "clockvm"])
-texts = st.sampled_from(["", "1", "True", "False", "500", "red", "default", "6.1"]) | names
+flags = st.sampled_from(["provides_network", "template_for_dispvms", "debug"])
+references = st.sampled_from(["template", "netvm", "netvm", "default_dispvm", "guivm", "default_netvm", "clockvm"])
+others = st.sampled_from(["memory", "label", "kernel", "kernelopts", "ip", "include_in_backups", "qid", "icon"])
+property_names = flags | references | others
+settings_made = (
+    st.tuples(flags, st.sampled_from(["True", "False"]))
+    | st.tuples(references, names | st.just(""))
+    | st.tuples(others, st.sampled_from(["", "1", "True", "500", "red", "10.0.0.1", "6.1"]))
+)
 words = st.sampled_from(["x", "servicevm", "service.meminfo-writer", "a b"])
 
 
 class Operations(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.system = small_system()
+        self.system = with_qube_of(small_system(), Klass.APPVM, "fw", template="debian-12", provides_network=True)
+        self.system = with_kept_tags(self.system)
         self.on: set[QubeName] = set()
 
     def power_state(self, name: QubeName) -> PowerState:
@@ -61,14 +70,25 @@ class Operations(RuleBasedStateMachine):
         if name in self.system.qubes:
             self.on ^= {name}
 
-    @rule(name=names | st.none(), prop=property_names, text=texts)
-    def set(self, name: QubeName | None, prop: str, text: str) -> None:
+    @rule(name=names | st.none(), setting=settings_made)
+    def set(self, name: QubeName | None, setting: tuple[str, str]) -> None:
+        self.set_to(name, *setting)
+
+    def set_to(self, name: QubeName | None, prop: str, text: str) -> None:
         def change(system: System) -> System:
             qube = None if name is None else system.get(name)
             value = parse_value(definition(None if qube is None else qube.klass, prop), text, system, qube)
             return set_property(system, name, prop, value, self.power_state)
 
         self.attempt(change)
+
+    @rule(name=net_names | st.none(), netvm=net_names)
+    def rewire(self, name: QubeName | None, netvm: QubeName) -> None:
+        self.set_to(name, "default_netvm" if name is None else "netvm", netvm)
+
+    @rule(name=net_names, provides=st.sampled_from(["True", "False"]))
+    def provide_network(self, name: QubeName, provides: str) -> None:
+        self.set_to(name, "provides_network", provides)
 
     @rule(name=names | st.none(), prop=property_names)
     def reset(self, name: QubeName | None, prop: str) -> None:
@@ -109,7 +129,9 @@ class Operations(RuleBasedStateMachine):
             for name in names_for(qube.klass):
                 resolve(self.system, qube, name)
             seen = {qube.name}
-            netvm = resolve(self.system, qube, "netvm").value if qube.klass.has_machine else None
+            used = resolve(self.system, qube, "netvm").value if qube.klass.has_machine else None
+            assert used is None or resolve(self.system, self.system.get(str(used)), "provides_network").value
+            netvm = used
             while netvm is not None:
                 assert netvm not in seen
                 seen.add(QubeName(str(netvm)))
