@@ -247,6 +247,13 @@ class Mux:
         self._state = _HUNTING
         return events
 
+    def abandon(self) -> None:
+        """Have nothing more to do with this peer until :meth:`start`: forget streams and what is queued."""
+        self._drop_queue()
+        self._clear_streams()
+        self._partial = b""
+        self._state = _FAILED
+
     def _push_hello(self, answer_to: bytes) -> None:
         body = _HELLO_BODY.pack(MAGIC, VERSION, self._nonce, answer_to)
         self._push(_HEADER.pack(0, HELLO, len(body)) + body)
@@ -439,10 +446,7 @@ class Mux:
         try:
             self._parse(untrusted_data, events)
         except RemoteProtocolError:
-            self._drop_queue()
-            self._clear_streams()
-            self._partial = b""
-            self._state = _FAILED
+            self.abandon()
             raise
         return events
 

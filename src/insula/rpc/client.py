@@ -1,0 +1,525 @@
+"""Running a command in a qube: the caller's end, for the daemon, the command line and tests.
+
+:func:`run` joins the command to descriptors of the caller, :func:`run_collect` to bytes, :func:`run_detached` to
+nothing. Cancelling any of them (or a timeout) closes the connection: the agent sends SIGHUP, and SIGKILL 2 s later.
+
+What arrives was written by the qube; it is decoded by :class:`insula_proto.qrexec_channel.CallerEnd` and its bytes go
+to the caller's descriptors as they are. A terminal must be protected from them by whoever shows them there.
+
+::
+
+    RpcError
+    ├── SessionUnavailable    nobody serves the qube's rpc.sock
+    └── CallRefused           the session refused, and says why
+        ├── QubeBusy          too many calls at once (MC-15): try again later
+        └── AgentNotReady     the qube's agent has not answered yet, or is lost
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import select
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from insula.rpc.callers import REFUSED_BUSY, REFUSED_NOT_READY
+from insula.rpc.sockets import address
+from insula_proto import qrexec
+from insula_proto.errors import RemoteProtocolError
+from insula_proto.qrexec import (
+    ANSWER_LENGTHS,
+    EXEC_CMDLINE,
+    EXIT_CHANNEL_LOST,
+    HELLO,
+    JUST_EXEC,
+    SERVICE_REFUSED,
+    Decoder,
+    ExecCmdline,
+    ExitCode,
+    Hello,
+    JustExec,
+    Message,
+    ServiceRefused,
+    Stderr,
+    Stdout,
+)
+from insula_proto.qrexec_channel import CallerEnd
+
+READ_SIZE = 65536
+PIPE_WRITE = select.PIPE_BUF
+"""Bytes that a pipe or terminal reported writable takes without blocking (pipe(7)); its mode is the caller's to set."""
+HANDSHAKE_TIMEOUT = 60.0
+"""Seconds the session has to answer, and then the agent to say HELLO: it is software-emulated and may be busy."""
+DEFAULT_COLLECT_LIMIT = 64 * 1024 * 1024
+"""Bytes of stdout and stderr together that :func:`run_collect` takes, if not told otherwise."""
+
+
+class RpcError(Exception):
+    """Base of what can go wrong before the command runs."""
+
+
+class SessionUnavailable(RpcError):
+    """The qube has no session: it does not run, or its session is being replaced."""
+
+
+class CallRefused(RpcError):
+    """``reason`` is the session's word for why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the call was refused: {reason}")
+        self.reason = reason
+
+
+class QubeBusy(CallRefused):
+    """The qube runs as many calls as it may."""
+
+
+class AgentNotReady(CallRefused):
+    """The qube's agent is not there (yet)."""
+
+
+class OutputTooLong(RpcError):
+    """More output than the caller is ready to hold; the command was ended."""
+
+
+_REFUSALS: dict[bytes, type[CallRefused]] = {REFUSED_BUSY: QubeBusy, REFUSED_NOT_READY: AgentNotReady}
+
+
+# --- the request ---------------------------------------------------------------------------------------------------
+
+
+class Connection:
+    """A call that was accepted: the data channel, and the connection that holds its port. Closing both ends it."""
+
+    def __init__(self, session: socket.socket, data: socket.socket) -> None:
+        self._session = session
+        self.data = data
+
+    def close(self) -> None:
+        self.data.close()
+        self._session.close()
+
+
+async def connect(socket_path: Path) -> socket.socket:
+    """Return a connection to a qube's session, HELLO exchanged. :raise SessionUnavailable:"""
+    session = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    session.setblocking(False)
+    try:
+        with address(socket_path) as where:
+            await asyncio.get_running_loop().sock_connect(session, where)
+        await asyncio.get_running_loop().sock_sendall(session, qrexec.encode(Hello(qrexec.LOCAL_VERSION)))
+    except OSError as error:
+        session.close()
+        raise SessionUnavailable(f"{socket_path}: {error}") from error
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+async def request(session: socket.socket, message: ExecCmdline | JustExec) -> Connection:
+    """Ask for a call on a fresh connection; takes it over. :raise SessionUnavailable, CallRefused:"""
+    with ExitStack() as undo:
+        undo.callback(session.close)
+        try:
+            await asyncio.get_running_loop().sock_sendall(session, qrexec.encode(message))
+            answer, descriptors = await _receive_answer(session, undo)
+        except (OSError, RemoteProtocolError) as error:
+            raise SessionUnavailable(str(error)) from error
+        if isinstance(answer, ServiceRefused):
+            reason = answer.ident.decode("ascii", "replace")
+            raise _REFUSALS.get(answer.ident, CallRefused)(reason)
+        if len(descriptors) != 1:
+            raise SessionUnavailable(f"the session sent {len(descriptors)} descriptors")
+        undo.pop_all()
+        return Connection(session, descriptors[0])
+
+
+async def _receive_answer(session: socket.socket, undo: ExitStack) -> tuple[Message, list[socket.socket]]:
+    """Return the answer and the descriptors that came with it, which ``undo`` closes."""
+    decoder = Decoder(qrexec.lengths(HELLO))
+    descriptors: list[socket.socket] = []
+    while True:
+        data, received = await _receive_with_descriptors(session)
+        for descriptor in received:
+            undo.callback(descriptor.close)
+        descriptors += received
+        if not data:
+            raise ConnectionError("the session closed the connection")
+        answer = _answer(decoder, data)
+        if answer is not None:
+            return answer, descriptors
+
+
+def _answer(decoder: Decoder, data: bytes) -> Message | None:
+    """The session's answer if it is complete; HELLO before it is checked and left out."""
+    for index in range(len(data)):
+        for message in decoder.receive(data[index : index + 1]):
+            if not isinstance(message, Hello):
+                return message
+            qrexec.negotiate(message.version, qrexec.LOCAL_VERSION)
+            decoder.allowed = {
+                EXEC_CMDLINE: ANSWER_LENGTHS,
+                JUST_EXEC: ANSWER_LENGTHS,
+                **qrexec.lengths(SERVICE_REFUSED),
+            }
+    return None
+
+
+async def _receive_with_descriptors(session: socket.socket) -> tuple[bytes, list[socket.socket]]:
+    """recvmsg(2) when there is something; the loop has no method for ancillary data."""
+    space = socket.CMSG_SPACE(array.array("i").itemsize)
+    while True:
+        try:
+            data, ancillary, _, _ = session.recvmsg(4096, space)
+        except BlockingIOError:
+            await _readable(session)
+            continue
+        numbers = array.array("i")
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+        return data, [socket.socket(fileno=number) for number in numbers]
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(connection, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection)
+
+
+# --- the call ------------------------------------------------------------------------------------------------------
+
+
+class _Source:
+    """Where stdin comes from: a descriptor, bytes, or nothing."""
+
+    def __init__(self, fd: int | None, data: bytes = b"") -> None:
+        self._data = memoryview(data)
+        # A copy, because a loop watches a descriptor number only once and others may share it.
+        self._fd = None if fd is None else os.dup(fd)
+        self.is_watchable = self._fd is not None and _is_watchable(self._fd)
+
+    @property
+    def fd(self) -> int:
+        assert self._fd is not None
+        return self._fd
+
+    def read(self) -> bytes | memoryview:
+        """Return some bytes, none at the end. :raise BlockingIOError: none now."""
+        if self._fd is not None:
+            return os.read(self._fd, READ_SIZE)
+        part, self._data = self._data[:READ_SIZE], self._data[READ_SIZE:]
+        return part
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class _Sink:
+    """Where stdout or stderr goes: a descriptor, a buffer, or nowhere."""
+
+    def __init__(self, fd: int | None, collect: Callable[[bytes], None] | None = None) -> None:
+        self._collect = collect
+        self._fd = None if fd is None else os.dup(fd)
+        self.is_watchable = self._fd is not None and _is_watchable(self._fd)
+        self.pending = b""
+
+    @property
+    def fd(self) -> int:
+        assert self._fd is not None
+        return self._fd
+
+    def put(self, data: bytes) -> None:
+        """Take bytes; those for a watchable descriptor wait in :attr:`pending`."""
+        if self._collect is not None:
+            self._collect(data)
+        elif self._fd is not None:
+            self.pending += data
+            if not self.is_watchable:
+                while self.pending:
+                    self.write()
+
+    def write(self) -> None:
+        """Write some; the descriptor is writable. Who reads no more gets no more."""
+        try:
+            size = PIPE_WRITE if self.is_watchable else len(self.pending)
+            self.pending = self.pending[os.write(self.fd, self.pending[:size]) :]
+        except BlockingIOError:
+            return
+        except (BrokenPipeError, ConnectionResetError):
+            self.pending = b""
+            self.close()
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _is_watchable(fd: int) -> bool:
+    """Whether epoll takes it; files and the like are always ready."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+        return False
+    with select.epoll() as probe:
+        try:
+            probe.register(fd, select.EPOLLIN)
+        except PermissionError:
+            # /dev/null, /dev/zero and other devices that do not poll.
+            return False
+    return True
+
+
+class _Exchange:
+    """One call's data channel between socket, source and sinks; callbacks on the loop, nothing unbounded.
+
+    The channel is read only while no output waits, the source only while nothing waits for the channel.
+    """
+
+    def __init__(self, connection: socket.socket, source: _Source, stdout: _Sink, stderr: _Sink) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._source = source
+        self._sinks = (stdout, stderr)
+        self._loop = asyncio.get_running_loop()
+        self._protocol = CallerEnd()
+        self._outgoing = self._protocol.hello()
+        self._stdin_open = True
+        self._writing: set[_Sink] = set()
+        self._result: asyncio.Future[int] = self._loop.create_future()
+        self.greeted: asyncio.Future[None] = self._loop.create_future()
+        """Done once the agent has said HELLO."""
+
+    async def run(self) -> int:
+        """Return the exit code; 255 if the channel closed before one came. :raise: what a sink raises."""
+        self._loop.add_reader(self._connection, self._receive)
+        self._send()
+        try:
+            return await self._result
+        finally:
+            self._loop.remove_reader(self._connection)
+            self._loop.remove_writer(self._connection)
+            self._unwatch_source()
+            for sink in tuple(self._writing):
+                self._loop.remove_writer(sink.fd)
+            self.greeted.cancel()
+
+    def _finish(self, code: int) -> None:
+        """Give the result once the sinks have everything."""
+        self._loop.remove_reader(self._connection)
+        self._unwatch_source()
+        self._stdin_open = False
+        self._exit_code = code
+        if not self._writing and not self._result.done():
+            self._result.set_result(code)
+
+    _exit_code: int | None = None
+
+    # from the qube
+
+    def _receive(self) -> None:
+        try:
+            untrusted_data = self._connection.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            untrusted_data = b""
+        if not untrusted_data:
+            self._finish(EXIT_CHANNEL_LOST)
+            return
+        try:
+            for message in self._protocol.receive(untrusted_data):
+                self._take(message)
+        except RemoteProtocolError:
+            self._finish(EXIT_CHANNEL_LOST)
+        except (OSError, RpcError) as error:
+            if not self._result.done():
+                self._result.set_exception(error)
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Hello):
+            if not self.greeted.done():
+                self.greeted.set_result(None)
+            self._pump_source()
+        elif isinstance(message, (Stdout, Stderr)):
+            sink = self._sinks[isinstance(message, Stderr)]
+            if message.data:
+                sink.put(message.data)
+                self._drain(sink)
+            elif not sink.pending:
+                # Whoever reads the other end of a pipe of ours learns of the end now.
+                sink.close()
+        elif isinstance(message, ExitCode):
+            self._finish(message.code if 0 <= message.code <= 255 else EXIT_CHANNEL_LOST)
+
+    def _drain(self, sink: _Sink) -> None:
+        if sink.pending and sink not in self._writing:
+            self._writing.add(sink)
+            self._loop.remove_reader(self._connection)
+            self._loop.add_writer(sink.fd, self._write_sink, sink)
+
+    def _write_sink(self, sink: _Sink) -> None:
+        fd = sink.fd
+        try:
+            sink.write()
+        except OSError as error:
+            sink.pending = b""
+            if not self._result.done():
+                self._result.set_exception(error)
+        if sink.pending:
+            return
+        self._loop.remove_writer(fd)
+        self._writing.discard(sink)
+        if self._writing:
+            return
+        if self._exit_code is not None:
+            self._finish(self._exit_code)
+        else:
+            self._loop.add_reader(self._connection, self._receive)
+
+    # to the qube
+
+    def _unwatch_source(self) -> None:
+        if self._source.is_watchable and self._stdin_open:
+            self._loop.remove_reader(self._source.fd)
+
+    def _pump_source(self) -> None:
+        """Read stdin if nothing waits for the channel: when it is readable, or (files, bytes) at once."""
+        if not self._stdin_open or self._outgoing or self._protocol.version is None:
+            return
+        if self._source.is_watchable:
+            self._loop.add_reader(self._source.fd, self._read_source)
+        else:
+            self._read_source()
+
+    def _read_source(self) -> None:
+        try:
+            data = self._source.read()
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._unwatch_source()
+        if data:
+            self._outgoing = b"".join(self._protocol.stdin(data))
+        else:
+            self._stdin_open = False
+            self._outgoing = self._protocol.stdin_end()
+        self._send()
+
+    def _send(self) -> None:
+        try:
+            sent = self._connection.send(self._outgoing)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # The channel is gone; reading says so, after everything that came before.
+            self._outgoing = b""
+            self._stdin_open = False
+            self._loop.remove_writer(self._connection)
+            return
+        self._outgoing = self._outgoing[sent:]
+        if self._outgoing:
+            self._loop.add_writer(self._connection, self._send)
+            return
+        self._loop.remove_writer(self._connection)
+        # In a later turn of the loop, so that a large source does not keep everything else waiting.
+        self._loop.call_soon(self._pump_source)
+
+
+async def _call(
+    socket_path: Path, message: ExecCmdline | JustExec, source: _Source, stdout: _Sink, stderr: _Sink
+) -> int:
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT) as handshake:
+            connection = await request(await connect(socket_path), message)
+            try:
+                exchange = _Exchange(connection.data, source, stdout, stderr)
+                exchange.greeted.add_done_callback(lambda _: handshake.reschedule(None))
+                return await exchange.run()
+            finally:
+                connection.close()
+    finally:
+        source.close()
+        stdout.close()
+        stderr.close()
+
+
+def _request(kind: type[ExecCmdline | JustExec], user: str, command: str) -> ExecCmdline | JustExec:
+    if ":" in user or not user:
+        raise ValueError(f"not a user name: {user!r}")
+    return kind(0, 0, f"{user}:{command}".encode())
+
+
+async def run(
+    socket_path: Path,
+    command: str,
+    *,
+    user: str = "DEFAULT",
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    timeout: float | None = None,
+) -> int:
+    """Run a shell command (or ``QUBESRPC …``) in a qube, joined to the caller's descriptors, and return its exit code.
+
+    The descriptors stay the caller's, their blocking mode included; None is the end of input, or nowhere. 125 to 127
+    and 128 + N as in qrexec §2, 255 if the channel was lost before an exit code came.
+
+    :raise RpcError: the command did not run. :raise TimeoutError: ``timeout`` seconds went by; it was ended.
+    :raise OSError: writing to one of the descriptors failed; it was ended.
+    """
+    async with asyncio.timeout(timeout):
+        message = _request(ExecCmdline, user, command)
+        return await _call(socket_path, message, _Source(stdin), _Sink(stdout), _Sink(stderr))
+
+
+async def run_collect(
+    socket_path: Path,
+    command: str,
+    *,
+    user: str = "DEFAULT",
+    stdin: bytes = b"",
+    timeout: float | None = None,
+    limit: int = DEFAULT_COLLECT_LIMIT,
+) -> tuple[int, bytes, bytes]:
+    """Run a command with ``stdin`` as its input and return exit code, stdout, stderr.
+
+    :raise OutputTooLong: more than ``limit`` bytes came; it was ended. Otherwise as :func:`run`.
+    """
+    buffers = (bytearray(), bytearray())
+
+    def collect(buffer: bytearray, data: bytes) -> None:
+        if len(buffers[0]) + len(buffers[1]) + len(data) > limit:
+            raise OutputTooLong(f"more than {limit} bytes of output")
+        buffer += data
+
+    sinks = [_Sink(None, partial(collect, buffer)) for buffer in buffers]
+    async with asyncio.timeout(timeout):
+        message = _request(ExecCmdline, user, command)
+        code = await _call(socket_path, message, _Source(None, stdin), *sinks)
+    return code, bytes(buffers[0]), bytes(buffers[1])
+
+
+async def run_detached(socket_path: Path, command: str, *, user: str = "root", timeout: float | None = None) -> None:
+    """Start a command with nothing connected and return once it was started; its end is not waited for.
+
+    :raise CallRefused: the agent could not start it. Otherwise as :func:`run`.
+    """
+    async with asyncio.timeout(timeout):
+        code = await _call(socket_path, _request(JustExec, user, command), _Source(None), _Sink(None), _Sink(None))
+    if code:
+        raise CallRefused(f"exit code {code}")

@@ -1,0 +1,228 @@
+"""The two streams every agent opens: its keys (port 111) and the qrexec control channel (port 512).
+
+Both belong to :class:`GuestServices`, which knows whether the agent is ready. A guest that begins a message and does
+not finish it, or opens the control channel and does not say HELLO, is dropped after :data:`SILENCE_TIMEOUT` (MC-13).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+from insula.rpc.channel import Channel, StreamHandler, StreamWriter
+from insula.rpc.pacing import RateLimit
+from insula_proto import qrexec, qubesdb
+from insula_proto.errors import RemoteProtocolError
+from insula_proto.qrexec import ConnectionTerminated, ExecCmdline, Hello, JustExec, MalformedTrigger
+from insula_proto.qrexec_channel import DaemonControl, ServiceRequested
+
+SILENCE_TIMEOUT = 10.0
+"""Seconds a guest may take to finish what it has begun to say."""
+MAX_CONTROL_BACKLOG = 1048576
+"""Bytes of requests an agent has not read, above which new calls are refused as busy."""
+KEY_WRITES_BURST = 200
+KEY_WRITES_PER_SECOND = 20
+"""How often a guest may have the daemon told of a key; further writes are answered with an error."""
+SERVICE_REQUESTS_BURST = 20
+SERVICE_REQUESTS_PER_SECOND = 1
+"""How often the daemon is told of a refused request; the refusal itself is always sent."""
+
+
+class GuestListener(Protocol):
+    """Who is told what the guest did."""
+
+    def agent_ready(self, version: int) -> None: ...
+
+    def key_written(self, path: str, value: bytes) -> None: ...
+
+    def key_removed(self, path: str) -> None: ...
+
+    def service_requested(self, service: str, target: str) -> None: ...
+
+    def connection_terminated(self, domain: int, port: int) -> None: ...
+
+    def can_tell(self) -> bool:
+        """Whether the daemon takes messages at present."""
+
+
+class _Watch:
+    """Drops the channel when the guest owes us the rest of a message for too long."""
+
+    def __init__(self, channel: Channel, what: str) -> None:
+        self._channel = channel
+        self._what = what
+        self._timer: asyncio.TimerHandle | None = None
+
+    def owes(self, is_owed: bool) -> None:  # noqa: FBT001, RUF100 - a fact, not a switch
+        if not is_owed:
+            self.stop()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SILENCE_TIMEOUT, self._expired)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expired(self) -> None:
+        self._timer = None
+        self._channel.drop(f"{self._what}: a message was begun and not finished in {SILENCE_TIMEOUT:.0f} s")
+
+
+class _Conversation(StreamHandler):
+    """A stream on which requests are answered; input is granted again only while the answers are being read."""
+
+    def __init__(self, channel: Channel, stream: int, what: str) -> None:
+        self.channel = channel
+        self.stream = stream
+        self.writer = StreamWriter(channel, stream)
+        self.watch = _Watch(channel, what)
+        self._unconsumed = 0
+
+    def took(self, count: int) -> None:
+        self._unconsumed += count
+        self._grant()
+
+    def _grant(self) -> None:
+        if not self.writer.size:
+            self.channel.consumed(self.stream, self._unconsumed)
+            self._unconsumed = 0
+
+    def writable(self) -> None:
+        self.writer.flush()
+        self._grant()
+
+    def fin(self) -> None:
+        raise RemoteProtocolError("the agent closed a stream it must keep")
+
+
+class _KeyStream(_Conversation):
+    def __init__(self, services: GuestServices, channel: Channel, stream: int) -> None:
+        super().__init__(channel, stream, "keys")
+        self._services = services
+        self.server = qubesdb.KeyServer(services.keys, services.may_write)
+        self.watch.owes(True)
+
+    def data(self, untrusted_data: bytes) -> None:
+        events = self.server.receive(untrusted_data)
+        self.watch.owes(not self.server.is_between_messages)
+        self.writer.write(self.server.take_output())
+        self.took(len(untrusted_data))
+        for event in events:
+            self._services.key_changed(event)
+
+    def closed(self) -> None:
+        self.watch.stop()
+        self._services.key_stream = None
+
+
+class _ControlStream(_Conversation):
+    def __init__(self, services: GuestServices, channel: Channel, stream: int) -> None:
+        super().__init__(channel, stream, "control channel")
+        self._services = services
+        self.protocol = DaemonControl()
+        self.watch.owes(True)
+
+    def data(self, untrusted_data: bytes) -> None:
+        messages = self.protocol.receive(untrusted_data)
+        self.watch.owes(not self.protocol.is_between_messages)
+        for message in messages:
+            if isinstance(message, Hello):
+                self.writer.write(self.protocol.answer())
+                self._services.ready(self.protocol)
+            elif isinstance(message, ConnectionTerminated):
+                self._services.listener.connection_terminated(message.domain, message.port)
+            elif isinstance(message, ServiceRequested):
+                self.writer.write(self.protocol.refuse_service(message.ident))
+                self._services.refused(message.service, message.target)
+            elif isinstance(message, MalformedTrigger):
+                self.writer.write(self.protocol.refuse_service(message.raw_ident))
+                self._services.refused("", message.reason)
+        self.took(len(untrusted_data))
+
+    def closed(self) -> None:
+        self.watch.stop()
+        self._services.control_closed()
+
+
+class GuestServices:
+    """What the host offers to one guest: its keys, and ears for its control channel."""
+
+    def __init__(self, listener: GuestListener) -> None:
+        self.listener = listener
+        self.keys: dict[str, bytes] = {}
+        self.key_stream: _KeyStream | None = None
+        self._control: _ControlStream | None = None
+        self._is_ready = False
+        self._key_limit = RateLimit(KEY_WRITES_BURST, KEY_WRITES_PER_SECOND)
+        self._request_limit = RateLimit(SERVICE_REQUESTS_BURST, SERVICE_REQUESTS_PER_SECOND)
+
+    # --- for the session -----------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_ready
+
+    def accept(self, channel: Channel, stream: int, port: int) -> StreamHandler | None:
+        """The guest opened a stream. :raise RemoteProtocolError: it has that one already."""
+        if port == qubesdb.PORT:
+            if self.key_stream is not None:
+                raise RemoteProtocolError("a second stream for keys")
+            self.key_stream = _KeyStream(self, channel, stream)
+            return self.key_stream
+        if port == qrexec.CONTROL_PORT:
+            if self._control is not None:
+                raise RemoteProtocolError("a second control channel")
+            self._control = _ControlStream(self, channel, stream)
+            return self._control
+        return None
+
+    def has_room(self) -> bool:
+        """Whether the agent reads its requests fast enough to be given another."""
+        return self._control is not None and self._control.writer.size <= MAX_CONTROL_BACKLOG
+
+    def execute(self, message: ExecCmdline | JustExec) -> None:
+        """Send a request; the agent is ready."""
+        assert self._control is not None
+        self._control.writer.write(self._control.protocol.execute(message))
+
+    def set_key(self, path: str, value: bytes) -> None:
+        self.keys[path] = value
+        if self.key_stream is not None and self.key_stream.server.is_synchronised:
+            self.key_stream.writer.write(self.key_stream.server.write(path, value))
+
+    def remove_key(self, path: str) -> None:
+        if self.keys.pop(path, None) is None:
+            return
+        if self.key_stream is not None and self.key_stream.server.is_synchronised:
+            self.key_stream.writer.write(self.key_stream.server.remove(path))
+
+    def set_initial_keys(self, keys: Mapping[str, bytes]) -> None:
+        self.keys.update(keys)
+
+    # --- for the streams -----------------------------------------------------------------------------------------
+
+    def ready(self, protocol: DaemonControl) -> None:
+        assert protocol.version is not None
+        self._is_ready = True
+        self.listener.agent_ready(protocol.version)
+
+    def control_closed(self) -> None:
+        self._control = None
+        self._is_ready = False
+
+    def may_write(self, path: str, value: bytes) -> bool:
+        """Whether the daemon can be told of one more key."""
+        del path, value
+        return self.listener.can_tell() and self._key_limit.take(asyncio.get_running_loop().time())
+
+    def key_changed(self, event: qubesdb.KeyWritten | qubesdb.KeyRemoved) -> None:
+        if isinstance(event, qubesdb.KeyWritten):
+            self.listener.key_written(event.path, event.value)
+        elif qubesdb.guest_may_write(event.path):
+            self.listener.key_removed(event.path)
+
+    def refused(self, service: str, target: str) -> None:
+        if self.listener.can_tell() and self._request_limit.take(asyncio.get_running_loop().time()):
+            self.listener.service_requested(service, target)

@@ -1,0 +1,137 @@
+"""What lifecycle uses: start the session of a qube, know when its agent is ready and why the session ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from insula.rpc.control import AgentLost, AgentReady, CallsChanged, FromSession, SessionEnding, Shutdown
+from insula.rpc.sockets import address
+from insula.rpc.spawn import SessionProcess, SessionSpec, spawn_session
+from insula_proto.errors import RemoteProtocolError
+
+SHUTDOWN_TIMEOUT = 2.0
+"""Seconds a session has to end by itself before it is killed."""
+LISTEN_BACKLOG = 512
+DEFAULT_USER = "user"
+DEFAULT_USER_KEY = "/default-user"
+
+log = logging.getLogger("insula.rpc")
+
+
+class RunningSession:
+    """A session process and what it last said. ``on_message`` sees every message, e.g. keys the guest wrote."""
+
+    def __init__(
+        self, name: str, process: SessionProcess, on_message: Callable[[str, FromSession], None] | None = None
+    ) -> None:
+        self._name = name
+        self._process = process
+        self._on_message = on_message
+        self._ready = asyncio.Event()
+        self._reason = ""
+        self.agent_version: int | None = None
+        """qrexec version both speak; None while there is no agent."""
+        self.calls = CallsChanged(0, 0, 0)
+        """Counters of calls."""
+        self._listener = asyncio.create_task(self._listen(), name=f"session {name}")
+
+    @property
+    def pid(self) -> int:
+        """Process id of the sandbox; killing it kills the session."""
+        return self._process.pid
+
+    async def wait_ready(self) -> None:
+        """Return once commands can be run. :raise ConnectionError: the session ended first."""
+        ready = asyncio.create_task(self._ready.wait(), name=f"session {self._name} ready")
+        try:
+            await asyncio.wait((ready, self._listener), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if not self._ready.is_set():
+            raise ConnectionError(f"session of {self._name} ended: {await self.wait_closed()}")
+
+    async def wait_closed(self) -> str:
+        """Return why the session ended, once it has; may be awaited by many."""
+        await asyncio.shield(self._listener)
+        return self._reason
+
+    async def close(self) -> None:
+        """End it; idempotent. Running calls fail as after a lost channel."""
+        try:
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT):
+                await self._process.send(Shutdown())
+                await self._process.wait()
+        except (OSError, TimeoutError):
+            self._process.kill()
+        await asyncio.shield(self._listener)
+
+    async def _listen(self) -> None:
+        try:
+            while (message := await self._process.receive()) is not None:
+                self._take(message)
+        except RemoteProtocolError as error:
+            self._reason = f"it broke the protocol: {error}"
+        finally:
+            self._ready.clear()
+            self.agent_version = None
+            await self._process.close()
+        code = await self._process.wait()
+        self._reason = self._reason or f"exit code {code}"
+        if words := self._process.last_words():
+            log.info("%s: session said: %r", self._name, words[-2000:])
+
+    def _take(self, message: FromSession) -> None:
+        if isinstance(message, AgentReady):
+            self.agent_version = message.version
+            self._ready.set()
+        elif isinstance(message, AgentLost):
+            self.agent_version = None
+            self._ready.clear()
+            log.warning("%s: agent lost: %s", self._name, message.reason)
+        elif isinstance(message, CallsChanged):
+            self.calls = message
+        elif isinstance(message, SessionEnding):
+            self._reason = message.reason
+        if self._on_message is not None:
+            self._on_message(self._name, message)
+
+
+def listen(path: Path) -> socket.socket:
+    """Return a socket listening at ``path``, in place of what an earlier session left there. :raise OSError:"""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with address(path) as where:
+            listener.bind(where)
+        path.chmod(0o600)
+        listener.listen(LISTEN_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def launch_session(
+    *,
+    name: str,
+    qid: int,
+    channel: socket.socket,
+    rpc_socket: Path,
+    keys: Mapping[str, str],
+    on_message: Callable[[str, FromSession], None] | None = None,
+) -> RunningSession:
+    """Start the session process of a qube; takes over ``channel``. Clients find it at ``rpc_socket``.
+
+    :raise OSError: it could not be started; ``channel`` is still the caller's then.
+    """
+    with listen(rpc_socket) as listener:
+        spec = SessionSpec(
+            name, qid, keys.get(DEFAULT_USER_KEY, DEFAULT_USER), {path: value.encode() for path, value in keys.items()}
+        )
+        process = await spawn_session(spec, channel, listener)
+    channel.close()
+    return RunningSession(name, process, on_message)

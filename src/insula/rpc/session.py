@@ -1,0 +1,211 @@
+"""``insula-session``: the process that talks to one qube's agent, the only host code that parses what a guest wrote.
+
+It has three descriptors and nothing else (``insula.rpc.spawn`` makes the sandbox): the channel to the guest, the
+listening ``rpc.sock``, and a socket to the daemon. It ends when the machine or the daemon is gone, or when told to.
+Calls end with it; the next session of the same guest begins with a handshake that resets what this one left.
+
+It imports the standard library, ``msgspec`` and ``insula_proto``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections import deque
+
+from insula.rpc import control
+from insula.rpc.callers import CallServer, CallTable
+from insula.rpc.channel import Channel, StreamHandler
+from insula.rpc.control import (
+    AgentLost,
+    AgentReady,
+    Begin,
+    CallsChanged,
+    Configure,
+    FromSession,
+    KeyRemoved,
+    KeyWritten,
+    RemoveKey,
+    ServiceRequested,
+    SessionEnding,
+    SetKey,
+    Shutdown,
+    ToSession,
+    printable,
+)
+from insula.rpc.guest import GuestServices
+from insula.rpc.pacing import RateLimit
+from insula_proto import limits
+from insula_proto.errors import RemoteProtocolError
+
+MAX_UNTOLD = 256
+"""Messages the daemon has not taken yet; above it guests may not cause more."""
+LOG_BURST = 20
+LOG_PER_SECOND = 1
+EXIT_OK = 0
+EXIT_DAEMON_PROTOCOL = 65
+EXIT_DEFECT = 70
+
+
+class Session:
+    """Joins the parts; is the owner of the channel, the listener of the guest and the counter of calls."""
+
+    def __init__(self, channel: socket.socket, listener: socket.socket, daemon: socket.socket) -> None:
+        daemon.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._daemon = daemon
+        self._untold: deque[bytes] = deque()
+        self._calls_untold = False
+        self._name = ""
+        self._log_limit = RateLimit(LOG_BURST, LOG_PER_SECOND)
+        self.done: asyncio.Future[int] = self._loop.create_future()
+        self._guest = GuestServices(self)
+        self._table = CallTable(self)
+        self._server = CallServer(listener, self._guest, self._table)
+        self._channel = Channel(channel, self)
+        self._is_ready = False
+        self._loop.add_reader(daemon, self._daemon_readable)
+
+    def close(self) -> None:
+        self._channel.close()
+        self._server.close()
+        self._loop.remove_reader(self._daemon)
+        self._loop.remove_writer(self._daemon)
+        self._daemon.close()
+
+    def finish(self, code: int) -> None:
+        if not self.done.done():
+            self.done.set_result(code)
+
+    def _log(self, message: str) -> None:
+        """What a guest can cause is limited in number, and its words are made printable."""
+        if self._log_limit.take(self._loop.time()):
+            print(f"insula-session {self._name}: {printable(message)}", file=sys.stderr, flush=True)
+
+    # --- the daemon ----------------------------------------------------------------------------------------------
+
+    def _daemon_readable(self) -> None:
+        try:
+            data = self._daemon.recv(control.MAX_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.finish(EXIT_OK)
+            return
+        try:
+            self._obey(control.decode_to_session(data))
+        except RemoteProtocolError as error:
+            self._log(str(error))
+            self.finish(EXIT_DAEMON_PROTOCOL)
+
+    def _obey(self, message: ToSession) -> None:
+        if isinstance(message, Configure):
+            self._name = message.name
+            self._server.configure(self._channel, message.domain, message.default_user)
+        elif isinstance(message, SetKey):
+            if len(self._guest.keys) >= limits.QUBESDB_MAX_KEYS and message.path not in self._guest.keys:
+                raise RemoteProtocolError("too many keys")
+            self._guest.set_key(message.path, message.value)
+        elif isinstance(message, RemoveKey):
+            self._guest.remove_key(message.path)
+        elif isinstance(message, Begin):
+            self._channel.start()
+        elif isinstance(message, Shutdown):
+            self.finish(EXIT_OK)
+
+    def _tell(self, message: FromSession) -> None:
+        self._untold.append(control.encode(message))
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        try:
+            while self._untold or self._calls_untold:
+                if self._untold:
+                    self._daemon.send(self._untold[0])
+                    self._untold.popleft()
+                else:
+                    self._daemon.send(
+                        control.encode(CallsChanged(self._table.running, self._table.started, self._table.refused))
+                    )
+                    self._calls_untold = False
+        except BlockingIOError:
+            self._loop.add_writer(self._daemon, self._tell_all)
+        except OSError:
+            self.finish(EXIT_OK)
+        else:
+            self._loop.remove_writer(self._daemon)
+
+    # --- ChannelOwner --------------------------------------------------------------------------------------------
+
+    def accept(self, stream: int, port: int) -> StreamHandler | None:
+        return self._guest.accept(self._channel, stream, port)
+
+    def lost(self, reason: str) -> None:
+        self._log(f"connection lost: {reason}")
+        self._table.clear()
+        if self._is_ready:
+            self._is_ready = False
+            self._tell(AgentLost(printable(reason)))
+
+    def ended(self, reason: str) -> None:
+        self.lost(reason)
+        self._tell(SessionEnding(printable(reason)))
+        self.finish(EXIT_OK)
+
+    # --- GuestListener -------------------------------------------------------------------------------------------
+
+    def agent_ready(self, version: int) -> None:
+        self._is_ready = True
+        self._tell(AgentReady(version))
+
+    def can_tell(self) -> bool:
+        return len(self._untold) < MAX_UNTOLD
+
+    def key_written(self, path: str, value: bytes) -> None:
+        self._tell(KeyWritten(path, value))
+
+    def key_removed(self, path: str) -> None:
+        if self.can_tell():
+            self._tell(KeyRemoved(path))
+
+    def service_requested(self, service: str, target: str) -> None:
+        self._log(f"refused service {service!r} of {target!r}")
+        self._tell(ServiceRequested(printable(service), printable(target)))
+
+    def connection_terminated(self, domain: int, port: int) -> None:
+        self._table.terminated(domain, port)
+
+    # --- CallCounter ---------------------------------------------------------------------------------------------
+
+    def calls_changed(self) -> None:
+        self._calls_untold = True
+        self._loop.call_soon(self._tell_all)
+
+
+async def serve(channel: socket.socket, listener: socket.socket, daemon: socket.socket) -> int:
+    """Run until there is nothing left to do; return the exit code."""
+    session = Session(channel, listener, daemon)
+
+    def defect(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        # Half a session would be worse than none: the daemon starts another.
+        loop.default_exception_handler(context)
+        session.finish(EXIT_DEFECT)
+
+    asyncio.get_running_loop().set_exception_handler(defect)
+    try:
+        return await session.done
+    finally:
+        session.close()
+
+
+def main(arguments: list[str]) -> int:
+    """``session CHANNEL LISTENER DAEMON``: three descriptor numbers."""
+    sockets = [socket.socket(fileno=int(number)) for number in arguments]
+    return asyncio.run(serve(*sockets))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""A qube without a machine: a real agent process and a real session process, joined by a socket pair.
+
+Both ends of the pair are kept here too, so that neither process learns from the socket that the other has gone: what a
+virtio-serial port at its worst is like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import insula_agent
+from insula.rpc.control import FromSession
+from insula.rpc.launcher import RunningSession, launch_session
+
+READY_TIMEOUT = 30.0
+AGENT_FOLDER = Path(insula_agent.__file__ or "").parent
+
+
+def own_user() -> str:
+    """The only user an agent outside a qube runs commands as."""
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+class FakeQube:
+    """``folder`` holds ``rpc.sock``, ``keys/`` (as shown by the agent), ``rpc/`` and ``rpc-config/``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rpc_socket = folder / "rpc.sock"
+        self.host_end, self.guest_end = socket.socketpair()
+        self.keys: dict[str, str] = {"/name": "work", "/default-user": own_user()}
+        self.messages: list[FromSession] = []
+        self.session: RunningSession | None = None
+        self.agent: asyncio.subprocess.Process | None = None
+        self.python = [sys.executable]
+        for name in ("keys", "rpc", "rpc-config"):
+            (folder / name).mkdir()
+
+    async def start_agent(self) -> None:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "QREXEC_SERVICE_PATH": f"{self.folder}/rpc:{AGENT_FOLDER}/rpc",
+            "QUBES_RPC_CONFIG_PATH": f"{self.folder}/rpc-config",
+        }
+        guest_end = self.guest_end.dup()
+        with guest_end:
+            self.agent = await asyncio.create_subprocess_exec(
+                *self.python, "-S", "-E", "-m", "insula_agent", "--device", f"fd:{guest_end.fileno()}",
+                "--own-user", "--no-identity", "--keys", str(self.folder / "keys"),
+                cwd=AGENT_FOLDER.parent, env=environment, pass_fds=[guest_end.fileno()],
+                stderr=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+
+    async def start_session(self, on_message: Callable[[str, FromSession], None] | None = None) -> RunningSession:
+        def keep(name: str, message: FromSession) -> None:
+            self.messages.append(message)
+            if on_message is not None:
+                on_message(name, message)
+
+        channel = self.host_end.dup()
+        self.session = await launch_session(
+            name="work", qid=7, channel=channel, rpc_socket=self.rpc_socket, keys=self.keys, on_message=keep
+        )
+        return self.session
+
+    async def ready(self) -> None:
+        assert self.session is not None
+        async with asyncio.timeout(READY_TIMEOUT):
+            await self.session.wait_ready()
+
+    async def kill_agent(self, number: int = signal.SIGKILL) -> int:
+        """End the agent and return its wait status."""
+        assert self.agent is not None
+        if self.agent.returncode is None:
+            self.agent.send_signal(number)
+        agent, self.agent = self.agent, None
+        return await agent.wait()
+
+    async def kill_session(self) -> str:
+        """``kill -9`` what the daemon started; return why it ended as seen by the daemon."""
+        assert self.session is not None
+        os.kill(self.session.pid, signal.SIGKILL)
+        session, self.session = self.session, None
+        return await session.wait_closed()
+
+    async def close(self) -> None:
+        if self.session is not None:
+            await self.session.close()
+        if self.agent is not None:
+            # SIGTERM: the agent ends the commands it still runs.
+            await self.kill_agent(signal.SIGTERM)
+        self.host_end.close()
+        self.guest_end.close()
+
+    def add_service(self, name: str, text: str, *, settings: str | None = None, mode: int = 0o755) -> None:
+        path = self.folder / "rpc" / name
+        path.write_text(text)
+        path.chmod(mode)
+        if settings is not None:
+            (self.folder / "rpc-config" / name).write_text(settings)
+
+
+@asynccontextmanager
+async def fake_qube(folder: Path) -> AsyncIterator[FakeQube]:
+    """A qube whose agent is ready; everything of it is gone afterwards."""
+    qube = FakeQube(folder)
+    try:
+        await qube.start_session()
+        await qube.start_agent()
+        await qube.ready()
+        yield qube
+    finally:
+        await qube.close()
