@@ -1,6 +1,6 @@
 """Every method of the Admin API, once (admin-api §2).
 
-To add one: a line here, a function in ``handlers``, then ``make docs`` for ``docs/protocols/admin-methods.md``.
+To add one: a line here, a function in ``handlers``, and ``make docs``.
 Scope and right are those of the published policy includes; ``I`` (ours) is for methods no qube may be granted.
 """
 
@@ -51,7 +51,7 @@ def _qubes() -> Iterable[Method]:
     yield Method("admin.vm.List", _VM, _NONE, _NONE, _G, _R, Answer(qubes.list_qubes), "Qubes with class and state")
     for klass in CREATABLE:
         create, in_pool = Answer(qubes.create), Answer(qubes.create_in_pool)
-        text = f"Make a {klass}"
+        text = f"Make a qube of class {klass}"
         yield Method(f"admin.vm.Create.{klass}", _DOM0, _MAYBE, _SOME, _G, _W, create, text)
         yield Method(f"admin.vm.CreateInPool.{klass}", _DOM0, _MAYBE, _SOME, _G, _W, in_pool, f"{text} in chosen pools")
     disposable = Answer(qubes.create_disposable)

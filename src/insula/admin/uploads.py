@@ -8,6 +8,7 @@ volume is untouched until all data are there.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -60,8 +61,11 @@ class Uploads:
         if len(self._open) >= MAX_UPLOADS:
             raise QubesException(f"{MAX_UPLOADS} volumes are being imported already")
         data = UploadedData(self._folder / f"{qube}.{volume}", size)
-        with data.path.open("xb") as file:
-            file.truncate(size)
+        file = os.open(data.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.truncate(file, size)
+        finally:
+            os.close(file)
         self._open[qube, volume] = data
         return data
 
