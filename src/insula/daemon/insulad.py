@@ -82,10 +82,12 @@ async def serve(paths: Paths) -> None:
         store = rooms.enter_context(Store.open(paths.database))
         store.commit(with_builtin_pools(store.system, paths))
         bus = EventBus()
+        driver = await open_driver()
+        rooms.push_async_callback(driver.close)
         host = Host(
             store=store,
             bus=bus,
-            driver=await open_driver(),
+            driver=driver,
             kernels=Kernels(paths.kernels),
             launch_session=launch_session,
             runtime_folder=paths.qube,

@@ -108,7 +108,8 @@ class LifecycleEngine:
 
     def start_plan(self, name: QubeName) -> StartPlan:
         """What :meth:`start` would do now. :raise QubesException:"""
-        return plan_start(self.host.store.system, name, self.host.kernels.get)
+        emulated = Capability.HARDWARE_VIRTUALIZATION not in self.host.driver.capabilities
+        return plan_start(self.host.store.system, name, self.host.kernels.get, emulated=emulated)
 
     async def start(self, name: QubeName) -> None:
         supervisor = self._supervisor(name)

@@ -20,6 +20,10 @@ from insula.model.properties import resolve
 from insula.model.qube import Qube
 from insula.model.system import System
 
+EMULATED_OPTIONS = "mitigations=off tsc=reliable no_timer_check"
+"""Added where guests run in software emulation: an emulated CPU does not speculate, so there is nothing to mitigate,
+and its timers need not be checked against each other. On a real CPU the mitigations stay: they guard one program of a
+qube from another."""
 DISK_ORDER = ("root", "private", "volatile")
 """vda, vdb, vdc; the guest finds them by their serial, the order is for people."""
 
@@ -64,10 +68,13 @@ def _volume_text(volume: VolumeSpec) -> str:
     return f"{volume.size} bytes of pool {volume.pool}, thrown away at the end"
 
 
-def plan_start(system: System, name: QubeName, kernel_of: Callable[[str], Kernel]) -> StartPlan:
+def plan_start(
+    system: System, name: QubeName, kernel_of: Callable[[str], Kernel], *, emulated: bool = False
+) -> StartPlan:
     """Decide how ``name`` is started.
 
     :param kernel_of: finds a kernel by its version (:meth:`insula.lifecycle.kernels.Kernels.get`).
+    :param emulated: the hypervisor has no CPU to run guests on and emulates one.
     :raise QubesException: the qube must not or cannot be started; the message says why.
     """
     qube = system.get(name)
@@ -93,7 +100,18 @@ def plan_start(system: System, name: QubeName, kernel_of: Callable[[str], Kernel
         memory_mib=int(value("memory")),
         vcpus=int(value("vcpus")),
         kernel=kernel,
-        cmdline=" ".join(filter(None, (kernel.cmdline, f"systemd.machine_id={qube.uuid.hex}", options))),
+        cmdline=" ".join(
+            filter(
+                None,
+                (
+                    kernel.cmdline,
+                    EMULATED_OPTIONS if emulated else "",
+                    f"systemd.machine_id={qube.uuid.hex}",
+                    # Last, so that a person's word counts.
+                    options,
+                ),
+            )
+        ),
         volumes=tuple(qube.volumes[disk] for disk in DISK_ORDER if disk in qube.volumes),
         agent_timeout_s=int(value("qrexec_timeout")),
         debug=bool(value("debug")),

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from insula.hal.driver import Machine, MachineSpec
 from insula.model.block import BlockSource, VolumeSpec
+
+
+def _path_to_text(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"a machine record holds no {type(value).__name__}")
+
+
+def _path_from_text(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"a machine record holds no {kind.__name__}")
 
 
 class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,13 +41,13 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        value: dict[str, Any] = msgspec.to_builtins(self)
+        value: dict[str, Any] = msgspec.to_builtins(self, enc_hook=_path_to_text)
         return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MachineRecord:
         """:raise ValueError: not a record of this version (fields are missing, unknown or of another type)."""
-        return msgspec.convert(value, cls)
+        return msgspec.convert(value, cls, dec_hook=_path_from_text)
 
 
 @dataclass(frozen=True)

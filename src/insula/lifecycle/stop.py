@@ -15,7 +15,7 @@ from insula.model.klass import Klass
 from insula.rpc.client import RpcError, run_detached
 from insula.storage.pool import StorageError
 
-POWEROFF_COMMAND = "root:exec systemctl poweroff"
+POWEROFF_COMMAND = "exec systemctl poweroff"
 """What a guest is told; its own shutdown order then applies."""
 POWEROFF_TIMEOUT_S = 5.0
 """For handing over the command; a guest that does not take it gets its power button pressed."""
@@ -42,7 +42,7 @@ async def ask_to_shut_down(rpc_socket: Path, running: RunningQube) -> None:
     guests whose agent does not answer.
     """
     try:
-        await run_detached(rpc_socket, POWEROFF_COMMAND, timeout=POWEROFF_TIMEOUT_S)
+        await run_detached(rpc_socket, POWEROFF_COMMAND, user="root", timeout=POWEROFF_TIMEOUT_S)
     except (RpcError, OSError, TimeoutError) as e:
         log.info("%s: agent does not take the shutdown (%s), pressing the power button", running.name, e)
         await running.machine.request_shutdown()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from insula.admin.client import AdminClient
+from insula.cli.commands.template import as_image
 from insula.rpc.client import run_collect
 from insula.templates.build import BuildProgress, BuiltTemplate, build
 from insula.testing.daemon import DaemonProcess
@@ -41,17 +42,8 @@ async def build_template() -> BuiltTemplate:
 
 async def install(client: AdminClient, built: BuiltTemplate) -> None:
     """Make the template known to a daemon."""
-    image = {
-        "root_image": str(built.root_image),
-        "kernel": str(built.kernel),
-        "initrd": str(built.initrd),
-        "kernel_version": built.kernel_version,
-        "cmdline": built.cmdline,
-        "content_key": built.content_key,
-        "distribution": built.distribution,
-        "release": built.release,
-    }
-    await client.call("insula.template.Install", arg=TEMPLATE, payload=json.dumps(image).encode())
+    payload = json.dumps(as_image(built)).encode()
+    await client.call("insula.template.Install", arg=TEMPLATE, payload=payload)
 
 
 @dataclass(frozen=True)
@@ -65,9 +57,7 @@ class Result:
         return self.out.decode().strip()
 
 
-async def run(
-    daemon: DaemonProcess, qube: str, command: str, *, user: str = "user", stdin: bytes = b""
-) -> Result:
+async def run(daemon: DaemonProcess, qube: str, command: str, *, user: str = "user", stdin: bytes = b"") -> Result:
     """Run a shell command in a running qube."""
     async with asyncio.timeout(RUN_TIMEOUT_S):
         code, out, err = await run_collect(

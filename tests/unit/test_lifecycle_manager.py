@@ -1,0 +1,396 @@
+"""The engine with a fake hypervisor, fake sessions, and a real store and pool."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from insula.events.bus import EventBus
+from insula.events.types import Event
+from insula.hal.driver import MachineState
+from insula.hal.fake import FakeDriver, FakeHost
+from insula.lifecycle.engine import CreateRequest
+from insula.lifecycle.host import Host
+from insula.lifecycle.kernels import Kernels
+from insula.lifecycle.manager import LifecycleEngine
+from insula.lifecycle.memory import MemoryLedger
+from insula.model.errors import (
+    QubesException,
+    QubesMemoryError,
+    QubesVMInUseError,
+    QubesVMNotHaltedError,
+    QubesVMNotPausedError,
+    QubesVMNotRunningError,
+    QubesVMNotStartedError,
+    QubesVMShutdownTimeoutError,
+    StoragePoolException,
+)
+from insula.model.names import QubeName
+from insula.model.state import PowerState
+from insula.model.system import PoolConfig
+from insula.storage.registry import open_pool
+from insula.store.store import Store
+from insula.testing.fake_session import FakeSessions
+
+TEMPLATE = QubeName("template")
+WORK = QubeName("work")
+
+
+class Bench:
+    """One daemon's rooms; ``crash`` and ``reopen`` play a kill -9 and the next daemon."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.computer = FakeHost()
+        self.sessions = FakeSessions()
+        self.available_mib = 8192
+        self.published: list[Event] = []
+        self.engine: LifecycleEngine
+        self.host: Host
+        self._rooms = AsyncExitStack()
+
+    async def open(self) -> None:
+        store = self._rooms.enter_context(Store.open(self.folder / "system.db"))
+        if not store.system.pools:
+            pool = PoolConfig("default", "qcow2", {"dir_path": str(self.folder / "pool"), "reserve_mib": "1"})
+            store.commit(store.system.with_pool(pool).with_property("default_kernel", "6.1"))
+        bus = EventBus()
+        publish = bus.publish
+
+        def remember(event: Event) -> None:
+            self.published.append(event)
+            publish(event)
+
+        bus.publish = remember  # type: ignore[method-assign]
+        self.host = Host(
+            store=store,
+            bus=bus,
+            driver=FakeDriver(self.computer),
+            kernels=Kernels(self.folder / "kernels"),
+            launch_session=self.sessions,
+            runtime_folder=lambda name: self.folder / "run" / name,
+            console_folder=self.folder / "logs",
+            memory=MemoryLedger(lambda: self.available_mib),
+        )
+        for config in store.system.pools.values():
+            self.host.pools[config.name] = open_pool(config)
+            self._rooms.push_async_callback(self.host.pools[config.name].aclose)
+        self.engine = LifecycleEngine(self.host, self.folder / "run")
+        await self.engine.recover()
+
+    async def crash(self) -> None:
+        """The daemon is gone without a word; its machines run on."""
+        await self.engine.leave()
+        await self._rooms.aclose()
+        self._rooms = AsyncExitStack()
+
+    async def reopen(self) -> None:
+        await self.crash()
+        await self.open()
+
+    def names_of(self, qube: str) -> list[str]:
+        return [event.name for event in self.published if event.subject == qube]
+
+    def guest(self, name: str):  # type: ignore[no-untyped-def]
+        return [g for g in self.computer.guests.values() if g.spec.name == name][-1]
+
+    async def until(self, state: PowerState, name: QubeName = WORK) -> None:
+        async with asyncio.timeout(5):
+            while self.engine.power_state(name) is not state:
+                await asyncio.sleep(0)
+
+    def leftovers(self) -> list[str]:
+        return sorted(str(p.relative_to(self.folder)) for p in (self.folder / "run").iterdir())
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    (tmp_path / "run").mkdir()
+    image = tmp_path / "image"
+    image.write_bytes(b"kernel")
+    Kernels(tmp_path / "kernels").install("6.1", image, image, "quiet")
+    await bench.open()
+    await bench.engine.create(CreateRequest("TemplateVM", TEMPLATE, "black"))
+    await bench.engine.create(CreateRequest("AppVM", WORK, "blue", template=TEMPLATE))
+    bench.published.clear()
+    yield bench
+    await bench.crash()
+    for guest in bench.computer.guests.values():
+        guest.die()
+
+
+async def test_start_publishes_its_events_in_the_published_order(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.RUNNING
+    assert bench.names_of("work") == [
+        "domain-pre-start",
+        "domain-pre-spawn",
+        "property-reset:xid",
+        "property-reset:stubdom_xid",
+        "property-reset:start_time",
+        "domain-spawn",
+        "domain-qdb-create",
+        "domain-pre-unpaused",
+        "domain-unpaused",
+        "domain-start",
+    ]
+    assert bench.sessions.of("work").keys["/name"] == "work"
+
+
+async def test_a_thousand_starts_at_once_make_one_machine(bench: Bench) -> None:
+    """MC-56"""
+    await asyncio.gather(*(bench.engine.start(WORK) for _ in range(1000)))
+    assert len(bench.computer.guests) == 1
+    await bench.engine.start(WORK)
+    assert len(bench.computer.guests) == 1
+
+
+@pytest.mark.parametrize("step", ["define", "start_paused", "open_channel", "resume"])
+async def test_start_that_fails_at_any_step_leaves_nothing(bench: Bench, step: str) -> None:
+    """MC-62, MC-100"""
+    bench.computer.script.fail_next(step)
+    with pytest.raises(QubesException, match="Could not start work"):
+        await bench.engine.start(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    assert bench.names_of("work")[-1] == "domain-start-failed"
+    assert bench.leftovers() == []
+    assert bench.host.store.machines() == {}
+    assert all(guest.exit is not None for guest in bench.computer.guests.values())
+    await bench.engine.start(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.RUNNING
+
+
+async def test_start_without_session_process_is_undone(bench: Bench) -> None:
+    bench.sessions.fail_next = OSError("no more processes")
+    with pytest.raises(QubesException, match=r"session process.*no more processes"):
+        await bench.engine.start(WORK)
+    assert bench.leftovers() == []
+
+
+async def test_agent_that_never_answers_times_out_and_its_console_is_kept(bench: Bench) -> None:
+    """MC-98"""
+    store = bench.host.store
+    store.commit(store.system.with_qube(store.system.get(WORK).with_property("qrexec_timeout", 1)))
+    bench.sessions.answers = False
+    starting = asyncio.create_task(bench.engine.start(WORK))
+    while not bench.sessions.launched:
+        await asyncio.sleep(0)
+    bench.guest("work").print(b"Kernel panic? no, just slow\n")
+    with pytest.raises(QubesException, match="did not answer within 1 s"):
+        await starting
+    assert (bench.folder / "logs" / "work.console.log").read_bytes() == b"Kernel panic? no, just slow\n"
+    assert bench.leftovers() == []
+
+
+async def test_machine_that_dies_before_its_agent_answers_fails_the_start_at_once(bench: Bench) -> None:
+    bench.sessions.answers = False
+    starting = asyncio.create_task(bench.engine.start(WORK))
+    while not bench.sessions.launched or bench.guest("work").state is not MachineState.RUNNING:
+        await asyncio.sleep(0)
+    bench.guest("work").panic()
+    with pytest.raises(QubesException, match="before its agent answered"):
+        await starting
+
+
+async def test_start_beyond_the_hosts_memory_is_refused_with_figures(bench: Bench) -> None:
+    bench.available_mib = 800
+    with pytest.raises(QubesMemoryError, match=r"needs 400 MiB, 288 MiB can be given"):
+        await bench.engine.start(WORK)
+    assert bench.computer.guests == {}
+
+
+async def test_kill_during_a_start_undoes_it_and_tells_who_waits(bench: Bench) -> None:
+    bench.sessions.answers = False
+    starting = asyncio.create_task(bench.engine.start(WORK))
+    while not bench.sessions.launched:
+        await asyncio.sleep(0)
+    await bench.engine.kill(WORK)
+    with pytest.raises(QubesException, match="ended by a kill"):
+        await starting
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    assert bench.leftovers() == []
+
+
+async def test_client_that_goes_away_does_not_stop_a_start(bench: Bench) -> None:
+    bench.sessions.answers = False
+    starting = asyncio.create_task(bench.engine.start(WORK))
+    while not bench.sessions.launched:
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    bench.sessions.of("work").ready.set()
+    await bench.until(PowerState.RUNNING)
+
+
+async def test_guest_that_powers_off_is_halted_and_committed(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    before = len(await bench.engine.volume_revisions(WORK, "private"))
+    bench.guest("work").power_off()
+    await bench.until(PowerState.HALTED)
+    assert bench.names_of("work")[-1] == "domain-shutdown"
+    assert len(await bench.engine.volume_revisions(WORK, "private")) == before + 1
+    assert bench.host.store.machines() == {}
+    assert bench.leftovers() == []
+
+
+async def test_killed_template_commits_nothing_and_killed_app_qube_its_home(bench: Bench) -> None:
+    """MC-96"""
+    for name, volume, kept in ((TEMPLATE, "root", 0), (WORK, "private", 1)):
+        await bench.engine.start(name)
+        before = len(await bench.engine.volume_revisions(name, volume))
+        await bench.engine.kill(name)
+        assert len(await bench.engine.volume_revisions(name, volume)) == before + kept
+
+
+async def test_shutdown_that_is_ignored_times_out_and_the_qube_stays_on(bench: Bench) -> None:
+    store = bench.host.store
+    store.commit(store.system.with_qube(store.system.get(WORK).with_property("shutdown_timeout", 1)))
+    await bench.engine.start(WORK)
+    bench.guest("work").powers_off_when_asked = False
+    with pytest.raises(QubesVMShutdownTimeoutError):
+        await bench.engine.shutdown(WORK, force=False, wait=True)
+    assert bench.engine.power_state(WORK) is PowerState.RUNNING
+    bench.guest("work").powers_off_when_asked = True
+    await bench.engine.shutdown(WORK, force=False, wait=True)
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+
+
+async def test_paused_qube_refuses_a_shutdown_without_force(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    with pytest.raises(QubesVMNotPausedError):
+        await bench.engine.unpause(WORK)
+    await bench.engine.pause(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.PAUSED
+    with pytest.raises(QubesVMNotRunningError):
+        await bench.engine.shutdown(WORK, force=False, wait=True)
+    await bench.engine.shutdown(WORK, force=True, wait=True)
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+
+
+async def test_halted_qube_cannot_be_stopped_or_paused(bench: Bench) -> None:
+    for call in (bench.engine.kill(WORK), bench.engine.pause(WORK), bench.engine.unpause(WORK)):
+        with pytest.raises(QubesVMNotStartedError):
+            await call
+    with pytest.raises(QubesVMNotStartedError):
+        await bench.engine.shutdown(WORK, force=True, wait=True)
+
+
+async def test_running_qube_and_template_in_use_cannot_be_removed(bench: Bench) -> None:
+    """MC-59"""
+    with pytest.raises(QubesVMInUseError, match="work"):
+        await bench.engine.remove(TEMPLATE)
+    await bench.engine.start(WORK)
+    with pytest.raises(QubesVMInUseError, match="running"):
+        await bench.engine.remove(WORK)
+    await bench.engine.kill(WORK)
+    await bench.engine.remove(WORK)
+    await bench.engine.remove(TEMPLATE)
+    assert await bench.host.pools["default"].volumes() == []
+
+
+async def test_volumes_of_a_running_qube_are_not_replaced(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    for call in (
+        bench.engine.volume_clear(WORK, "private"),
+        bench.engine.volume_revert(WORK, "private", "x"),
+        bench.engine.volume_clone((TEMPLATE, "private"), (WORK, "private")),
+        bench.engine.volume_set(WORK, "private", "rw", value=False),
+    ):
+        with pytest.raises(QubesVMNotHaltedError):
+            await call
+    size = bench.host.store.system.get(WORK).volumes["private"].size
+    await bench.engine.volume_resize(WORK, "private", size * 2)
+    assert bench.guest("work").disk_sizes["private"] == size * 2
+    with pytest.raises(StoragePoolException, match="shrinking"):
+        await bench.engine.volume_resize(WORK, "private", size)
+
+
+async def test_next_daemon_finds_running_qubes_again(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await bench.reopen()
+    assert bench.engine.power_state(WORK) is PowerState.RUNNING
+    assert bench.engine.start_time(WORK) is not None
+    assert len(bench.computer.guests) == 1
+    bench.guest("work").power_off()
+    await bench.until(PowerState.HALTED)
+    assert len(await bench.engine.volume_revisions(WORK, "private")) == 1
+
+
+async def test_qube_that_ended_without_a_daemon_is_settled_by_the_next(bench: Bench) -> None:
+    """MC-99"""
+    await bench.engine.start(WORK)
+    await bench.engine.start(TEMPLATE)
+    await bench.crash()
+    for name in ("work", "template"):
+        bench.guest(name).die()
+    await bench.open()
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    assert len(await bench.engine.volume_revisions(WORK, "private")) == 1
+    assert await bench.engine.volume_revisions(TEMPLATE, "root") == []
+    assert bench.host.store.machines() == {}
+    assert bench.leftovers() == []
+    await bench.engine.start(WORK)
+    await bench.engine.start(TEMPLATE)
+
+
+async def test_start_interrupted_by_a_crash_is_undone_by_the_next_daemon(bench: Bench) -> None:
+    """MC-62: the machine that was being started runs nowhere afterwards."""
+    bench.sessions.answers = False
+    starting = asyncio.create_task(bench.engine.start(WORK))
+    while not bench.sessions.launched:
+        await asyncio.sleep(0)
+    record = bench.host.store.machines()["work"]
+    guest = bench.guest("work")
+    source = next(disk.source for disk in guest.spec.disks if disk.name == "private")
+    # What a SIGKILL leaves: the record and the machine, and nobody to undo anything.
+    undo, guest.end = guest.end, lambda ending: None
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert source.layers
+    await bench.crash()
+    guest.end = undo
+    with Store.open(bench.folder / "system.db") as store:
+        store.put_machine("work", record)
+    bench.sessions.answers = True
+    await bench.open()
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    assert bench.host.store.machines() == {}
+    assert await bench.engine.volume_revisions(WORK, "private") == []
+    await bench.engine.start(WORK)
+
+
+async def test_session_that_dies_is_replaced_until_it_keeps_dying(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    first = bench.sessions.of("work")
+    first.die("kill -9")
+    async with asyncio.timeout(5):
+        while bench.sessions.of("work") is first:
+            await asyncio.sleep(0.01)
+    assert bench.engine.power_state(WORK) is PowerState.RUNNING
+
+
+async def test_stop_all_shuts_down_and_kills_what_does_not_follow(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await bench.engine.start(TEMPLATE)
+    bench.guest("work").powers_off_when_asked = False
+    assert await bench.engine.stop_all(timeout_s=0.5) == ["work"]
+    assert bench.engine.power_state(TEMPLATE) is PowerState.HALTED
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+
+
+async def test_volumes_that_no_qube_names_are_removed_by_the_next_daemon(bench: Bench) -> None:
+    store = bench.host.store
+    store.commit(store.system.without_qube(WORK))
+    await bench.reopen()
+    assert await bench.host.pools["default"].volumes() == ["qubes/template/private", "qubes/template/root"]
+
+
+async def test_creation_that_fails_leaves_no_volume(bench: Bench) -> None:
+    with pytest.raises(QubesException):
+        await bench.engine.create(CreateRequest("AppVM", QubeName("other"), "no-such-label", template=TEMPLATE))
+    assert not any("other" in vid for vid in await bench.host.pools["default"].volumes())
