@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from insula.admin.call import Context
 from insula.admin.client import AdminClient
 from insula.admin.handlers.streams import Sample, stats_values
 from insula.events.types import Event
 from insula.hal.driver import MachineStats
+from insula.hal.errors import DriverError
+from insula.lifecycle.engine import CreateRequest
 from insula.model import errors
 from insula.model.names import QubeName
 from insula.model.state import PowerState
+from insula.model.system import System
 from insula.storage.pool import StorageError
+from insula.store.errors import StoreError
 from insula.testing.admin_daemon import KERNEL, AdminDaemon, admin_daemon
 
 WORK = QubeName("work")
@@ -155,6 +160,24 @@ async def test_disposable_is_made_with_number_tags_and_cleanup(daemon: AdminDaem
     answer = await client.call("admin.vm.CreateDisposable", "work", payload=b"uuid")
     made = daemon.store.system.sorted_qubes()
     assert answer.decode().removeprefix("uuid:") in {str(qube.uuid) for qube in made}
+
+
+async def test_disposable_whose_record_cannot_be_kept_is_removed_again(
+    daemon: AdminDaemon, client: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.set_property("template_for_dispvms", "True", "work")
+
+    def full(system: System) -> None:
+        raise StoreError("no space")
+
+    async def create_then_fill_disk(request: CreateRequest) -> None:
+        await type(daemon.engine).create(daemon.engine, request)
+        monkeypatch.setattr(Context, "commit", lambda context, system: full(system))
+
+    monkeypatch.setattr(daemon.engine, "create", create_then_fill_disk)
+    with pytest.raises(errors.QubesException, match="no space"):
+        await client.create_disposable("work")
+    assert list(daemon.store.system.qubes) == ["dom0", "debian-12", "work"]
 
 
 async def test_disposable_of_dom0_is_one_of_its_default_dispvm(daemon: AdminDaemon, client: AdminClient) -> None:
@@ -804,6 +827,20 @@ async def test_stats_come_at_once_for_running_qubes_only(daemon: AdminDaemon, cl
     assert record.kwargs["memory_kb"] == "65536"
     assert record.kwargs["online_vcpus"] == "2"
     assert record.kwargs["cpu_usage"] == "0"
+
+
+async def test_stats_of_one_qube_failing_do_not_end_the_stream(daemon: AdminDaemon, client: AdminClient) -> None:
+    await client.start("work")
+    daemon.engine.fail("stats", DriverError("its monitor does not answer"))  # the first asked is the template
+    async with aclosing(client.stats()) as stats:
+        await anext(stats)
+        assert (await anext(stats)).subject == "work"
+
+
+async def test_failure_of_the_hypervisor_is_told(daemon: AdminDaemon, client: AdminClient) -> None:
+    daemon.engine.fail("stats", DriverError("its monitor does not answer"))
+    with pytest.raises(errors.QubesException, match="monitor"):
+        await client.current_state("work")
 
 
 # the daemon

@@ -17,7 +17,7 @@ from insula.admin.client import AccessRefused
 from insula.admin.server import CallerRefused, LocalIdentity, PeerCredentials
 from insula.events.bus import MAX_LISTENERS
 from insula.events.types import Event
-from insula.model.errors import QubesMemoryError
+from insula.model.errors import QubesException, QubesMemoryError
 from insula.model.names import QubeName
 from insula.model.qube import Qube, admin_qube
 from insula.model.state import PowerState
@@ -244,6 +244,14 @@ async def test_listener_is_off_the_bus_as_soon_as_its_client_hangs_up(daemon: Ad
         async with aclosing(daemon.client.events()) as events:
             await anext(events)
     await until(lambda: daemon.bus.listener_count == 0)
+
+
+async def test_one_listener_too_many_is_told(daemon: AdminDaemon) -> None:
+    listeners = [daemon.bus.listen() for _ in range(MAX_LISTENERS)]
+    with pytest.raises(QubesException, match=str(MAX_LISTENERS)):
+        await anext(daemon.client.events())
+    for listener in listeners:
+        listener.close()
 
 
 async def test_listener_that_is_too_slow_is_disconnected(daemon: AdminDaemon) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from uuid import UUID
 
 from insula.admin.call import Call, Context, Destination, Method, Presence, Right, Upload
+from insula.hal.errors import HalError
 from insula.model.errors import (
     InsulaError,
     ProtocolError,
+    QubesException,
     QubesVMNotFoundError,
     QubesVolumeNotFoundError,
     QubesVolumeRevisionNotFoundError,
@@ -77,15 +79,21 @@ def find_qube(system: System, untrusted_reference: str) -> Qube:
     return system.get(untrusted_reference)
 
 
-def published_error(error: InsulaError | StorageError) -> tuple[str, str]:
-    """Name on the wire and message of an error; those of the storage room have no published name of their own."""
+PublishedError = (InsulaError, StorageError, HalError)
+"""What clients are told by name; anything else is an error of ours."""
+
+
+def published_error(error: InsulaError | StorageError | HalError) -> tuple[str, str]:
+    """Name on the wire and message of an error; those of storage and machines have no published name of their own."""
     if isinstance(error, InsulaError):
         return error.wire_name, str(error)
     if isinstance(error, NoSuchRevision):
         return QubesVolumeRevisionNotFoundError.__name__, str(error)
     if isinstance(error, NoSuchVolume):
         return QubesVolumeNotFoundError.__name__, str(error)
-    return StoragePoolException.__name__, str(error)
+    if isinstance(error, StorageError):
+        return StoragePoolException.__name__, str(error)
+    return QubesException.__name__, str(error)
 
 
 def _check_presence(method: Method, what: str, rule: Presence, given: bool) -> None:

@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import Protocol
 
 from insula.admin.call import Answer, Stream, Upload
-from insula.admin.dispatch import Dispatcher, published_error
+from insula.admin.dispatch import Dispatcher, PublishedError, published_error
 from insula.events.bus import Overrun
 from insula.events.types import Event
-from insula.model.errors import InsulaError
 from insula.model.names import ADMIN_NAME
 from insula.model.qube import Qube
-from insula.storage.pool import StorageError
 from insula_proto import admin
 from insula_proto.admin import EventRecord, Request, RequestDecoder, RequestHead
 from insula_proto.errors import RemoteProtocolError
@@ -44,7 +42,7 @@ MAX_CONNECTIONS = 512
 BACKLOG = 128
 READ_SIZE = 65536
 
-_UCRED = struct.Struct("3i")
+_UCRED = struct.Struct("iII")
 """``struct ucred``: pid, uid, gid (unix(7), SO_PEERCRED)."""
 
 _log = logging.getLogger("insula.admin")
@@ -161,7 +159,7 @@ class AdminServer:
                 async with asyncio.timeout(REQUEST_TIMEOUT):
                     request = await _whole(reader, decoder, ended)
                 await self._call(peer, request, writer)
-        except (InsulaError, StorageError) as error:
+        except PublishedError as error:
             type_name, message = published_error(error)
             _log.info("answered %s: %s", type_name, message)
             await _write(writer, admin.encode_failure(type_name, message))
@@ -172,7 +170,7 @@ class AdminServer:
     async def _call(self, peer: PeerCredentials, request: Request, writer: asyncio.StreamWriter) -> None:
         """Check and run one call and write its result.
 
-        :raise InsulaError, StorageError: to be answered by name; nothing was written yet.
+        :raise PublishedError: to be answered by name; nothing was written yet.
         """
         source = self._source(peer, request.head)
         method, call = self._dispatcher.check(source, request.head, request.payload)
@@ -270,7 +268,7 @@ async def _send_events(writer: asyncio.StreamWriter, events: AsyncGenerator[Even
             sending.result()
     except Overrun:
         _log.warning("an event listener was too slow; its stream ends")
-    except (InsulaError, StorageError):
+    except PublishedError:
         if not started:
             raise
         _log.exception("an event stream failed")

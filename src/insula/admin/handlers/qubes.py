@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 
 from insula.admin.arguments import parse_words
 from insula.admin.call import Call, Context
@@ -116,13 +117,16 @@ async def create_disposable(context: Context, call: Call) -> str:
             klass=Klass.DISPVM, name=name, label=template.label, template=template.name, created_by=call.source.name
         )
     )
-    qube = context.store.system.get(name)
-    made = (
-        qube.with_property("dispid", dispid)
-        .with_property("auto_cleanup", True)
-        .with_tags(creation_tags(call.source.name, disposable=True))
-    )
-    context.commit(context.store.system.with_qube(made))
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(context.engine.remove, name)
+        qube = context.store.system.get(name)
+        made = (
+            qube.with_property("dispid", dispid)
+            .with_property("auto_cleanup", True)
+            .with_tags(creation_tags(call.source.name, disposable=True))
+        )
+        context.commit(context.store.system.with_qube(made))
+        undo.pop_all()
     return f"uuid:{made.uuid}" if call.untrusted_payload else name
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from insula.admin.call import Call, Context
+from insula.events.bus import TooManyListeners
 from insula.events.types import Event
 from insula.hal.driver import MachineStats
+from insula.hal.errors import HalError
+from insula.model.errors import QubesException
 from insula.model.names import QubeName
 from insula.model.properties import view
 
 ESTABLISHED = Event("", "connection-established")
 """First record of every stream: clients drop what they have cached when they see it."""
+
+_log = logging.getLogger("insula.admin")
 
 _NOT_SENT = ("admin-permission:", "device-get:", "device-list:", "device-list-attached:", "domain-is-fully-usable")
 """Events of the published system that never leave it (admin-api §6)."""
@@ -21,7 +27,11 @@ _NOT_SENT = ("admin-permission:", "device-get:", "device-list:", "device-list-at
 
 async def events(context: Context, call: Call) -> AsyncGenerator[Event, None]:
     """Everything that happens; with a destination other than dom0 only what happens to that qube."""
-    with context.bus.listen() as listener:
+    try:
+        subscription = context.bus.listen()
+    except TooManyListeners as error:
+        raise QubesException(str(error)) from error
+    with subscription as listener:
         yield ESTABLISHED
         async for event in listener:
             if _is_wanted(event, call):
@@ -51,7 +61,11 @@ async def stats(context: Context, call: Call) -> AsyncGenerator[Event, None]:
     while True:
         current: dict[QubeName, Sample] = {}
         for name in _watched(context, call):
-            measured = await context.engine.stats(name)
+            try:
+                measured = await context.engine.stats(name)
+            except HalError as error:
+                _log.warning("no statistics of %s: %s", name, error)
+                continue
             if measured is not None:
                 current[name] = Sample(clock(), measured)
                 yield Event(name, "vm-stats", stats_values(current[name], last.get(name)))
