@@ -1,8 +1,8 @@
 """How long a template takes from QEMU's start to an agent that answers, without anything of the host's side.
 
-Baseline: the same kernel with the same options and an initramfs of one file, from QEMU's start to that file running, in the
-same run. Promised: at most 4 times as long. The guest is started by plain QEMU with the devices the driver uses; the host's
-part of the handshake is played by this script.
+Baseline: the same kernel with the same options and an initramfs of one file, from QEMU's start to that file running,
+in the same run. Promised: at most 4 times as long. The guest is started by plain QEMU with the devices the driver uses;
+the host's part of the handshake is played by this script.
 
 ``--template FOLDER`` measures a published template instead of building one, ``--console`` shows the guest's console.
 """
@@ -25,14 +25,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from report import Case, publish
-
 from insula.hal.driver import RPC_CHANNEL
 from insula.templates.build import EMULATED_CMDLINE, BuiltTemplate, load
 from insula.templates.initramfs import Entry, write_newc
 from insula.testing.guest import build_template
 from insula_proto import qrexec, qubesdb
 from insula_proto.mux import HOST, DataReceived, Mux, StreamOpened
+from report import Case, publish
 
 RUNS = 3
 MEMORY_MIB = 400

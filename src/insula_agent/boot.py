@@ -1,7 +1,7 @@
 """What systemd starts: finds the byte channel's device and becomes the agent.
 
-Run by path with ``python3 -I -S``, before udev: the name ``/dev/virtio-ports/insula.rpc`` does not exist yet, the kernel's
-own ``/dev/vportNpM`` does, and sysfs says which is which.
+Run by path with ``python3 -I -S``, before udev: the name ``/dev/virtio-ports/insula.rpc`` does not exist yet, the
+kernel's own ``/dev/vportNpM`` does, and sysfs says which is which.
 """
 
 from __future__ import annotations

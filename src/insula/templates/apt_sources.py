@@ -83,7 +83,7 @@ def plan_mirrors(sources: Iterable[Source], environment: Mapping[str, str]) -> M
     if override:
         archive, _, security = override.partition(",")
         return Mirrors(archive.rstrip("/"), security.rstrip("/") or DEFAULT_SECURITY)
-    archive = security = None
+    archive = security = ""
     for source in sources:
         uri = source.uri.rstrip("/")
         if not uri.startswith(_SCHEMES):

@@ -6,9 +6,9 @@ Steps and what each needs::
     bootstrap ─────────┴─► system ─► kernel ─► image ─► publish
 
 Each step that takes time leaves its result in the work folder under a name that contains a *key*, the hash of its
-inputs; a result is given its name only when it is complete, so a later run (after a failure, an interruption, a change of
-the agent) does what is missing and nothing else. The template itself appears in the output folder by one rename, under
-the key of all inputs together; building what is there already returns at once.
+inputs; a result is given its name only when it is complete, so a later run (after a failure, an interruption, a change
+of the agent) does what is missing and nothing else. The template itself appears in the output folder by one rename,
+under the key of all inputs together; building what is there already returns at once.
 
 Two builds in the same work folder exclude each other by a lock.
 """
@@ -31,7 +31,7 @@ from pathlib import Path
 from insula.templates import image, initramfs, kernel, namespace
 from insula.templates.agent_package import agent_package, boot_package, build_package
 from insula.templates.distribution import Distribution, OsInfo, Progress, Workroom, find_distribution
-from insula.templates.errors import BuildFailed, TemplateError, Unbuildable
+from insula.templates.errors import TemplateError, Unbuildable
 
 SPACE_NEEDED = 3 << 30
 """Bytes a whole build takes in the work folder at its peak: downloads 0.2, archive 0.5, unpacked 0.6, image 0.6 GiB,
@@ -46,10 +46,11 @@ CMDLINE = (
     # The hypervisor is the entropy source and may be trusted as far as the memory it holds.
     "random.trust_cpu=on random.trust_bootloader=on"
 )
-"""Kernel options of every template. Lifecycle appends ``systemd.machine_id=`` and, without KVM, ``EMULATED_CMDLINE``."""
+"""Kernel options of every template. The host appends ``systemd.machine_id=`` and, without KVM, EMULATED_CMDLINE."""
 EMULATED_CMDLINE = "mitigations=off tsc=reliable no_timer_check"
-"""To be added when there is no KVM: an emulated CPU does not speculate, so there is nothing to mitigate, and its timers
-need not be checked against each other. Under KVM the mitigations stay: they guard one program of a qube from another."""
+"""To be added when there is no KVM: an emulated CPU does not speculate, so there is nothing to mitigate, and its
+timers need not be checked against each other. Under KVM the mitigations stay: they guard a qube's programs from each
+other, as on any machine."""
 
 _STEPS = (("agent", 0.02), ("bootstrap", 0.75), ("system", 0.1), ("kernel", 0.05), ("image", 0.06), ("publish", 0.02))
 """Steps in order with their share of the time."""
@@ -81,6 +82,14 @@ class BuiltTemplate:
     """Bytes of the root volume."""
     os: OsInfo
     agent_version: str
+
+    @property
+    def distribution(self) -> str:
+        return self.os.distribution
+
+    @property
+    def release(self) -> str:
+        return self.os.version
 
 
 async def build(

@@ -1,7 +1,8 @@
 """Our own initial RAM disk: loads a handful of modules, mounts the disk named ``root``, starts the system.
 
-A distribution's initramfs must find any root on any machine; ours knows the machine, so it has no udev, no scripts and no
-waiting. Under software emulation every process started costs 10 to 20 ms, hence one static busybox and a short ``/init``.
+A distribution's initramfs must find any root on any machine; ours knows the machine, so it has no udev, no scripts and
+no waiting. Under software emulation every process started costs 10 to 20 ms, hence one static busybox, one modprobe and
+a short ``/init``.
 The archive is the kernel's "newc" cpio, uncompressed, written here so that equal inputs give equal bytes.
 """
 
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from insula.templates.kernel import load_order, module_name, parse_modules_dep
 
-ROOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_console")
-"""What it takes to mount the root disk (ext4 looks its checksum up at mount time, so no index names it), and the
-agent's port: loaded here, the agent need not wait for udev."""
+ROOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_console", "pvpanic_pci")
+"""What it takes to mount the root disk (ext4 looks its checksum up at mount time, so no index names it); the agent's
+port: loaded here, the agent need not wait for udev; and what tells the host of a panic, which must not look like a
+shutdown."""
 
 ROOT_SERIAL = "root"
 """Serial of the root disk; disks are told apart by serial, never by order."""
@@ -27,9 +29,7 @@ _INIT = """\
 B=/bin/busybox
 $B mount -t devtmpfs devtmpfs /dev
 $B mount -t sysfs sysfs /sys
-for module in {modules}; do
-    $B insmod /modules/$module.ko || echo "insula: module $module failed"
-done
+$B modprobe -a {modules} || echo "insula: not all modules were loaded"
 # The disks are there when the driver's registration returns, except on a slow bus: then look again.
 tries=0
 while :; do
@@ -96,22 +96,36 @@ def init_script(modules: Sequence[str]) -> str:
     return _INIT.format(modules=" ".join(modules), serial=ROOT_SERIAL, options=MOUNT_OPTIONS)
 
 
-def plan_initramfs(busybox: bytes, modules: Sequence[tuple[str, bytes]]) -> list[Entry]:
-    """Members of the archive for a static busybox and modules (name, content) in load order."""
-    folder, program = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755
+@dataclass(frozen=True)
+class Module:
+    name: str
+    needs: tuple[str, ...]
+    """Names of the modules to be loaded before."""
+    content: bytes
+
+
+def plan_initramfs(busybox: bytes, kernel_version: str, modules: Sequence[Module]) -> list[Entry]:
+    """Members of the archive for a static busybox and the modules of a kernel."""
+    folder, program, plain = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755, stat.S_IFREG | 0o644
+    place = f"lib/modules/{kernel_version}"
+    # Where and in the form modprobe looks: one line a module, what it needs behind the colon.
+    index = "".join(f"{m.name}.ko:{''.join(f' {need}.ko' for need in m.needs)}\n" for m in modules)
     return [
-        *(Entry(name, folder) for name in ("bin", "dev", "sys", "modules", "root")),
+        *(Entry(name, folder) for name in ("bin", "dev", "sys", "root", "lib", "lib/modules", place)),
         # The kernel opens /dev/console for /init before devtmpfs is mounted.
         Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         Entry("bin/busybox", program, busybox),
-        *(Entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, content) for name, content in modules),
-        Entry("init", program, init_script([name for name, _ in modules]).encode()),
+        *(Entry(f"{place}/{module.name}.ko", plain, module.content) for module in modules),
+        Entry(f"{place}/modules.dep", plain, index.encode()),
+        Entry("init", program, init_script(ROOT_MODULES).encode()),
     ]
 
 
 def build_initramfs(busybox: Path, modules: Path) -> bytes:
     """The archive for a system's ``usr/lib/modules/VERSION`` folder. :raise BuildFailed: a module is missing."""
     index = parse_modules_dep((modules / "modules.dep").read_text(encoding="utf-8"))
-    order = load_order(index, ROOT_MODULES)
-    contents = [(module_name(path), (modules / path).read_bytes()) for path in order]
-    return write_newc(plan_initramfs(busybox.read_bytes(), contents))
+    found = [
+        Module(module_name(path), tuple(map(module_name, index[path])), (modules / path).read_bytes())
+        for path in load_order(index, ROOT_MODULES)
+    ]
+    return write_newc(plan_initramfs(busybox.read_bytes(), modules.name, found))

@@ -79,7 +79,7 @@ def _first_process(argv: list[str]) -> NoReturn:
     _arrange_mounts()
     child = os.fork()
     if child == 0:
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], argv)  # noqa: S606 - the caller is our own
     while True:
         pid, status = os.wait()
         if pid == child:

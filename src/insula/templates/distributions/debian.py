@@ -72,7 +72,7 @@ MASKED_UNITS = (
     "systemd-update-utmp.service", "systemd-update-utmp-runlevel.service", "systemd-initctl.socket",
     # file systems nobody asked for; programs that need one mount it
     "dev-hugepages.mount", "proc-sys-fs-binfmt_misc.automount", "systemd-binfmt.service",
-    "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "sys-kernel-config.mount",
+    "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "sys-kernel-config.mount", "sys-fs-fuse-connections.mount",
     # the journal stays in memory (see journald.conf.d of the agent)
     "systemd-journal-flush.service", "systemd-journald-audit.socket",
     # maintenance: root file systems are thrown away or updated under the host's control
@@ -163,7 +163,15 @@ class DebianRelease:
         watcher = _PackageCounter(progress)
         proxies = [word for option in machine_proxies() for word in ("--aptopt", option)]
         await namespace.run(
-            ["mmdebstrap", *self._options(), *proxies, self.codename, str(namespace.INSIDE / part), *self._sources()],
+            [
+                "mmdebstrap",
+                "--verbose",
+                *self._options(),
+                *proxies,
+                self.codename,
+                str(namespace.INSIDE / part),
+                *self._sources(),
+            ],
             work_dir=room.path,
             ids=room.ids,
             on_line=watcher.line,
