@@ -71,9 +71,11 @@ class Loop:
     def run(self) -> int:
         """Run until :meth:`stop`; return its code."""
         while self._exit_code is None:
+            timeout = self._run_timers()
             for callback in self._before_wait:
                 callback()
-            for fd, events in self._epoll.poll(self._run_timers()):
+            # Any of these may have been the one that stops the loop; nothing may come to wake it again.
+            for fd, events in self._epoll.poll(timeout if self._exit_code is None else 0):
                 handler = self._handlers.get(fd)
                 if handler is not None:
                     handler(events)

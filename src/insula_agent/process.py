@@ -22,6 +22,7 @@ _INHERITED = ("LANG", "LC_ALL", "TZ")
 _EXEC_ITS_ARGUMENTS = 'exec "$0" "$@"'
 """A shell program that becomes the service; name and argument reach it unexpanded (MC-17)."""
 EXEC_FAILED = 125
+_MAX_INHERITED = 64
 
 
 class UserUnknown(Exception):
@@ -116,6 +117,8 @@ def _become(plan: Plan, stdin: int, stdout: int, stderr: int) -> None:
     copies = [os.dup(fd) for fd in (stdin, stdout, stderr)]
     for target, copy in enumerate(copies):
         os.dup2(copy, target)
+    # Our own descriptors close themselves on exec; these may be some the agent was started with.
+    os.closerange(3, _MAX_INHERITED)
     _signal.signal(SIGPIPE, _signal.SIG_DFL)
     _signal.signal(SIGXFSZ, _signal.SIG_DFL)
     if plan.uid is not None:

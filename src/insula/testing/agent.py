@@ -16,12 +16,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import insula_agent
+import insula_proto
 from insula.rpc.control import FromSession
 from insula.rpc.launcher import RunningSession, launch_session
 
 READY_TIMEOUT = 30.0
-AGENT_FOLDER = Path(insula_agent.__file__ or "").parent
+AGENT_FOLDER = Path(insula_proto.__file__ or "").parents[1] / "insula_agent"
 
 
 def own_user() -> str:

@@ -1,0 +1,188 @@
+"""The agent's link against a host made of a bare mux, over a unix socket as transport."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from insula_agent import link as link_module
+from insula_agent.link import Link, StreamHandler, StreamWriter, TransportError, open_transport
+from insula_agent.loop import Loop
+from insula_proto import limits
+from insula_proto.mux import HOST, DataReceived, Mux, MuxEvent, StreamOpened, StreamReset, Synced
+
+
+class Recorder(StreamHandler):
+    def __init__(self) -> None:
+        self.received = b""
+        self.log: list[str] = []
+
+    def data(self, stream: int, data: bytes) -> None:
+        self.received += data
+
+    def fin(self, stream: int) -> None:
+        self.log.append("fin")
+
+    def closed(self, stream: int, code: int) -> None:
+        self.log.append(f"closed {code}")
+
+
+class World:
+    """The agent's loop is run until the host end has seen what a test waits for."""
+
+    def __init__(self, device: str, host: socket.socket) -> None:
+        self.loop = Loop()
+        self.synced = 0
+        self.accepted: dict[int, Recorder] = {}
+        self.link = Link(self.loop, device, self._on_sync, self._accept)
+        self.host = host
+        self.mux = Mux(HOST)
+        self.events: list[MuxEvent] = []
+
+    def _on_sync(self) -> None:
+        self.synced += 1
+
+    def _accept(self, stream: int, port: int) -> StreamHandler | None:
+        if port == 600:
+            return None
+        self.accepted[stream] = Recorder()
+        return self.accepted[stream]
+
+    def turn(self) -> None:
+        """One exchange: what the host has, one run of the agent's loop, what the agent answered."""
+        while self.mux.queued:
+            self.mux.sent(self.host.send(b"".join(self.mux.data_to_send())))
+        self.loop._exit_code = None
+        self.loop.after(0.005, lambda: self.loop.stop(0))
+        self.loop.run()
+        try:
+            while data := self.host.recv(1 << 18, socket.MSG_DONTWAIT):
+                self.events += self.mux.receive(data)
+        except BlockingIOError:
+            pass
+
+    def until(self, condition: object, turns: int = 400) -> None:
+        assert callable(condition)
+        for _ in range(turns):
+            if condition():
+                return
+            self.turn()
+        pytest.fail("it never happened")
+
+    def sync(self) -> None:
+        self.mux.start()
+        self.until(lambda: any(isinstance(event, Synced) for event in self.events) and self.mux.in_sync)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    ours, theirs = socket.socketpair()
+    with ours:
+        fd = theirs.detach()
+        made = World(f"fd:{fd}", ours)
+        made.link.start()
+        made.sync()
+        yield made
+        if made.link._fd >= 0:
+            os.close(fd)
+
+
+def test_sync_is_announced_and_streams_flow_both_ways(world: World) -> None:
+    stream = world.mux.open(513)
+    world.mux.send(stream, b"hello")
+    world.until(lambda: stream in world.accepted and world.accepted[stream].received == b"hello")
+    own = world.link.open(111, Recorder())
+    StreamWriter(world.link, own).write(b"key")
+    world.until(lambda: DataReceived(own, b"key") in world.events)
+    assert world.synced >= 1
+
+
+def test_stream_to_unknown_port_is_refused(world: World) -> None:
+    stream = world.mux.open(600)
+    world.until(lambda: any(isinstance(e, StreamReset) and e.stream == stream for e in world.events))
+
+
+def test_writer_waits_for_credit_and_loses_nothing(world: World) -> None:
+    class Writing(Recorder):
+        writer: StreamWriter
+
+        def writable(self, stream: int) -> None:
+            self.writer.flush()
+
+    handler = Writing()
+    stream = world.link.open(111, handler)
+    handler.writer = StreamWriter(world.link, stream)
+    payload = os.urandom(3 * limits.MUX_WINDOW)
+    handler.writer.write(payload)
+    received = b""
+
+    def everything() -> bool:
+        nonlocal received
+        for event in world.events:
+            if isinstance(event, DataReceived):
+                received += event.data
+                world.mux.consumed(stream, len(event.data))
+        world.events.clear()
+        return len(received) == len(payload)
+
+    world.until(everything)
+    assert received == payload
+    assert handler.writer.is_empty
+
+
+def test_host_starts_over_streams_are_closed_and_a_new_epoch_begins(world: World) -> None:
+    epoch = world.link.epoch
+    stream = world.mux.open(513)
+    world.until(lambda: stream in world.accepted)
+    world.mux.start()
+    world.until(lambda: world.accepted[stream].log == ["closed 3"])
+    world.until(lambda: world.mux.in_sync)
+    assert world.link.epoch == epoch + 1
+
+
+def test_host_hangs_up_on_a_descriptor_ends_the_loop() -> None:
+    ours, theirs = socket.socketpair()
+    world = World(f"fd:{theirs.detach()}", ours)
+    world.link.start()
+    ours.close()
+    assert world.loop.run() == 0
+
+
+def test_host_hangs_up_on_a_socket_path_agent_connects_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "RECONNECT_INTERVAL", 0.001)
+    path = tmp_path / "port"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        world = World(str(path), socket.socket())
+        world.link.start()
+        world.host.close()
+        world.host, _ = listener.accept()
+        world.sync()
+        stream = world.mux.open(513)
+        world.until(lambda: stream in world.accepted)
+        world.host.close()
+        ours, theirs = socket.socketpair()
+        world.host, world.mux, world.events = ours, Mux(HOST), []
+        world.until(lambda: world.accepted[stream].log == ["closed 3"])
+        ours.close()
+        theirs.close()
+        world.host, _ = listener.accept()
+        world.sync()
+        assert world.link.epoch >= 2
+        world.host.close()
+
+
+def test_open_transport_absent_or_malformed_refused(tmp_path: Path) -> None:
+    for device in (str(tmp_path / "none"), "fd:x", "fd:99999", str(tmp_path)):
+        with pytest.raises(TransportError):
+            open_transport(device)
+
+
+def test_stream_opened_by_agent_is_seen_by_host(world: World) -> None:
+    stream = world.link.open(512, Recorder())
+    world.until(lambda: StreamOpened(stream, 512) in world.events)
