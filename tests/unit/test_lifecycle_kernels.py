@@ -33,9 +33,7 @@ def test_installing_again_replaces_the_whole_kernel(tmp_path: Path, files: tuple
 
 
 @pytest.mark.parametrize("version", ["", "..", "a/b", ".new-x", "x" * 65, "a\nb"])
-def test_kernel_version_outside_the_alphabet_is_refused(
-    tmp_path: Path, files: tuple[Path, Path], version: str
-) -> None:
+def test_kernel_version_outside_the_alphabet_is_refused(tmp_path: Path, files: tuple[Path, Path], version: str) -> None:
     kernels = Kernels(tmp_path / "kernels")
     with pytest.raises(ValueError, match="bad kernel version"):
         kernels.install(version, *files, "")
@@ -44,8 +42,6 @@ def test_kernel_version_outside_the_alphabet_is_refused(
 
 
 @pytest.mark.parametrize("cmdline", ["a\nb", "é", "x" * 1025])
-def test_cmdline_that_is_not_one_ascii_line_is_refused(
-    tmp_path: Path, files: tuple[Path, Path], cmdline: str
-) -> None:
+def test_cmdline_that_is_not_one_ascii_line_is_refused(tmp_path: Path, files: tuple[Path, Path], cmdline: str) -> None:
     with pytest.raises(ValueError, match="one line"):
         Kernels(tmp_path / "kernels").install("1", *files, cmdline)

@@ -30,6 +30,7 @@ from insula.model.errors import (
     StoragePoolException,
 )
 from insula.model.names import QubeName
+from insula.model.properties import set_property
 from insula.model.state import PowerState
 from insula.model.system import PoolConfig
 from insula.storage.registry import open_pool
@@ -394,3 +395,28 @@ async def test_creation_that_fails_leaves_no_volume(bench: Bench) -> None:
     with pytest.raises(QubesException):
         await bench.engine.create(CreateRequest("AppVM", QubeName("other"), "no-such-label", template=TEMPLATE))
     assert not any("other" in vid for vid in await bench.host.pools["default"].volumes())
+
+
+async def test_volumes_without_a_qube_stay_where_the_state_came_from_a_copy(bench: Bench) -> None:
+    """MC-63: a state file that was lost must not take people's volumes with it."""
+    before = await bench.host.pools["default"].volumes()
+    store = bench.host.store
+    store.commit(store.system.without_qube(WORK))
+    await bench.crash()
+    (bench.folder / "system.db").write_bytes(b"not a database, and long enough to be looked at" * 100)
+    await bench.open()
+    assert bench.host.store.recovery is not None
+    assert await bench.host.pools["default"].volumes() == before
+
+
+async def test_unnamed_disposable_is_removed_when_it_ends(bench: Bench) -> None:
+    name = QubeName("disp7")
+    store = bench.host.store
+    store.commit(set_property(store.system, WORK, "template_for_dispvms", True, bench.engine.power_state))
+    await bench.engine.create(CreateRequest("DispVM", name, "red", template=WORK))
+    store.commit(store.system.with_qube(store.system.get(name).with_property("auto_cleanup", True)))
+    assert isinstance(store.system.get(name).properties["dispid"], int)
+    await bench.engine.start(name)
+    await bench.engine.kill(name)
+    assert name not in bench.host.store.system.qubes
+    assert bench.names_of("")[-2:] == ["domain-pre-delete", "domain-delete"]

@@ -8,62 +8,63 @@ import os
 
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import RUN_TIMEOUT_S, run, sh
-from insula_proto.vmexec import encode_arguments
+from insula_proto.vmexec import encode
 
 BULK = 8 * 1024 * 1024
 """Bytes of a bulk transfer each way."""
 
 
-async def test_command_gets_its_user_home_and_shell(daemon: DaemonProcess, qube: str) -> None:
-    assert await sh(daemon, qube, "id -un; pwd; echo $HOME $LOGNAME") == "user\n/home/user\n/home/user user"
-    assert await sh(daemon, qube, "id -u; pwd", user="root") == "0\n/root"
+async def test_command_gets_its_user_home_and_shell(daemon: DaemonProcess, shared_qube: str) -> None:
+    assert await sh(daemon, shared_qube, "id -un; pwd; echo $HOME $LOGNAME") == "user\n/home/user\n/home/user user"
+    assert await sh(daemon, shared_qube, "id -u; pwd", user="root") == "0\n/root"
 
 
-async def test_exit_codes_signals_and_stderr_arrive_apart(daemon: DaemonProcess, qube: str) -> None:
-    result = await run(daemon, qube, "echo out; echo err >&2; exit 7")
+async def test_exit_codes_signals_and_stderr_arrive_apart(daemon: DaemonProcess, shared_qube: str) -> None:
+    result = await run(daemon, shared_qube, "echo out; echo err >&2; exit 7")
     assert (result.code, result.out, result.err) == (7, b"out\n", b"err\n")
-    assert (await run(daemon, qube, "kill -TERM $$")).code == 128 + 15
-    assert (await run(daemon, qube, "no-such-command-here")).code == 127
+    assert (await run(daemon, shared_qube, "kill -TERM $$")).code == 128 + 15
+    assert (await run(daemon, shared_qube, "no-such-command-here")).code == 127
 
 
-async def test_service_that_does_not_exist_is_127(daemon: DaemonProcess, qube: str) -> None:
-    assert (await run(daemon, qube, "QUBESRPC test.NoSuchService+ dom0")).code == 127
+async def test_service_that_does_not_exist_is_127(daemon: DaemonProcess, shared_qube: str) -> None:
+    assert (await run(daemon, shared_qube, "QUBESRPC test.NoSuchService+ dom0")).code == 127
 
 
-async def test_half_close_ends_input_and_output_still_comes(daemon: DaemonProcess, qube: str) -> None:
-    result = await run(daemon, qube, "cat | wc -c; echo after", stdin=b"x" * 1000)
+async def test_half_close_ends_input_and_output_still_comes(daemon: DaemonProcess, shared_qube: str) -> None:
+    result = await run(daemon, shared_qube, "cat | wc -c; echo after", stdin=b"x" * 1000)
     assert result.text.split() == ["1000", "after"]
 
 
-async def test_bulk_data_arrives_whole_both_ways(daemon: DaemonProcess, qube: str) -> None:
+async def test_bulk_data_arrives_whole_both_ways(daemon: DaemonProcess, shared_qube: str) -> None:
     data = os.urandom(BULK)
-    into = await run(daemon, qube, "sha256sum", stdin=data)
+    into = await run(daemon, shared_qube, "sha256sum", stdin=data)
     assert into.out.split()[0].decode() == hashlib.sha256(data).hexdigest()
-    back = await run(daemon, qube, "cat", stdin=data)
+    back = await run(daemon, shared_qube, "cat", stdin=data)
     assert hashlib.sha256(back.out).digest() == hashlib.sha256(data).digest()
 
 
-async def test_option_like_and_shell_like_arguments_arrive_unchanged(daemon: DaemonProcess, qube: str) -> None:
+async def test_option_like_and_shell_like_arguments_arrive_unchanged(daemon: DaemonProcess, shared_qube: str) -> None:
     """MC-17: through qubes.VMExec nothing is expanded."""
     arguments = ["printf", "%s\\n", "-x", "--help", "$HOME `id`", "a;b|c", "ü", "", "*"]
-    command = f"QUBESRPC qubes.VMExec+{encode_arguments(arguments)} dom0"
-    result = await run(daemon, qube, command)
+    encoded = encode([argument.encode() for argument in arguments]).decode()
+    command = f"QUBESRPC qubes.VMExec+{encoded} dom0"
+    result = await run(daemon, shared_qube, command)
     assert result.out.decode().split("\n")[:-1] == arguments[2:]
 
 
-async def test_twenty_commands_at_once_all_answer(daemon: DaemonProcess, qube: str) -> None:
-    results = await asyncio.gather(*(run(daemon, qube, f"echo {n}") for n in range(20)))
+async def test_twenty_commands_at_once_all_answer(daemon: DaemonProcess, shared_qube: str) -> None:
+    results = await asyncio.gather(*(run(daemon, shared_qube, f"echo {n}") for n in range(20)))
     assert [r.text for r in results] == [str(n) for n in range(20)]
 
 
-async def test_cancelled_command_does_not_go_on_in_the_guest(daemon: DaemonProcess, qube: str) -> None:
+async def test_cancelled_command_does_not_go_on_in_the_guest(daemon: DaemonProcess, shared_qube: str) -> None:
     """MC-22: the caller is gone, the process gets its hang-up."""
-    sleeping = asyncio.create_task(run(daemon, qube, "echo $$ > /tmp/pid; exec sleep 1000"))
+    sleeping = asyncio.create_task(run(daemon, shared_qube, "echo $$ > /tmp/pid; exec sleep 1000"))
     async with asyncio.timeout(RUN_TIMEOUT_S):
-        while not (await run(daemon, qube, "test -s /tmp/pid")).code == 0:
+        while (await run(daemon, shared_qube, "test -s /tmp/pid")).code != 0:
             pass
     sleeping.cancel()
     await asyncio.gather(sleeping, return_exceptions=True)
     async with asyncio.timeout(RUN_TIMEOUT_S):
-        while (await run(daemon, qube, "kill -0 $(cat /tmp/pid)")).code == 0:
+        while (await run(daemon, shared_qube, "kill -0 $(cat /tmp/pid)")).code == 0:
             pass

@@ -28,9 +28,17 @@ def with_daemon(work: Callable[[AdminClient], Awaitable[T]]) -> T:
         if not is_running(paths):
             with board() as lines, lines.step("insulad", "starting", "started"):
                 await ensure_daemon(paths)
+            await _show_notices(AdminClient(paths.admin_socket))
         return await _explained(AdminClient(paths.admin_socket), work)
 
     return run_async(main())
+
+
+async def _show_notices(client: AdminClient) -> None:
+    """What a daemon that was just started wants the user to know, e.g. that its state came from a copy (MC-63)."""
+    notices = (await client.status()).get("notices", [])
+    for notice in notices if isinstance(notices, list) else []:
+        typer.echo(f"insula: note: {notice}", err=True)
 
 
 def with_daemon_and_board(work: Callable[[AdminClient, Board], Awaitable[T]]) -> T:

@@ -18,11 +18,10 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 def host_runtime(host: Host) -> Runtime:
     """Facts of the host that default rules of properties look at."""
-    versions = host.kernels.versions()
     return Runtime(
         host_memory_mib=os.sysconf("SC_PHYS_PAGES") * PAGE // (1024 * 1024),
         host_cpus=len(os.sched_getaffinity(0)),
-        kernel_options={version: host.kernels.get(version).cmdline for version in versions},
+        kernel_options=host.kernels.options(),
     )
 
 
@@ -41,6 +40,8 @@ class Control:
             "driver": self._host.driver.name,
             "capabilities": sorted(self._host.driver.capabilities),
             "kernels": self._host.kernels.versions(),
+            # What the user must be told (MC-63).
+            "notices": [str(self._host.store.recovery)] if self._host.store.recovery else [],
         }
 
     async def shut_down(self) -> None:

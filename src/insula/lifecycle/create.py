@@ -25,8 +25,10 @@ KERNEL_VOLUME = "kernel"
 """Not a disk: its vid is the version of the kernel the qube is started with."""
 
 
-def plan_create(system: System, request: CreateRequest, new_uuid: UUID) -> System:
+def plan_create(system: System, request: CreateRequest, new_uuid: UUID, dispid: int = 0) -> System:
     """The system with the new qube; errors in the published order (admin-api §2).
+
+    ``dispid``: random number 0…9999; a disposable gets it or the next free one, and its address follows from it.
 
     :raise QubesVMAlreadyExistsError, QubesVMNotFoundError, QubesLabelNotFoundError, QubesException:
     """
@@ -49,6 +51,8 @@ def plan_create(system: System, request: CreateRequest, new_uuid: UUID) -> Syste
         label=label.name,
         tags=creation_tags(QubeName(request.created_by)),
     )
+    if klass is Klass.DISPVM:
+        qube = qube.with_property("dispid", system.free_dispid(dispid))
     created = system.with_new_qube(qube)
     if template is not None:
         # Through the rules of the property: the template must be one, and of the right class.

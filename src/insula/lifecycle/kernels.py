@@ -28,10 +28,17 @@ class Kernel:
 
 
 class Kernels:
-    """The folder of kernels. Reading is cheap, so nothing is cached."""
+    """The folder of kernels; the daemon is its only writer, so what was read once stays true."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._options: dict[str, str] | None = None
+
+    def options(self) -> dict[str, str]:
+        """Version → command line of every kernel; from memory but for the first time."""
+        if self._options is None:
+            self._options = {version: self.get(version).cmdline for version in self.versions()}
+        return self._options
 
     def versions(self) -> list[str]:
         if not self.folder.is_dir():
@@ -77,6 +84,7 @@ class Kernels:
                 fresh.rename(target)
             _sync(self.folder)
         finally:
+            self._options = None
             shutil.rmtree(fresh, ignore_errors=True)
         return self.get(version)
 

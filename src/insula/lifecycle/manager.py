@@ -7,6 +7,7 @@ Operations on one qube exclude each other (``_lock_of``), so that no volume is r
 from __future__ import annotations
 
 import asyncio
+import secrets
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -38,7 +39,7 @@ from insula.model.errors import (
 from insula.model.names import QubeName
 from insula.model.properties import resolve
 from insula.model.state import PowerState
-from insula.model.system import PoolConfig
+from insula.model.system import MAX_DISPID, PoolConfig
 from insula.model.volumes import refreshed
 from insula.storage.pool import NoSuchRevision, Pool, PoolUsage, Revision, StorageError
 from insula.storage.registry import open_pool
@@ -182,14 +183,15 @@ class LifecycleEngine:
     async def create(self, request: CreateRequest) -> None:
         host = self.host
         async with self._alone(request.name):
-            system = plan_create(host.store.system, request, uuid.uuid4())
+            dispid = secrets.randbelow(MAX_DISPID + 1)
+            system = plan_create(host.store.system, request, uuid.uuid4(), dispid)
             made: list[VolumeSpec] = []
             try:
                 for volume in disks_of(system.get(request.name)):
                     made.append(volume)
                     await host.pool_of(volume).create(volume)
                 # Others may have changed the system while volumes were made.
-                host.store.commit(plan_create(host.store.system, request, system.get(request.name).uuid))
+                host.store.commit(plan_create(host.store.system, request, system.get(request.name).uuid, dispid))
             except BaseException as e:
                 for volume in made:
                     with suppress(StorageError):
@@ -380,8 +382,18 @@ class LifecycleEngine:
 
     def _supervisor(self, name: QubeName) -> Supervisor:
         if name not in self._supervisors:
-            self._supervisors[name] = Supervisor(self.host, name, self.host.store.system.get(name).klass)
+            klass = self.host.store.system.get(name).klass
+            self._supervisors[name] = Supervisor(self.host, name, klass, self._after_shutdown)
         return self._supervisors[name]
+
+    async def _after_shutdown(self, name: QubeName) -> None:
+        """A disposable that nobody named is gone with its machine."""
+        qube = self.host.store.system.qubes.get(name)
+        if qube is not None and qube.properties.get("auto_cleanup"):
+            try:
+                await self.remove(name)
+            except QubesException as e:
+                log.error("%s: could not be removed after its end: %s", name, e)
 
     def _started(self, name: QubeName) -> Supervisor:
         self.host.store.system.get(name)

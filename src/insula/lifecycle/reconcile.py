@@ -2,6 +2,9 @@
 
 Every qube ends up either running as before, under this daemon, or halted with its volumes settled: none is lost, none
 runs twice, no machine runs that nobody knows.
+
+Where the state itself is in doubt (it was restored from a copy, or there is none) nothing is thrown away: volumes that
+no qube names stay, and what was written is kept.
 """
 
 from __future__ import annotations
@@ -29,14 +32,16 @@ CRASHED_WITH_US = MachineExit(ExitKind.CRASHED, "ended while no daemon was there
 async def reconcile(host: Host, runtime_folders: Path) -> list[RunningQube]:
     """Return the qubes that run; everything else is cleared up. One log line for each thing done."""
     records = _read_records(host)
+    in_doubt = host.store.recovery is not None or host.store.is_new
     running = await _find_running(host, records)
     await _end_unknown(host, runtime_folders, {qube.name for qube in running})
     active = await _mark_active(host, running)
     for pool in host.pools.values():
         for line in await pool.recover(frozenset(active.get(pool.name, ()))):
             log.warning("pool %s: %s", pool.name, line)
-    await _settle_volumes(host, running, records)
-    await _remove_orphan_volumes(host)
+    await _settle_volumes(host, running, records, keep_all=in_doubt)
+    if not in_doubt:
+        await _remove_orphan_volumes(host)
     return running
 
 
@@ -92,7 +97,9 @@ async def _mark_active(host: Host, running: list[RunningQube]) -> dict[str, set[
     return active
 
 
-async def _settle_volumes(host: Host, running: list[RunningQube], records: Mapping[str, MachineRecord | None]) -> None:
+async def _settle_volumes(
+    host: Host, running: list[RunningQube], records: Mapping[str, MachineRecord | None], *, keep_all: bool
+) -> None:
     active = {qube.name for qube in running}
     for qube in host.store.system.sorted_qubes():
         if qube.name in active:
@@ -102,7 +109,9 @@ async def _settle_volumes(host: Host, running: list[RunningQube], records: Mappi
         for volume in disks_of(qube):
             try:
                 if volume.save_on_stop:
-                    await host.pool_of(volume).deactivate(volume, commit=_keep_after_crash(qube, volume, record))
+                    await host.pool_of(volume).deactivate(
+                        volume, commit=_keep_after_crash(qube, volume, record, keep_all)
+                    )
             except (StorageError, InsulaError, OSError) as e:
                 problems.append(f"volume {volume.name}: {e}")
         for problem in problems:
@@ -114,10 +123,11 @@ async def _settle_volumes(host: Host, running: list[RunningQube], records: Mappi
         host.store.remove_machine(name)
 
 
-def _keep_after_crash(qube: Qube, volume: VolumeSpec, record: MachineRecord | None) -> bool:
+def _keep_after_crash(qube: Qube, volume: VolumeSpec, record: MachineRecord | None, keep_all: bool) -> bool:
     # A volume that is still open without the record of a finished start belongs to a start that nobody has been
     # told of: the state before is the right one.
-    return record is not None and record.ready and commits(qube.klass, volume, CRASHED_WITH_US)
+    was_ready = keep_all or (record is not None and record.ready)
+    return was_ready and commits(qube.klass, volume, CRASHED_WITH_US)
 
 
 async def _remove_orphan_volumes(host: Host) -> None:

@@ -10,7 +10,7 @@ States are those of :class:`insula.model.state.PowerState`; only this file chang
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from insula.hal.driver import MachineExit, MachineState
 from insula.hal.errors import HalError
@@ -40,8 +40,12 @@ SESSION_RESTART_DELAY_S = 0.1
 class Supervisor:
     """What the daemon knows of one qube that is on (or becoming so, or just ended)."""
 
-    def __init__(self, host: Host, name: QubeName, klass: Klass) -> None:
+    def __init__(
+        self, host: Host, name: QubeName, klass: Klass, after_shutdown: Callable[[QubeName], Awaitable[None]]
+    ) -> None:
+        """``after_shutdown`` is called, with its name, whenever the qube has ended and is settled."""
         self.host = host
+        self._after_shutdown = after_shutdown
         self.name = name
         self.klass = klass
         self.state = PowerState.HALTED
@@ -148,8 +152,9 @@ class Supervisor:
         log.info("%s: %s %s", self.name, end.kind.value, end.detail)
         self.running = self.session = None
         self.state = PowerState.HALTED
-        self._ended.set()
         self.host.publish(self.name, "domain-shutdown")
+        await self._after_shutdown(self.name)
+        self._ended.set()
 
     # -- what a user asks
 

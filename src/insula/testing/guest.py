@@ -75,3 +75,7 @@ async def sh(daemon: DaemonProcess, qube: str, command: str, *, user: str = "use
 
 async def create_app_qube(client: AdminClient, name: str, label: str = "red") -> None:
     await client.create_qube("AppVM", name, label, template=TEMPLATE)
+
+
+if __name__ == "__main__":
+    print(f"template ready: {asyncio.run(build_template()).content_key}", file=sys.stderr)
