@@ -79,12 +79,12 @@ def test_find_account_other_user_without_root_refused() -> None:
 def test_start_child_has_default_signals_own_session_and_only_three_descriptors() -> None:
     script = b"grep -E '^(SigIgn|NSsid)' /proc/self/status; ls /proc/self/fd | wc -l"
     code, output = run(process.plan_command(own_account(), script, may_switch=False))
-    lines = output.decode().split()
+    *status, descriptors = output.decode().splitlines()
+    facts = dict(line.split(":\t") for line in status)
     assert code == 0
-    ignored = int(lines[1], 16)
-    assert not ignored & (1 << (signal.SIGPIPE - 1))
-    assert lines[-1] == "4"  # 0, 1, 2 and the folder ls reads
-    assert int(lines[3]) != os.getsid(0)
+    assert not int(facts["SigIgn"], 16) & (1 << (signal.SIGPIPE - 1))
+    assert int(facts["NSsid"]) != os.getsid(0)
+    assert descriptors == "4"  # 0, 1, 2 and the folder ls reads
 
 
 def test_start_missing_program_ends_with_125_and_says_so() -> None:
