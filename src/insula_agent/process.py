@@ -22,7 +22,7 @@ _INHERITED = ("LANG", "LC_ALL", "TZ")
 _EXEC_ITS_ARGUMENTS = 'exec "$0" "$@"'
 """A shell program that becomes the service; name and argument reach it unexpanded (MC-17)."""
 EXEC_FAILED = 125
-_MAX_INHERITED = 64
+_MAX_INHERITED = 1024
 
 
 class UserUnknown(Exception):
