@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--console", action="store_true")
     parser.add_argument("--runs", type=int, default=RUNS)
     arguments = parser.parse_args()
-    built = load(arguments.template) if arguments.template else asyncio.run(build_template())
+    built = load(arguments.template.absolute()) if arguments.template else asyncio.run(build_template())
     if built is None:
         parser.error(f"{arguments.template} holds no template")
     with tempfile.TemporaryDirectory(prefix="insula-bench-") as temporary:

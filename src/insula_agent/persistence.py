@@ -229,11 +229,11 @@ def _lay_out(user: str) -> None:
             with open(f"{new}/{name}", "w", encoding="ascii") as file:
                 file.write(text)
             os.chmod(f"{new}/{name}", mode)
-        os.rename(new, f"{RW}/config")
+        _appear(new, f"{RW}/config")
     if not os.path.isdir(f"{RW}/usrlocal") and os.path.isdir("/usr/local.orig"):
         new = _fresh(f"{RW}/.usrlocal.new")
         _run(["cp", "-a", "/usr/local.orig", new])
-        os.rename(new, f"{RW}/usrlocal")
+        _appear(new, f"{RW}/usrlocal")
     os.makedirs(f"{RW}/home", mode=0o755, exist_ok=True)
     if not os.path.isdir(f"{RW}/home/{user}"):
         _make_home(user)
@@ -253,7 +253,7 @@ def _make_home(user: str) -> None:
         os.mkdir(new)
     os.chmod(new, 0o700)
     _run(["chown", "-R", f"{account.pw_uid}:{account.pw_gid}", new])
-    os.rename(new, f"{RW}/home/{user}")
+    _appear(new, f"{RW}/home/{user}")
 
 
 def _fresh(path: str) -> str:
@@ -261,6 +261,13 @@ def _fresh(path: str) -> str:
     if os.path.lexists(path):
         _run(["rm", "-rf", "--one-file-system", path])
     return path
+
+
+def _appear(new: str, final: str) -> None:
+    """Give a finished copy its name. What is in it is on disk first: else a machine that is killed soon after would
+    have the name, and empty files below it."""
+    os.sync()
+    os.rename(new, final)
 
 
 def _start_swap(device: str) -> None:
@@ -310,7 +317,7 @@ def _do(step: bind_dirs.BindStep) -> None:
         os.makedirs(os.path.dirname(stored), mode=0o755, exist_ok=True)
         new = _fresh(f"{bind_dirs.STORAGE}/.new")
         _run(["cp", "-a", step.path, new])
-        os.rename(new, stored)
+        _appear(new, stored)
     elif step.action == "make_folder":
         os.makedirs(step.path, mode=0o755, exist_ok=True)
     elif step.action == "make_file":

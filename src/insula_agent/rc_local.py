@@ -6,6 +6,7 @@ script that fails is reported and does not keep the next from running.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -23,7 +24,7 @@ def plan_scripts(config: str) -> list[str]:
 def run(path: str) -> bool:
     """Run one script; whether it succeeded."""
     try:
-        pid = os.posix_spawn(path, [path], dict(os.environ))
+        pid = _spawn(path)
     except OSError as error:
         sys.stderr.write(f"{path}: {error}\n")
         return False
@@ -32,6 +33,16 @@ def run(path: str) -> bool:
     if code != 0:
         sys.stderr.write(f"{path}: exit status {code}\n")
     return code == 0
+
+
+def _spawn(path: str) -> int:
+    try:
+        return os.posix_spawn(path, [path], dict(os.environ))
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        # No "#!" line: what a shell does with such a file.
+        return os.posix_spawn("/bin/sh", ["sh", path], dict(os.environ))
 
 
 def main(config: str = CONFIG) -> int:

@@ -102,7 +102,16 @@ async def build(
     :raise TemplateError: unknown name. :raise Unbuildable: this machine lacks something (the message says what).
     :raise BuildFailed: a step failed; its last output is in ``tail``.
     """
-    distribution = find_distribution(name)
+    return await build_distribution(find_distribution(name), work_dir, out_dir, progress)
+
+
+async def build_distribution(
+    distribution: Distribution,
+    work_dir: Path,
+    out_dir: Path,
+    progress: Callable[[BuildProgress], None] = lambda _event: None,
+) -> BuiltTemplate:
+    """The same for a distribution that is not among the known ones."""
     out_dir.mkdir(parents=True, exist_ok=True)
     build_ = _Build(distribution, work_dir, out_dir, progress)
     existing = load(out_dir / build_.key)
