@@ -157,3 +157,9 @@ class Driver(Protocol):
 
     async def discard(self, runtime_dir: Path) -> bool:
         """End a machine of an earlier daemon of which only the run-time folder is known; whether there was one."""
+
+    async def close(self) -> None:
+        """Let go of all machines without ending them; where Capability.ADOPT is missing, they end.
+
+        Waiting calls of theirs raise HalError, later ones MachineGone.
+        """

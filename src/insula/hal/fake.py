@@ -1,0 +1,360 @@
+"""A driver without a hypervisor: for tests of everything above ``hal`` and for dry runs. Deterministic and scriptable.
+
+Machines live in a :class:`FakeHost`, as real ones live on a computer: a second :class:`FakeDriver` on the same host
+can adopt what the first one started. A test plays the guest through :class:`FakeGuest` (power off, panic, use the
+channels) and makes the next call of a kind fail or wait through :class:`Script`. No time passes and nothing runs;
+each call yields to the loop once, so that callers cannot rely on it being atomic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from insula.hal.capabilities import Capability
+from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, MachineStats
+from insula.hal.errors import DriverError, MachineGone, Unsupported
+
+ALL_CAPABILITIES = frozenset({Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT})
+CONSOLE_NAME = "console.log"
+NOTE_NAME = "fake.machine"
+"""File in the run-time folder while the machine lives."""
+
+
+class Script:
+    """What the next calls do, by the method's name (``"start_paused"``, ``"open_channel"``…)."""
+
+    def __init__(self) -> None:
+        self._failures: dict[str, list[Exception]] = {}
+        self._gates: dict[str, list[asyncio.Event]] = {}
+        self.calls: list[tuple[str, str]] = []
+        """``(machine name, method)`` of every call so far."""
+
+    def fail_next(self, method: str, error: Exception | None = None) -> None:
+        """The next call of ``method`` on any machine raises; several calls of this queue up."""
+        failure = DriverError(f"scripted failure of {method}") if error is None else error
+        self._failures.setdefault(method, []).append(failure)
+
+    def hold_next(self, method: str) -> asyncio.Event:
+        """The next call of ``method`` waits until the returned event is set."""
+        gate = asyncio.Event()
+        self._gates.setdefault(method, []).append(gate)
+        return gate
+
+    async def step(self, machine: str, method: str) -> None:
+        """Called by the fake at the start of each method."""
+        self.calls.append((machine, method))
+        await asyncio.sleep(0)
+        if gates := self._gates.get(method):
+            await gates.pop(0).wait()
+        if failures := self._failures.get(method):
+            raise failures.pop(0)
+
+
+@dataclass
+class FakeGuest:
+    """A machine as its host sees it; survives its driver. Tests play the guest with its methods."""
+
+    spec: MachineSpec
+    number: int
+    state: MachineState = MachineState.PAUSED
+    memory_kib: int = 0
+    disk_sizes: dict[str, int] = field(default_factory=dict)
+    shutdown_requests: int = 0
+    powers_off_when_asked: bool = True
+    """Whether :meth:`FakeMachine.request_shutdown` is obeyed."""
+    exit: MachineExit | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _host_ends: dict[str, int] = field(default_factory=dict)
+    _guest_ends: dict[str, socket.socket] = field(default_factory=dict)
+
+    def power_off(self) -> None:
+        self.end(MachineExit(ExitKind.SHUTDOWN))
+
+    def panic(self) -> None:
+        self.end(MachineExit(ExitKind.CRASHED, "the guest's kernel panicked"))
+
+    def die(self) -> None:
+        """The monitor is killed from outside."""
+        self.end(MachineExit(ExitKind.CRASHED, "the VMM died"))
+
+    def print(self, text: bytes) -> None:
+        """Write to the console."""
+        with (self.spec.runtime_dir / CONSOLE_NAME).open("ab") as log:
+            log.write(text)
+
+    def channel(self, name: str) -> socket.socket:
+        """The guest's end of a channel that the host has opened; the fake closes it when the machine ends.
+
+        :raise KeyError: nobody has opened it.
+        """
+        return self._guest_ends[name]
+
+    def connect(self, name: str) -> socket.socket:
+        """Open a channel as the host does; the host's end. :raise DriverError: in use."""
+        if (old := self._guest_ends.get(name)) is not None:
+            if not _is_closed(old):
+                raise DriverError(f"channel {name!r} of machine {self.spec.name!r} is in use")
+            old.close()
+        host_end, guest_end = socket.socketpair()
+        for end in (host_end, guest_end):
+            end.setblocking(False)
+        self._guest_ends[name] = guest_end
+        return host_end
+
+    def end(self, ending: MachineExit) -> None:
+        """However it ends; the first time counts."""
+        if self.exit is not None:
+            return
+        self.exit = ending
+        self.state = MachineState.GONE
+        for guest_end in self._guest_ends.values():
+            guest_end.close()
+        with suppress(FileNotFoundError):
+            (self.spec.runtime_dir / NOTE_NAME).unlink()
+        self.ended.set()
+
+
+def _is_closed(guest_end: socket.socket) -> bool:
+    """Whether the host closed its end (unread bytes of it do not matter any more)."""
+    try:
+        return guest_end.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+class FakeHost:
+    """The computer the machines live on."""
+
+    def __init__(self) -> None:
+        self.guests: dict[int, FakeGuest] = {}
+        """By number; ended ones stay for inspection."""
+        self.script = Script()
+        self._numbers = itertools.count(1)
+
+    def start(self, spec: MachineSpec) -> FakeGuest:
+        """:raise DriverError: a file of the spec is missing."""
+        files = [spec.kernel, spec.initrd, *(layer.path for disk in spec.disks for layer in disk.source.layers)]
+        for path in files:
+            if not path.is_file():
+                raise DriverError(f"machine {spec.name!r}: cannot use {path}: no such file")
+        for disk in spec.disks:
+            if disk.source.unlink_top:
+                disk.source.layers[0].path.unlink()
+        number = next(self._numbers)
+        (spec.runtime_dir / NOTE_NAME).write_text(f"{number}\n", encoding="ascii")
+        (spec.runtime_dir / CONSOLE_NAME).write_bytes(b"")
+        guest = FakeGuest(spec, number, memory_kib=spec.memory_mib * 1024)
+        guest.disk_sizes = {disk.name: disk.source.size for disk in spec.disks}
+        self.guests[number] = guest
+        return guest
+
+    def living(self) -> list[FakeGuest]:
+        return [guest for guest in self.guests.values() if guest.exit is None]
+
+    def guest(self, name: str) -> FakeGuest:
+        """The newest machine of that name. :raise KeyError: there was none."""
+        for guest in reversed(self.guests.values()):
+            if guest.spec.name == name:
+                return guest
+        raise KeyError(name)
+
+
+class FakeMachine:
+    """See :class:`insula.hal.driver.Machine`."""
+
+    def __init__(self, spec: MachineSpec, driver: FakeDriver, guest: FakeGuest | None = None) -> None:
+        self._spec = spec
+        self._driver = driver
+        self._guest = guest
+        self._life = asyncio.Lock()
+        self._early_exit: MachineExit | None = None
+        """The end of a machine that never ran."""
+        self._over = asyncio.Event()
+        """Set where there is no guest to wait for: never started, or released."""
+
+    @property
+    def spec(self) -> MachineSpec:
+        return self._spec
+
+    @property
+    def state(self) -> MachineState:
+        if self._early_exit is not None:
+            return MachineState.GONE
+        return MachineState.DEFINED if self._guest is None else self._guest.state
+
+    @property
+    def console_log(self) -> Path:
+        return self._spec.runtime_dir / CONSOLE_NAME
+
+    @property
+    def guest(self) -> FakeGuest:
+        """For tests. :raise DriverError: not started."""
+        if self._guest is None:
+            raise DriverError(f"machine {self._spec.name!r} was not started")
+        return self._guest
+
+    def record(self) -> Mapping[str, str | int]:
+        return {} if self._guest is None else {"number": self._guest.number}
+
+    async def start_paused(self) -> None:
+        async with self._life:
+            if self.state is MachineState.GONE:
+                raise MachineGone(f"machine {self._spec.name!r} has ended")
+            if self._guest is not None:
+                raise DriverError(f"machine {self._spec.name!r} was started already")
+            try:
+                await self._step("start_paused")
+                self._guest = self._driver.host.start(self._spec)
+            except BaseException:
+                self._end_early(MachineExit(ExitKind.CRASHED, "did not start"))
+                raise
+
+    async def resume(self) -> None:
+        guest = await self._begin("resume")
+        guest.state = MachineState.RUNNING
+
+    async def pause(self) -> None:
+        guest = await self._begin("pause", Capability.PAUSE)
+        guest.state = MachineState.PAUSED
+
+    async def request_shutdown(self) -> None:
+        guest = await self._begin("request_shutdown")
+        guest.shutdown_requests += 1
+        if guest.powers_off_when_asked and guest.state is MachineState.RUNNING:
+            guest.power_off()
+
+    async def kill(self) -> None:
+        async with self._life:
+            if self._guest is None:
+                self._end_early(MachineExit(ExitKind.KILLED, "never started"))
+                return
+            if self._guest.exit is None:
+                self._require_alive()
+                await self._step("kill")
+                self._guest.end(MachineExit(ExitKind.KILLED))
+
+    async def wait_gone(self) -> MachineExit:
+        waits = [asyncio.ensure_future(self._over.wait())]
+        if self._guest is not None:
+            waits.append(asyncio.ensure_future(self._guest.ended.wait()))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        ending = self._early_exit if self._guest is None else self._guest.exit
+        if ending is None:
+            raise DriverError(f"machine {self._spec.name!r} was released and is no longer watched")
+        return ending
+
+    async def open_channel(self, name: str) -> socket.socket:
+        guest = await self._begin("open_channel")
+        if name not in self._spec.channels:
+            raise DriverError(f"machine {self._spec.name!r} has no channel {name!r}")
+        return guest.connect(name)
+
+    async def set_memory(self, mib: int) -> None:
+        guest = await self._begin("set_memory", Capability.BALLOON)
+        if not 0 < mib <= self._spec.memory_mib:
+            raise DriverError(f"memory of {mib} MiB is not within 1…{self._spec.memory_mib} MiB")
+        guest.memory_kib = mib * 1024
+
+    async def resize_disk(self, disk: str, size: int) -> None:
+        guest = await self._begin("resize_disk", Capability.RESIZE_DISK)
+        if disk not in guest.disk_sizes:
+            raise DriverError(f"machine {self._spec.name!r} has no disk {disk!r}")
+        guest.disk_sizes[disk] = size
+
+    async def stats(self) -> MachineStats:
+        guest = await self._begin("stats")
+        return MachineStats(0, guest.memory_kib // 2, guest.memory_kib, self._spec.vcpus)
+
+    def release(self) -> None:
+        """See :meth:`FakeDriver.close`."""
+        self._over.set()
+
+    def _end_early(self, ending: MachineExit) -> None:
+        if self._early_exit is None:
+            self._early_exit = ending
+            self._over.set()
+
+    async def _step(self, method: str) -> None:
+        await self._driver.host.script.step(self._spec.name, method)
+
+    async def _begin(self, method: str, needs: Capability | None = None) -> FakeGuest:
+        """What every call on a living machine starts with; the guest, still alive after the call's step."""
+        if needs is not None and needs not in self._driver.capabilities:
+            raise Unsupported(needs, self._driver.name)
+        self._require_alive()
+        await self._step(method)
+        return self._require_alive()
+
+    def _require_alive(self) -> FakeGuest:
+        if self.state is MachineState.GONE or self._over.is_set():
+            raise MachineGone(f"machine {self._spec.name!r} has ended")
+        return self.guest
+
+
+class FakeDriver:
+    """See :class:`insula.hal.driver.Driver`."""
+
+    def __init__(self, host: FakeHost | None = None, capabilities: frozenset[Capability] = ALL_CAPABILITIES) -> None:
+        self.host = FakeHost() if host is None else host
+        self._capabilities = capabilities
+        self._machines: list[FakeMachine] = []
+
+    @property
+    def name(self) -> str:
+        return "fake"
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._capabilities
+
+    async def define(self, spec: MachineSpec) -> FakeMachine:
+        await self.host.script.step(spec.name, "define")
+        if not spec.cmdline.isascii() or not spec.cmdline.isprintable():
+            raise DriverError("kernel command line must be printable ASCII")
+        if not os.access(spec.runtime_dir, os.W_OK):
+            raise DriverError(f"run-time folder {spec.runtime_dir} does not exist")
+        return self._keep(FakeMachine(spec, self))
+
+    async def adopt(self, spec: MachineSpec, record: Mapping[str, str | int]) -> FakeMachine | None:
+        await self.host.script.step(spec.name, "adopt")
+        if Capability.ADOPT not in self._capabilities:
+            raise Unsupported(Capability.ADOPT, self.name)
+        number = record.get("number")
+        guest = self.host.guests.get(number) if isinstance(number, int) else None
+        if guest is None or guest.exit is not None:
+            return None
+        if guest.spec.uuid != spec.uuid:
+            raise DriverError(f"machine {number} is {guest.spec.uuid}, not {spec.uuid}")
+        return self._keep(FakeMachine(spec, self, guest))
+
+    async def discard(self, runtime_dir: Path) -> bool:
+        await self.host.script.step(runtime_dir.name, "discard")
+        for guest in self.host.living():
+            if guest.spec.runtime_dir == runtime_dir:
+                guest.end(MachineExit(ExitKind.KILLED, "discarded"))
+                return True
+        return False
+
+    async def close(self) -> None:
+        for machine in self._machines:
+            if Capability.ADOPT not in self._capabilities:
+                await machine.kill()
+            machine.release()
+        self._machines.clear()
+
+    def _keep(self, machine: FakeMachine) -> FakeMachine:
+        self._machines.append(machine)
+        return machine

@@ -1,0 +1,314 @@
+"""The VMM's command line as a pure function: machine spec + descriptor numbers + accelerator → argv.
+
+Design. A value of the spec reaches QEMU in one of three ways, none of which can start another option (MC-101):
+
+* inside JSON (``-blockdev``, ``-device``, ``-object``), where :func:`json.dumps` does the quoting;
+* as an argument of its own that QEMU takes verbatim (``-append``, ``-uuid``);
+* as a number.
+
+Options that only know QEMU's ``key=value,…`` syntax (``-machine``, ``-chardev``, ``-add-fd``, ``-name``) get
+constants, numbers and names of a checked alphabet. No path of the host appears: disks, sockets, kernel and initrd are
+open descriptors that the VMM inherits.
+
+PCI addresses are fixed by role, so that a device keeps its place in the guest whatever else is there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from insula.hal.driver import Disk, MachineSpec
+from insula.hal.errors import DriverError
+from insula.hal.qemu.accel import Accelerator
+from insula.model.block import LayerFormat
+
+HOTPLUG_PORTS = 8
+"""Free PCIe root ports from the start: devices plugged later need one each (links, frames, block, USB)."""
+
+MAX_DISKS = 16
+"""PCI slots kept for disks; a qube has four volumes, the rest is for block devices attached at start."""
+MAX_LAYERS = 64
+"""Overlays of one disk; far beyond what pools make, far below what QEMU's recursion stands."""
+MAX_CHANNELS = 30
+"""A virtio-serial bus has 31 ports, number 0 is reserved for a console (virtio 1.1 §5.3)."""
+MAX_QID = 10_000
+MAX_VCPUS = 128
+MIN_MEMORY_MIB = 32
+MAX_MEMORY_MIB = 1 << 20
+MAX_CMDLINE = 2047
+"""Linux on x86: COMMAND_LINE_SIZE 2048 with its final NUL (arch/x86/include/asm/setup.h)."""
+MAX_SERIAL = 20
+"""VIRTIO_BLK_ID_BYTES (virtio 1.1 §5.2.6); QEMU cuts longer ones, so two disks could look alike."""
+SECTOR = 512
+
+QMP_CHARDEV = "qmp"
+CONSOLE_CHARDEV = "console"
+ROOT_PORT_BUS = "hotplug{}"
+"""Bus of the n-th hot-plug port, counted from 0."""
+BALLOON_ID = "balloon"
+
+_SLOT_RNG = 0x1
+_SLOT_SERIAL = 0x2
+_SLOT_BALLOON = 0x3
+_SLOT_PANIC = 0x4
+_SLOT_PORTS = 0x5
+_SLOT_FIRST_DISK = 0x8
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_CHANNEL = re.compile(r"[a-z][a-z0-9.-]{0,31}")
+_DISK = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_SERIAL - 1}}}")
+_CMDLINE = re.compile(rf"[ -~]{{0,{MAX_CMDLINE}}}")
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Numbers of the descriptors the VMM inherits."""
+
+    kernel: int
+    initrd: int
+    qmp: int
+    """Listening socket of the monitor."""
+    console: int
+    """Listening socket of the serial console."""
+    channels: tuple[int, ...]
+    """Listening sockets, in the order of ``spec.channels``."""
+    disks: tuple[tuple[int, ...], ...]
+    """One descriptor a layer, in the order of ``spec.disks`` and of their layers (top first)."""
+
+    def numbers(self) -> tuple[int, ...]:
+        layers = (number for disk in self.disks for number in disk)
+        return (self.kernel, self.initrd, self.qmp, self.console, *self.channels, *layers)
+
+
+def channel_chardev(index: int) -> str:
+    """QEMU's id of the byte channel ``spec.channels[index]``."""
+    return f"channel{index}"
+
+
+def disk_node(index: int) -> str:
+    """Block node that the guest sees as disk ``index``; block jobs and resizing name it."""
+    return f"disk{index}"
+
+
+def check_spec(spec: MachineSpec) -> None:
+    """Refuse what QEMU could not run or what could be mistaken for something else.
+
+    :raise DriverError: says which value and why; nothing was done.
+    """
+    for ok, complaint in _checks(spec):
+        if not ok:
+            raise DriverError(complaint)
+
+
+def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
+    yield _matches(_NAME, spec.name), f"machine name {spec.name!a} has characters QEMU could misread"
+    yield 1 <= spec.qid <= MAX_QID, f"qid {spec.qid} is not within 1…{MAX_QID}"
+    yield (
+        MIN_MEMORY_MIB <= spec.memory_mib <= MAX_MEMORY_MIB,
+        f"memory of {spec.memory_mib} MiB is not within {MIN_MEMORY_MIB}…{MAX_MEMORY_MIB} MiB",
+    )
+    yield 1 <= spec.vcpus <= MAX_VCPUS, f"{spec.vcpus} virtual CPUs are not within 1…{MAX_VCPUS}"
+    yield (
+        _matches(_CMDLINE, spec.cmdline),
+        f"kernel command line must be printable ASCII of at most {MAX_CMDLINE} characters",
+    )
+    yield len(spec.channels) <= MAX_CHANNELS, f"{len(spec.channels)} channels; at most {MAX_CHANNELS} fit"
+    yield len(set(spec.channels)) == len(spec.channels), "two channels have the same name"
+    for channel in spec.channels:
+        yield _matches(_CHANNEL, channel), f"channel name {channel!a} is not of the form a-z 0-9 . -"
+    yield len(spec.disks) <= MAX_DISKS, f"{len(spec.disks)} disks; at most {MAX_DISKS} fit"
+    names = [disk.name for disk in spec.disks]
+    yield len(set(names)) == len(names), "two disks have the same name"
+    for disk in spec.disks:
+        yield from _disk_checks(disk)
+
+
+def _disk_checks(disk: Disk) -> Iterator[tuple[bool, str]]:
+    source = disk.source
+    yield _matches(_DISK, disk.name), f"disk name {disk.name!a} does not fit a disk's serial ({MAX_SERIAL} characters)"
+    yield 1 <= len(source.layers) <= MAX_LAYERS, f"disk {disk.name!r} has {len(source.layers)} layers"
+    yield (
+        source.size > 0 and source.size % SECTOR == 0,
+        f"disk {disk.name!r}: size {source.size} is no positive multiple of {SECTOR}",
+    )
+    yield (
+        all(layer.format is LayerFormat.QCOW2 for layer in source.layers[:-1]),
+        f"disk {disk.name!r}: only the base of a chain can be raw",
+    )
+    yield source.writable or not source.unlink_top, f"disk {disk.name!r}: read-only, yet to be thrown away"
+
+
+def _matches(pattern: re.Pattern[str], text: str) -> bool:
+    return pattern.fullmatch(text) is not None
+
+
+def vmm_argv(spec: MachineSpec, fds: Descriptors, accelerator: Accelerator, qemu: PurePosixPath) -> tuple[str, ...]:
+    """Return the command line; ``spec`` has passed :func:`check_spec`.
+
+    :param qemu: path of the QEMU binary as seen inside the sandbox.
+    """
+    return (
+        str(qemu),
+        *_machine(spec, accelerator),
+        *_boot(spec, fds),
+        *_monitor(fds),
+        *_platform_devices(),
+        *_channels(spec.channels, fds.channels),
+        *_disks(spec.disks, fds.disks),
+    )
+
+
+def _machine(spec: MachineSpec, accelerator: Accelerator) -> Iterator[str]:
+    yield from ("-name", f"guest={spec.name}")
+    yield from ("-uuid", str(spec.uuid))
+    # Nothing that we did not ask for: no default devices, no configuration file, no display, no CD, no USB.
+    yield from ("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none")
+    # HPET, SMM, VMware port, PS/2 and SATA are code a guest could attack and has no use for.
+    yield from (
+        "-machine",
+        "q35,memory-backend=ram,hpet=off,smm=off,vmport=off,i8042=off,sata=off,usb=off,dump-guest-core=off",
+    )
+    yield from accelerator.arguments()
+    yield from ("-smp", str(spec.vcpus))
+    yield from ("-m", f"{spec.memory_mib}M")
+    # Anonymous private memory: it has no name anywhere, and free pages go back to the host (free-page-reporting).
+    yield from _json("-object", {"qom-type": "memory-backend-ram", "id": "ram", "size": spec.memory_mib << 20})
+    yield from ("-rtc", "base=utc,clock=host")
+    # The guest stays stopped until it is told to run. When it ends, the VMM waits, stopped, until somebody has read
+    # how it ended: a clean shutdown is not lost when no daemon is there to see it.
+    yield from ("-S", "-action", "reboot=shutdown,shutdown=pause,panic=pause,watchdog=none")
+    yield from ("-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1")
+    # QEMU's own seccomp filter, inside the sandbox.
+    yield from ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+
+
+def _boot(spec: MachineSpec, fds: Descriptors) -> Iterator[str]:
+    # QEMU reads these two by path only. The link in /proc leads to the inherited descriptor, so no folder of the
+    # host has to be reachable.
+    yield from ("-kernel", f"/proc/self/fd/{fds.kernel}")
+    yield from ("-initrd", f"/proc/self/fd/{fds.initrd}")
+    yield from ("-append", spec.cmdline)
+
+
+def _monitor(fds: Descriptors) -> Iterator[str]:
+    yield from _listening_chardev(QMP_CHARDEV, fds.qmp)
+    yield from ("-mon", f"chardev={QMP_CHARDEV},mode=control")
+    yield from _listening_chardev(CONSOLE_CHARDEV, fds.console)
+    yield from ("-serial", f"chardev:{CONSOLE_CHARDEV}")
+
+
+def _listening_chardev(name: str, fd: int) -> Iterator[str]:
+    yield from ("-chardev", f"socket,id={name},fd={fd},server=on,wait=off")
+
+
+def _platform_devices() -> Iterator[str]:
+    yield from _json("-device", {"driver": "vmgenid", "id": "vmgenid", "guid": "auto"})
+    yield from _json("-object", {"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"})
+    yield from _pci("virtio-rng-pci", _SLOT_RNG, {"id": "rng", "rng": "entropy"})
+    yield from _pci(
+        "virtio-balloon-pci", _SLOT_BALLOON, {"id": BALLOON_ID, "deflate-on-oom": True, "free-page-reporting": True}
+    )
+    yield from _json("-device", {"driver": "pvpanic-pci", "id": "panic", "bus": "pcie.0", "addr": f"{_SLOT_PANIC:#x}"})
+    for port in range(HOTPLUG_PORTS):
+        yield from _json(
+            "-device",
+            {
+                "driver": "pcie-root-port",
+                "id": ROOT_PORT_BUS.format(port),
+                "bus": "pcie.0",
+                "addr": f"{_SLOT_PORTS:#x}.{port:#x}",
+                "multifunction": port == 0,
+                "chassis": port + 1,
+                "slot": port + 1,
+                # No hot-plugged device of ours has I/O ports, and there is room for few such windows only.
+                "io-reserve": 0,
+            },
+        )
+
+
+def _channels(names: Sequence[str], fds: Sequence[int]) -> Iterator[str]:
+    yield from _pci("virtio-serial-pci", _SLOT_SERIAL, {"id": "serial", "max_ports": MAX_CHANNELS + 1})
+    for index, (name, fd) in enumerate(zip(names, fds, strict=True)):
+        yield from _listening_chardev(channel_chardev(index), fd)
+        yield from _json(
+            "-device",
+            {
+                "driver": "virtserialport",
+                "id": f"port{index}",
+                "bus": "serial.0",
+                "nr": index + 1,
+                "chardev": channel_chardev(index),
+                "name": name,
+            },
+        )
+
+
+def _disks(disks: Sequence[Disk], fds: Sequence[Sequence[int]]) -> Iterator[str]:
+    for index, (disk, layer_fds) in enumerate(zip(disks, fds, strict=True)):
+        yield from _chain(index, disk, layer_fds)
+        yield from _pci(
+            "virtio-blk-pci",
+            _SLOT_FIRST_DISK + index,
+            {"id": f"vd{index}", "drive": disk_node(index), "serial": disk.name, "write-cache": "on"},
+        )
+
+
+def _chain(index: int, disk: Disk, fds: Sequence[int]) -> Iterator[str]:
+    """One ``-blockdev`` for each file and one for each format, base first, so that every node names its backing.
+
+    Formats and backing files are stated: what a file's header says about them is never followed (MC-65).
+    """
+    source = disk.source
+    # What is thrown away at the end need not survive a crash of the host: flushes cost nothing then.
+    cache = {"direct": False, "no-flush": source.unlink_top}
+    backing: str | None = None
+    for depth in reversed(range(len(source.layers))):
+        writable = source.writable and depth == 0
+        fdset = fds[depth]
+        file_node = f"{disk_node(index)}-file{depth}"
+        node = disk_node(index) if depth == 0 else f"{disk_node(index)}-layer{depth}"
+        yield from ("-add-fd", f"fd={fds[depth]},set={fdset}")
+        yield from _json(
+            "-blockdev",
+            {
+                "driver": "file",
+                "node-name": file_node,
+                "filename": f"/dev/fdset/{fdset}",
+                "aio": "threads",
+                # Two machines writing one file are refused by the lock, whatever the records say.
+                "locking": "on",
+                "read-only": not writable,
+                "auto-read-only": False,
+                "discard": "unmap",
+                "cache": cache,
+            },
+        )
+        layer: dict[str, object] = {
+            "driver": source.layers[depth].format.value,
+            "node-name": node,
+            "file": file_node,
+            "read-only": not writable,
+            "auto-read-only": False,
+            "discard": "unmap",
+            "cache": cache,
+        }
+        if writable and not source.unlink_top:
+            layer["detect-zeroes"] = "unmap"
+        if source.layers[depth].format is LayerFormat.QCOW2:
+            layer["backing"] = backing
+        yield from _json("-blockdev", layer)
+        backing = node
+
+
+def _pci(driver: str, slot: int, properties: Mapping[str, object]) -> Iterator[str]:
+    """A virtio device without the legacy interface, on the root bus."""
+    device = {"driver": driver, "bus": "pcie.0", "addr": f"{slot:#x}", "disable-legacy": "on", **properties}
+    yield from _json("-device", device)
+
+
+def _json(option: str, value: Mapping[str, object]) -> Iterator[str]:
+    yield from (option, json.dumps(value, separators=(",", ":")))

@@ -1,0 +1,201 @@
+"""What a VMM gets as open descriptors: disks, kernel, initrd and listening sockets.
+
+:class:`MachineFiles` opens all of it and closes the daemon's copies at the end of a ``with`` block, whether the start
+worked or not; after that only the VMM holds them. Sockets are bound here and *listen* from the start, so the sandbox
+needs no writable path, a client may connect before the VMM runs, and a later daemon connects to the same paths again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from insula.hal.driver import MachineSpec
+from insula.hal.errors import DriverError
+from insula.hal.qemu.command import Descriptors
+from insula.model.block import BlockSource
+
+QMP_SOCKET = "qmp.sock"
+CONSOLE_SOCKET = "console.sock"
+STATUS_FILE = "vmm.status"
+"""First line: the machine's uuid. Second: bubblewrap's report, with the VMM's pid, written before the VMM runs. So a
+VMM can be found by its folder alone, whatever becomes of the daemon that started it."""
+
+MAX_BOOT_FILE = 1 << 30
+"""Bytes of a kernel or initrd."""
+
+
+def channel_socket(channel: str) -> str:
+    """File name of a channel's socket; the prefix keeps it apart from all other names in the folder."""
+    return f"channel-{channel}.sock"
+
+
+def socket_names(spec: MachineSpec) -> tuple[str, ...]:
+    return (QMP_SOCKET, CONSOLE_SOCKET, *(channel_socket(name) for name in spec.channels))
+
+
+def remove_runtime_files(runtime_dir: Path) -> None:
+    """Remove what a start makes in the folder, except for the console log. Absent files are fine."""
+    channels = runtime_dir.glob(channel_socket("*"))
+    for path in (runtime_dir / QMP_SOCKET, runtime_dir / CONSOLE_SOCKET, runtime_dir / STATUS_FILE, *channels):
+        path.unlink(missing_ok=True)
+
+
+def refuse_second(runtime_dir: Path) -> None:
+    """Replacing the sockets of a living VMM would make it unreachable. :raise DriverError: there is one."""
+    try:
+        connect(runtime_dir / QMP_SOCKET).close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return
+    except BlockingIOError:
+        # Somebody listens and has a client already.
+        pass
+    raise DriverError(f"a VMM already serves {runtime_dir}")
+
+
+class MachineFiles:
+    """Context manager; its attributes are valid inside it. Unlinks ``unlink_top`` layers once they are open.
+
+    :param vmm_uid: user of the VMM if it is not the daemon's.
+    :raise DriverError: on entering; nothing stays open, no socket stays behind.
+    """
+
+    descriptors: Descriptors
+    status: IO[bytes]
+    """:data:`STATUS_FILE`, begun; bubblewrap appends to it."""
+
+    def __init__(self, spec: MachineSpec, vmm_uid: int | None) -> None:
+        self._spec = spec
+        self._vmm_uid = vmm_uid
+        self._stack = ExitStack()
+
+    def __enter__(self) -> MachineFiles:
+        folder = self._spec.runtime_dir
+        with ExitStack() as stack, _explained(f"machine {self._spec.name!r}"):
+            # Before anything is touched: what is in the folder may belong to a living VMM.
+            refuse_second(folder)
+            with ExitStack() as undo:
+                undo.callback(remove_runtime_files, folder)
+                self.descriptors = self._open(stack)
+                self.status = stack.enter_context((folder / STATUS_FILE).open("wb", buffering=0))
+                self.status.write(f"{self._spec.uuid}\n".encode())
+                undo.pop_all()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _open(self, stack: ExitStack) -> Descriptors:
+        spec = self._spec
+        kernel = self._boot_file(stack, spec.kernel)
+        initrd = self._boot_file(stack, spec.initrd)
+        disks = tuple(self._disk(stack, disk.source) for disk in spec.disks)
+        qmp, console, *channels = (self._listen(stack, name) for name in socket_names(spec))
+        for disk in spec.disks:
+            if disk.source.unlink_top:
+                disk.source.layers[0].path.unlink()
+        return Descriptors(kernel, initrd, qmp, console, tuple(channels), disks)
+
+    def _boot_file(self, stack: ExitStack, path: Path) -> int:
+        fd = _own(stack, _open_block(path, os.O_RDONLY))
+        status = os.fstat(fd)
+        if not 0 < status.st_size <= MAX_BOOT_FILE or not stat.S_ISREG(status.st_mode):
+            raise DriverError(f"{path} is no kernel or initrd: not a file of 1 byte to 1 GiB")
+        if self._vmm_uid is None or status.st_mode & stat.S_IROTH:
+            return fd
+        # The VMM opens the descriptor's link in /proc anew, with its own rights. A memory file has no owner's mode.
+        copy = _own(stack, os.memfd_create(path.name, os.MFD_CLOEXEC))
+        with open(fd, "rb", closefd=False) as source, open(copy, "wb", closefd=False) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        return copy
+
+    @staticmethod
+    def _disk(stack: ExitStack, source: BlockSource) -> tuple[int, ...]:
+        top = os.O_RDWR if source.writable else os.O_RDONLY
+        access = (top, *(os.O_RDONLY for _ in source.layers[1:]))
+        layers = zip(source.layers, access, strict=True)
+        return tuple(_own(stack, _open_block(layer.path, mode)) for layer, mode in layers)
+
+    def _listen(self, stack: ExitStack, name: str) -> int:
+        path = self._spec.runtime_dir / name
+        path.unlink(missing_ok=True)
+        server = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        with short_path(path) as address:
+            server.bind(address)
+        # QEMU serves one client at a time; nobody else has a reason to queue.
+        server.listen(1)
+        return server.fileno()
+
+
+@contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """A name of at most 107 bytes (``sun_path``, unix(7)) for a socket at any path, through an open folder."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def connect(path: Path) -> socket.socket:
+    """Connect to a listening unix socket; non-blocking. :raise OSError: nobody listens, or its queue is full."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        with short_path(path) as address:
+            client.connect(address)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _own(stack: ExitStack, fd: int) -> int:
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _open_block(path: Path, access: int) -> int:
+    """Open a regular file or block device. O_NONBLOCK: a FIFO in its place must not hang the daemon."""
+    fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        os.set_blocking(fd, True)
+        return fd
+    os.close(fd)
+    raise DriverError(f"{path} is neither a file nor a block device")
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        raise DriverError(f"{what}: cannot use{place}: {error.strerror}", str(error)) from error
+
+
+@dataclass(frozen=True)
+class StatusNote:
+    """What :data:`STATUS_FILE` says."""
+
+    uuid: str
+    pid: int
+
+
+def read_status(runtime_dir: Path) -> StatusNote | None:
+    """None if there is no complete note: no VMM was started in that folder."""
+    try:
+        uuid, report, *_ = (runtime_dir / STATUS_FILE).read_text(encoding="utf-8").splitlines()
+        pid = json.loads(report)["child-pid"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return StatusNote(uuid, pid) if uuid and isinstance(pid, int) else None

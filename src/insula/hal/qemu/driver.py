@@ -1,0 +1,96 @@
+"""The QEMU driver: checks specs, makes machines, finds those of an earlier daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+
+from insula.hal.capabilities import Capability
+from insula.hal.driver import MachineSpec
+from insula.hal.errors import DriverError
+from insula.hal.hostinfo import HostInfo, probe
+from insula.hal.qemu.command import check_spec
+from insula.hal.qemu.descriptors import read_status, remove_runtime_files
+from insula.hal.qemu.machine import QemuMachine
+from insula.hal.qemu.process import ProcessIdentity, VmmProcess
+
+_ALWAYS = frozenset({Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT})
+
+_log = logging.getLogger(__name__)
+
+
+class QemuDriver:
+    """See :class:`insula.hal.driver.Driver`. Belongs to the event loop it is used in."""
+
+    def __init__(self, host: HostInfo) -> None:
+        self._host = host
+        self._machines: weakref.WeakSet[QemuMachine] = weakref.WeakSet()
+
+    @classmethod
+    async def open(cls) -> QemuDriver:
+        """A driver for this host, whatever it offers; :meth:`define` refuses if that is not enough."""
+        return cls(await asyncio.to_thread(probe))
+
+    @property
+    def name(self) -> str:
+        return "qemu"
+
+    @property
+    def host(self) -> HostInfo:
+        return self._host
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return _ALWAYS | ({Capability.HARDWARE_VIRTUALIZATION} if self._host.accelerator.is_hardware else set())
+
+    async def define(self, spec: MachineSpec) -> QemuMachine:
+        if self._host.problems:
+            # Without a sandbox no qube: never a VMM with the host in reach.
+            raise DriverError("; ".join(self._host.problems))
+        check_spec(spec)
+        if not spec.runtime_dir.is_dir():
+            raise DriverError(f"run-time folder {spec.runtime_dir} does not exist")
+        machine = QemuMachine(spec, self._host)
+        self._machines.add(machine)
+        return machine
+
+    async def adopt(self, spec: MachineSpec, record: Mapping[str, str | int]) -> QemuMachine | None:
+        check_spec(spec)
+        machine = await QemuMachine.adopt(spec, self._host, record)
+        if machine is not None:
+            self._machines.add(machine)
+        return machine
+
+    async def discard(self, runtime_dir: Path) -> bool:
+        """See :meth:`insula.hal.driver.Driver.discard`.
+
+        bubblewrap noted the VMM's pid before the VMM ran. The note may be of long ago and the pid somebody else's by
+        now, so the process must also carry the machine's uuid on its command line.
+        """
+        note = read_status(runtime_dir)
+        identity = None if note is None else ProcessIdentity.of(note.pid)
+        process = None if identity is None else VmmProcess.attach(identity)
+        found = False
+        if note is not None and process is not None:
+            if note.uuid.encode() in _command_line(note.pid):
+                _log.warning("ending VMM %d of %s, which nobody knows", note.pid, runtime_dir)
+                process.kill()
+                await process.wait()
+                found = True
+            process.close()
+        remove_runtime_files(runtime_dir)
+        return found
+
+    async def close(self) -> None:
+        for machine in list(self._machines):
+            await machine.release()
+
+
+def _command_line(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []

@@ -1,0 +1,423 @@
+"""One machine under QEMU: its life from ``start_paused`` to its end.
+
+How the end is known. QEMU is told to *wait* when the guest ends (``-action shutdown=pause``); its event says why,
+that is kept as the verdict, and only then is it told to quit. A VMM that ends without a verdict has crashed. So the
+reason is never guessed from an exit status, and a shutdown that nobody saw (no daemon was running) is found by
+:meth:`QemuMachine.adopt`. The machine is *gone* when the process is: only then are its disks closed.
+
+A guest that reboots has shut down cleanly and ends its machine with the detail ``reboot``; the lifecycle decides
+about a new start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack, ExitStack, suppress
+from pathlib import Path, PurePosixPath
+
+from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, MachineStats
+from insula.hal.errors import DriverError, HalError, MachineGone
+from insula.hal.hostinfo import HostInfo
+from insula.hal.qemu.command import channel_chardev, disk_node, vmm_argv
+from insula.hal.qemu.console import ConsoleLog, ConsoleReader
+from insula.hal.qemu.descriptors import (
+    CONSOLE_SOCKET,
+    QMP_SOCKET,
+    MachineFiles,
+    channel_socket,
+    connect,
+    remove_runtime_files,
+)
+from insula.hal.qemu.monitor import (
+    DiskFailed,
+    GuestEnded,
+    GuestPanicked,
+    GuestStopped,
+    Monitor,
+    MonitorEvent,
+    RunState,
+)
+from insula.hal.qemu.process import HostUser, ProcessIdentity, VmmProcess
+from insula.hal.qemu.sandbox import vmm_uid
+
+START_LIMIT_S = 30.0
+"""From the start of the VMM to its greeting: 0.03 s on an idle machine, seconds under load."""
+ADOPT_LIMIT_S = 10.0
+"""For a VMM that runs already."""
+KILL_QUIT_LIMIT_S = 1.0
+"""How long a killed machine may take to close its disks before it is killed the hard way."""
+CLOSE_LIMIT_S = 60.0
+"""How long a VMM may take to close its disks after its guest has shut down."""
+DRAIN_LIMIT_S = 1.0
+"""For the monitor's last messages after the process has ended; its socket has reached its end by then."""
+CHANNEL_LIMIT_S = 2.0
+"""For QEMU to take a channel's new client, or to notice that the last one left."""
+CHANNEL_POLL_S = 0.002
+
+MIN_BALLOON_MIB = 16
+"""Less, and any guest kernel dies."""
+
+_ENDS = {
+    RunState.SHUTDOWN: MachineExit(ExitKind.SHUTDOWN, "while no daemon was watching"),
+    RunState.GUEST_PANICKED: MachineExit(ExitKind.CRASHED, "the guest's kernel panicked"),
+    RunState.INTERNAL_ERROR: MachineExit(ExitKind.CRASHED, "the accelerator failed (internal error)"),
+}
+"""Run states that no guest comes back from."""
+
+
+class QemuMachine:
+    """See :class:`insula.hal.driver.Machine`; made by :class:`insula.hal.qemu.driver.QemuDriver`."""
+
+    def __init__(self, spec: MachineSpec, host: HostInfo) -> None:
+        self._spec = spec
+        self._host = host
+        self._state = MachineState.DEFINED
+        self._life = asyncio.Lock()
+        """Held while the machine starts or is killed."""
+        self._channels = {name: asyncio.Lock() for name in spec.channels}
+        self._ended = asyncio.Event()
+        self._exit: MachineExit | None = None
+        self._verdict: MachineExit | None = None
+        """How the machine ends, known before its process has gone."""
+        self._released = False
+        self._owns_folder = False
+        """Whether the sockets in the run-time folder are this machine's."""
+        self._is_pausing = False
+        self._reported: set[DiskFailed] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = logging.getLogger(f"{__name__}.{spec.name}")
+        self._console_log = ConsoleLog(spec.runtime_dir)
+        self._console: ConsoleReader | None = None
+        self._monitor = Monitor(spec.name, self._on_event)
+        self._process: VmmProcess | None = None
+
+    # What it is
+
+    @property
+    def spec(self) -> MachineSpec:
+        return self._spec
+
+    @property
+    def state(self) -> MachineState:
+        return self._state
+
+    @property
+    def console_log(self) -> Path:
+        return self._console_log.path
+
+    def record(self) -> Mapping[str, str | int]:
+        return {} if self._process is None else self._process.identity.record()
+
+    # Begin
+
+    async def start_paused(self) -> None:
+        async with self._life:
+            if self._state is not MachineState.DEFINED:
+                self._require_alive()
+                raise DriverError(f"machine {self._spec.name!r} was started already")
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(self._undo_start)
+                process = await self._launch()
+                if await self._monitor.run_state() is not RunState.STOPPED:
+                    raise DriverError("QEMU did not start paused")
+                undo.pop_all()
+            self._state = MachineState.PAUSED
+            self._spawn(self._watch(process), "watch")
+
+    async def _launch(self) -> VmmProcess:
+        spec, host = self._spec, self._host
+        user = HostUser(vmm_uid(spec.qid), host.vmm_groups) if host.daemon_is_root else None
+        with MachineFiles(spec, None if user is None else user.uid) as files:
+            self._owns_folder = True
+            # Connected before the VMM runs: it finds us waiting, and an early death of it shows as end of file.
+            try:
+                self._console = ConsoleReader(self._console_log, connect(spec.runtime_dir / CONSOLE_SOCKET))
+                self._console_log.open(fresh=True)
+                monitor = connect(spec.runtime_dir / QMP_SOCKET)
+            except OSError as error:
+                raise DriverError(f"cannot use run-time folder {spec.runtime_dir}", str(error)) from error
+            try:
+                argv = vmm_argv(spec, files.descriptors, host.accelerator, PurePosixPath(host.qemu.path or ""))
+                facts = host.sandbox_facts()
+                inherited = files.descriptors.numbers()
+                process = await VmmProcess.spawn(facts, argv, inherited, files.status, user)
+                self._process = process
+            except BaseException:
+                monitor.close()
+                raise
+        self._console.start()
+        try:
+            await self._monitor.connect(monitor, START_LIMIT_S)
+        except DriverError as error:
+            raise DriverError(f"QEMU did not start: {error}", process.output() or error.detail) from error
+        return process
+
+    async def _undo_start(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            await self._process.wait()
+        await self._finish(MachineExit(ExitKind.CRASHED, "did not start"))
+
+    @classmethod
+    async def adopt(cls, spec: MachineSpec, host: HostInfo, record: Mapping[str, str | int]) -> QemuMachine | None:
+        """See :meth:`insula.hal.driver.Driver.adopt`.
+
+        :raise DriverError: the process is there, but runs another machine; it is left alone.
+        """
+        identity = ProcessIdentity.from_record(record)
+        process = None if identity is None else VmmProcess.attach(identity)
+        if process is None:
+            remove_runtime_files(spec.runtime_dir)
+            return None
+        machine = cls(spec, host)
+        machine._process = process
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(machine.release)
+            if not await machine._reconnect():
+                # It is the process we recorded, and nobody can talk to it any more: it only holds disks and memory.
+                machine._log.warning("VMM %d does not answer; killing it", process.identity.pid)
+                process.kill()
+                await process.wait()
+                remove_runtime_files(spec.runtime_dir)
+                return None
+            undo.pop_all()
+        machine._state = MachineState.PAUSED
+        machine._owns_folder = True
+        machine._spawn(machine._watch(process), "watch")
+        await machine._look_at_state()
+        return machine
+
+    async def _reconnect(self) -> bool:
+        """Connect monitor and console of an adopted machine; False if it does not answer."""
+        folder = self._spec.runtime_dir
+        try:
+            await self._monitor.connect(connect(folder / QMP_SOCKET), ADOPT_LIMIT_S)
+            uuid = await self._monitor.uuid()
+            if uuid == self._spec.uuid:
+                self._console = ConsoleReader(self._console_log, connect(folder / CONSOLE_SOCKET))
+        except (HalError, OSError) as error:
+            self._log.warning("monitor: %s", error)
+            return False
+        if self._console is None:
+            raise DriverError(f"process {self.record().get('pid')} runs machine {uuid}, not {self._spec.uuid}")
+        self._console_log.open(fresh=False)
+        self._console.start()
+        return True
+
+    # While it runs
+
+    async def resume(self) -> None:
+        self._require_started()
+        await self._execute("cont")
+        self._reported.clear()
+        if self._state is MachineState.PAUSED:
+            self._state = MachineState.RUNNING
+
+    async def pause(self) -> None:
+        self._require_started()
+        self._is_pausing = True
+        try:
+            await self._execute("stop")
+            if self._state is MachineState.RUNNING:
+                self._state = MachineState.PAUSED
+        finally:
+            self._is_pausing = False
+
+    async def request_shutdown(self) -> None:
+        self._require_started()
+        await self._execute("system_powerdown")
+
+    async def set_memory(self, mib: int) -> None:
+        self._require_started()
+        if not MIN_BALLOON_MIB <= mib <= self._spec.memory_mib:
+            raise DriverError(f"memory of {mib} MiB is not within {MIN_BALLOON_MIB}…{self._spec.memory_mib} MiB")
+        await self._execute("balloon", {"value": mib << 20})
+
+    async def resize_disk(self, disk: str, size: int) -> None:
+        self._require_started()
+        names = [entry.name for entry in self._spec.disks]
+        if disk not in names:
+            raise DriverError(f"machine {self._spec.name!r} has no disk {disk!r}")
+        await self._execute("block_resize", {"node-name": disk_node(names.index(disk)), "size": size})
+
+    async def stats(self) -> MachineStats:
+        process = self._require_started()
+        assigned_kib = await self._monitor.balloon_bytes() // 1024
+        stats = await asyncio.to_thread(process.stats, assigned_kib, self._spec.vcpus)
+        if stats is None:
+            raise MachineGone(f"machine {self._spec.name!r} has ended")
+        return stats
+
+    async def open_channel(self, name: str) -> socket.socket:
+        self._require_started()
+        if name not in self._channels:
+            raise DriverError(f"machine {self._spec.name!r} has no channel {name!r}")
+        chardev = channel_chardev(self._spec.channels.index(name))
+        async with self._channels[name]:
+            # QEMU alone knows whether a client is there: the last one may have been handed to another process.
+            if not await self._chardev_becomes(chardev, connected=False):
+                raise DriverError(f"channel {name!r} of machine {self._spec.name!r} is in use")
+            try:
+                client = connect(self._spec.runtime_dir / channel_socket(name))
+            except OSError as error:
+                raise DriverError(f"channel {name!r} of machine {self._spec.name!r} refused", str(error)) from error
+            with ExitStack() as undo:
+                undo.callback(client.close)
+                if not await self._chardev_becomes(chardev, connected=True):
+                    raise DriverError(f"QEMU did not take the client of channel {name!r}")
+                undo.pop_all()
+        return client
+
+    async def _chardev_becomes(self, chardev: str, *, connected: bool) -> bool:
+        """Wait, with a limit, until a chardev has a client or has none; QEMU has no event for it."""
+        deadline = asyncio.get_running_loop().time() + CHANNEL_LIMIT_S
+        while await self._monitor.is_chardev_connected(chardev) is not connected:
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(CHANNEL_POLL_S)
+        return True
+
+    async def _execute(self, command: str, arguments: Mapping[str, object] | None = None) -> None:
+        await self._monitor.execute(command, arguments)
+
+    # Events
+
+    def _on_event(self, event: MonitorEvent) -> None:
+        match event:
+            case GuestEnded(by_guest=True, reason="guest-reset"):
+                self._conclude(MachineExit(ExitKind.SHUTDOWN, "reboot"))
+            case GuestEnded(by_guest=True, reason="guest-panic") | GuestPanicked():
+                self._conclude(_ENDS[RunState.GUEST_PANICKED])
+            case GuestEnded(by_guest=True):
+                self._conclude(MachineExit(ExitKind.SHUTDOWN))
+            case GuestEnded(reason=reason) if self._verdict is None:
+                self._verdict = MachineExit(ExitKind.CRASHED, f"the VMM was told to end ({reason})")
+            case GuestStopped() if not self._is_pausing and self._verdict is None:
+                self._spawn(self._look_at_state(), "stopped")
+            case DiskFailed() if event not in self._reported:
+                # Once until the guest goes on: the guest decides how often this happens.
+                self._reported.add(event)
+                problem = "the host's disk is full" if event.is_full else "input/output error"
+                self._log.warning("disk %s: %s", event.device, problem)
+
+    async def _look_at_state(self) -> None:
+        """The guest stands still and we did not ask for it, or it is an adopted one: find out why."""
+        try:
+            state = await self._monitor.run_state()
+        except HalError as error:
+            self._log.debug("state unknown: %s", error)
+            return
+        if state in _ENDS:
+            self._conclude(_ENDS[state])
+        elif self._state is not MachineState.GONE:
+            self._state = MachineState.RUNNING if state is RunState.RUNNING else MachineState.PAUSED
+
+    # End
+
+    def _conclude(self, verdict: MachineExit) -> None:
+        """The guest has ended; let the VMM close its disks and go."""
+        if self._verdict is None:
+            self._verdict = verdict
+            self._spawn(self._quit(CLOSE_LIMIT_S), "quit")
+
+    async def _quit(self, limit_s: float) -> None:
+        process = self._process
+        if process is None:
+            return
+        try:
+            async with asyncio.timeout(limit_s):
+                with suppress(HalError):
+                    await self._monitor.execute("quit", limit_s=limit_s)
+                await process.wait()
+        except TimeoutError:
+            kind = ExitKind.KILLED if self._verdict and self._verdict.kind is ExitKind.KILLED else ExitKind.CRASHED
+            self._verdict = MachineExit(kind, f"did not close its disks within {limit_s:.0f} s")
+            process.kill()
+
+    async def kill(self) -> None:
+        async with self._life:
+            if self._state is MachineState.DEFINED:
+                await self._finish(MachineExit(ExitKind.KILLED, "never started"))
+            if self._state is MachineState.GONE:
+                return
+            self._require_alive()
+            # A verdict that is there already stands: what the guest closed is closed.
+            self._verdict = self._verdict or MachineExit(ExitKind.KILLED)
+            await self._quit(KILL_QUIT_LIMIT_S)
+            await self.wait_gone()
+
+    async def wait_gone(self) -> MachineExit:
+        await self._ended.wait()
+        if self._exit is None:
+            raise DriverError(f"machine {self._spec.name!r} was released and is no longer watched")
+        return self._exit
+
+    async def _watch(self, process: VmmProcess) -> None:
+        """Wait for the process's end, hear the monitor out, and conclude."""
+        await process.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_LIMIT_S):
+                await self._monitor.wait_closed()
+        crash = MachineExit(ExitKind.CRASHED, "the VMM died")
+        await self._finish(self._verdict or crash)
+
+    async def _finish(self, ending: MachineExit) -> None:
+        """Nothing runs any more: clean up, then tell."""
+        if self._console is not None:
+            self._console.finish()
+        if self._process is not None and (output := self._process.output()):
+            self._log.info("the VMM said: %s", output)
+        if self._process is not None:
+            await self._process.wait_sandbox()
+        await self._close_handles()
+        if self._owns_folder:
+            remove_runtime_files(self._spec.runtime_dir)
+        self._state = MachineState.GONE
+        self._exit = ending
+        self._log.info("gone: %s %s", ending.kind.value, ending.detail)
+        self._ended.set()
+
+    async def release(self) -> None:
+        """Let go of the machine without ending it; a later daemon adopts it. Idempotent."""
+        if self._released or self._state is MachineState.GONE:
+            return
+        self._released = True
+        await self._close_handles()
+        self._ended.set()
+
+    async def _close_handles(self) -> None:
+        others = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._monitor.close()
+        if self._console is not None:
+            self._console.close()
+        self._console_log.close()
+        if self._process is not None:
+            self._process.close()
+
+    # Bookkeeping
+
+    def _spawn(self, work: Coroutine[None, None, None], what: str) -> None:
+        task = asyncio.create_task(work, name=f"machine {self._spec.name} {what}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("%s failed", task.get_name(), exc_info=error)
+
+    def _require_alive(self) -> None:
+        if self._state is MachineState.GONE or self._released:
+            raise MachineGone(f"machine {self._spec.name!r} has ended")
+
+    def _require_started(self) -> VmmProcess:
+        self._require_alive()
+        if self._process is None or self._state is MachineState.DEFINED:
+            raise DriverError(f"machine {self._spec.name!r} was not started")
+        return self._process

@@ -1,0 +1,410 @@
+"""What every hypervisor driver promises (insula.hal.driver), for the fake and for QEMU with a real guest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from insula.hal.driver import GUI_CHANNEL, RPC_CHANNEL, Driver, ExitKind, Machine, MachineSpec, MachineState
+from insula.hal.errors import DriverError, HalError, MachineGone
+from insula.hal.hostinfo import HostInfo, probe
+from insula.testing import tiny_guest
+from insula.testing.hypervisors import GUEST_LIMIT_S, POLL_S, FakeWorld, QemuWorld, World
+from insula.testing.tiny_guest import Behaviour, TinyGuest
+
+NOTICE_LIMIT_S = 0.2
+"""From a VMM's death to knowing of it."""
+
+
+@pytest.fixture(scope="module")
+def host() -> HostInfo:
+    return probe()
+
+
+@pytest.fixture(scope="module")
+def guest() -> TinyGuest:
+    return tiny_guest.build()
+
+
+@pytest.fixture(params=["fake", pytest.param("qemu", marks=pytest.mark.qemu)])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    if request.param == "fake":
+        made: World = FakeWorld(tmp_path)
+    else:
+        made = QemuWorld(tmp_path, request.getfixturevalue("host"), request.getfixturevalue("guest"))
+    yield made
+    assert made.leftovers() == []
+
+
+@pytest.fixture
+async def driver(world: World) -> AsyncIterator[Driver]:
+    """A driver; all descriptors it opened must be closed when its machines are gone."""
+    before = descriptors()
+    made = world.driver()
+    yield made
+    await made.close()
+    async with asyncio.timeout(GUEST_LIMIT_S):
+        # The outer process of a sandbox is reaped a moment after the machine in it has ended.
+        while descriptors() != before:
+            await asyncio.sleep(POLL_S)
+    assert children() == []
+
+
+def descriptors() -> list[str]:
+    """What this process has open, without numbers (and without the folder that is being listed)."""
+    links = []
+    for path in Path("/proc/self/fd").iterdir():
+        try:
+            links.append(str(path.readlink()))
+        except FileNotFoundError:
+            continue
+    return sorted(link.split(":")[0] for link in links)
+
+
+def children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+@asynccontextmanager
+async def running(world: World, driver: Driver, spec: MachineSpec) -> AsyncIterator[Machine]:
+    """A machine that was resumed; killed at the end."""
+    machine = await driver.define(spec)
+    try:
+        await machine.start_paused()
+        await machine.resume()
+        yield machine
+    finally:
+        await machine.kill()
+
+
+async def exit_of(machine: Machine) -> tuple[ExitKind, str]:
+    async with asyncio.timeout(GUEST_LIMIT_S):
+        end = await machine.wait_gone()
+    return end.kind, end.detail
+
+
+# States
+
+
+async def test_defined_machine_has_no_side_effect(world: World, driver: Driver) -> None:
+    machine = await driver.define(world.spec("one"))
+    assert machine.state is MachineState.DEFINED
+    assert world.leftovers() == []
+
+
+async def test_start_pause_resume_kill_passes_every_state(world: World, driver: Driver) -> None:
+    machine = await driver.define(world.spec("one"))
+    await machine.start_paused()
+    states = [machine.state]
+    for step in (machine.resume, machine.pause, machine.resume, machine.kill):
+        await step()
+        states.append(machine.state)
+    assert [state.value for state in states] == ["paused", "running", "paused", "running", "gone"]
+    assert (await exit_of(machine))[0] is ExitKind.KILLED
+
+
+async def test_paused_or_running_again_is_no_error(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        await machine.resume()
+        await machine.pause()
+        await machine.pause()
+        assert machine.state is MachineState.PAUSED
+
+
+async def test_calls_before_start_are_refused(world: World, driver: Driver) -> None:
+    machine = await driver.define(world.spec("one"))
+    for call in (machine.resume, machine.pause, machine.request_shutdown, machine.stats):
+        with pytest.raises(DriverError, match="not started"):
+            await call()
+
+
+async def test_calls_after_the_end_raise_machine_gone(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        await machine.kill()
+        for call in (machine.resume, machine.pause, machine.request_shutdown, machine.stats, machine.start_paused):
+            with pytest.raises(MachineGone):
+                await call()
+        with pytest.raises(MachineGone):
+            await machine.open_channel(RPC_CHANNEL)
+
+
+async def test_second_start_is_refused_and_the_machine_goes_on(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        with pytest.raises(DriverError, match="already"):
+            await machine.start_paused()
+        assert machine.state is MachineState.RUNNING
+
+
+async def test_two_starts_at_once_give_one_machine(world: World, driver: Driver) -> None:
+    machine = await driver.define(world.spec("one"))
+    results = await asyncio.gather(machine.start_paused(), machine.start_paused(), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), DriverError]
+    await machine.kill()
+
+
+async def test_kill_of_a_machine_never_started_ends_it(world: World, driver: Driver) -> None:
+    machine = await driver.define(world.spec("one"))
+    await machine.kill()
+    await machine.kill()
+    assert (await exit_of(machine))[0] is ExitKind.KILLED
+
+
+async def test_two_machines_at_once_do_not_touch_each_other(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as one, running(world, driver, world.spec("two")) as two:
+        await one.kill()
+        assert (one.state, two.state) == (MachineState.GONE, MachineState.RUNNING)
+        assert (await two.stats()).vcpus == 1
+
+
+# Ends
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "detail"),
+    [
+        (Behaviour.POWER_OFF, ExitKind.SHUTDOWN, ""),
+        (Behaviour.REBOOT, ExitKind.SHUTDOWN, "reboot"),
+        (Behaviour.PANIC, ExitKind.CRASHED, "the guest's kernel panicked"),
+    ],
+)
+async def test_guest_ends_itself_and_the_kind_is_told(
+    world: World, driver: Driver, behaviour: Behaviour, kind: ExitKind, detail: str
+) -> None:
+    async with running(world, driver, world.spec("one", behaviour)) as machine:
+        await world.act(machine)
+        assert await exit_of(machine) == (kind, detail)
+
+
+async def test_many_waiters_learn_of_one_end(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        waiters = [asyncio.create_task(machine.wait_gone()) for _ in range(20)]
+        await asyncio.sleep(0)
+        waiters[0].cancel()
+        await machine.kill()
+        ends = await asyncio.gather(*waiters, machine.wait_gone(), return_exceptions=True)
+    assert isinstance(ends[0], asyncio.CancelledError)
+    assert {end.kind for end in ends[1:] if not isinstance(end, BaseException)} == {ExitKind.KILLED}
+
+
+async def test_killed_monitor_is_a_crash_noticed_at_once(world: World, driver: Driver) -> None:
+    loop = asyncio.get_running_loop()
+    times = []
+    for name in ("one", "two", "three"):
+        async with running(world, driver, world.spec(name)) as machine:
+            waiting = asyncio.create_task(exit_of(machine))
+            await asyncio.sleep(0)
+            start = loop.time()
+            await world.destroy(machine)
+            assert (await waiting)[0] is ExitKind.CRASHED
+            times.append(loop.time() - start)
+    # The best of three: the machine that runs the tests may be busy with something else.
+    assert min(times) < NOTICE_LIMIT_S
+
+
+async def test_end_during_a_call_raises_hal_error(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        await world.destroy(machine)
+        with pytest.raises(HalError):
+            while True:
+                await machine.stats()
+
+
+# Starts that fail
+
+
+async def test_missing_kernel_leaves_nothing(world: World, driver: Driver) -> None:
+    machine = await driver.define(replace(world.spec("one"), kernel=Path("/nonexistent/vmlinuz")))
+    with pytest.raises(DriverError, match="/nonexistent/vmlinuz"):
+        await machine.start_paused()
+    assert machine.state is MachineState.GONE
+    assert world.leftovers() == []
+
+
+async def test_missing_disk_leaves_nothing(world: World, driver: Driver) -> None:
+    spec = world.spec("one")
+    spec.disks[0].source.layers[-1].path.unlink()
+    machine = await driver.define(spec)
+    with pytest.raises(DriverError):
+        await machine.start_paused()
+    assert world.leftovers() == []
+
+
+async def test_cancelled_start_leaves_nothing(world: World, driver: Driver) -> None:
+    for turns in (0, 1, 2, 5, 20):
+        machine = await driver.define(world.spec(f"after{turns}"))
+        start = asyncio.create_task(machine.start_paused())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+        await machine.kill()
+        assert world.leftovers() == []
+
+
+async def test_unprintable_command_line_is_refused(world: World, driver: Driver) -> None:
+    with pytest.raises(DriverError):
+        await driver.define(replace(world.spec("one"), cmdline="quiet\ninit=/bin/sh"))
+
+
+async def test_missing_runtime_folder_is_refused(world: World, driver: Driver, tmp_path: Path) -> None:
+    with pytest.raises(DriverError):
+        await driver.define(replace(world.spec("one"), runtime_dir=tmp_path / "absent"))
+
+
+# Disks
+
+
+async def test_thrown_away_layer_is_unlinked_by_the_start(world: World, driver: Driver) -> None:
+    spec = world.spec("one")
+    disk = spec.disks[0]
+    disks = (replace(disk, source=replace(disk.source, unlink_top=True)),)
+    async with running(world, driver, replace(spec, disks=disks)) as machine:
+        assert not disk.source.layers[0].path.exists()
+        assert machine.state is MachineState.RUNNING
+
+
+async def test_resize_of_an_unknown_disk_is_refused(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        await machine.resize_disk("root", 2 * machine.spec.disks[0].source.size)
+        with pytest.raises(DriverError, match="nonesuch"):
+            await machine.resize_disk("nonesuch", 1 << 30)
+
+
+# Channels
+
+
+async def test_channel_carries_bytes_both_ways(world: World, driver: Driver) -> None:
+    loop = asyncio.get_running_loop()
+    async with running(world, driver, world.spec("one", Behaviour.ECHO)) as machine:
+        with await machine.open_channel(RPC_CHANNEL) as channel:
+            assert channel.getblocking() is False
+            await loop.sock_sendall(channel, b"hello\0\xff")
+            await world.act(machine)
+            async with asyncio.timeout(GUEST_LIMIT_S):
+                assert await loop.sock_recv(channel, 100) == b"hello\0\xff"
+
+
+async def test_channel_second_client_refused_until_the_first_left(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        with await machine.open_channel(RPC_CHANNEL):
+            with pytest.raises(DriverError, match="in use"):
+                await machine.open_channel(RPC_CHANNEL)
+            (await machine.open_channel(GUI_CHANNEL)).close()
+        (await machine.open_channel(RPC_CHANNEL)).close()
+
+
+async def test_channel_handed_on_stays_in_use(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        channel = await machine.open_channel(RPC_CHANNEL)
+        with channel.dup():
+            channel.close()
+            with pytest.raises(DriverError, match="in use"):
+                await machine.open_channel(RPC_CHANNEL)
+
+
+async def test_channel_of_unknown_name_is_refused(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        with pytest.raises(DriverError, match=r"nonesuch"):
+            await machine.open_channel("nonesuch")
+
+
+async def test_channel_ends_with_the_machine(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        with await machine.open_channel(RPC_CHANNEL) as channel:
+            await machine.kill()
+            async with asyncio.timeout(GUEST_LIMIT_S):
+                assert await asyncio.get_running_loop().sock_recv(channel, 1) == b""
+
+
+# Memory and use
+
+
+async def test_stats_tell_memory_and_cpus(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        stats = await machine.stats()
+        assert stats.memory_assigned_kib == machine.spec.memory_mib * 1024
+        assert stats.memory_kib > 0
+        assert stats.cpu_time_ms >= 0
+
+
+@pytest.mark.parametrize("mib", [-1, 0, 129, 1 << 40])
+async def test_memory_outside_the_spec_is_refused(world: World, driver: Driver, mib: int) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        with pytest.raises(DriverError, match="MiB"):
+            await machine.set_memory(mib)
+        await machine.set_memory(100)
+
+
+# A later daemon
+
+
+async def test_released_machine_runs_on_and_is_adopted(world: World, driver: Driver) -> None:
+    loop = asyncio.get_running_loop()
+    first = await driver.define(world.spec("one", Behaviour.ECHO))
+    await first.start_paused()
+    await first.resume()
+    waiting = asyncio.create_task(first.wait_gone())
+    await asyncio.sleep(0)
+    await driver.close()
+    with pytest.raises(HalError):
+        await waiting
+    with pytest.raises(MachineGone):
+        await first.pause()
+
+    second = world.driver()
+    machine = await second.adopt(first.spec, first.record())
+    assert machine is not None
+    assert machine.state is MachineState.RUNNING
+    with await machine.open_channel(RPC_CHANNEL) as channel:
+        await loop.sock_sendall(channel, b"still there?")
+        await world.act(machine)
+        async with asyncio.timeout(GUEST_LIMIT_S):
+            assert await loop.sock_recv(channel, 100) == b"still there?"
+    await machine.kill()
+    assert (await exit_of(machine))[0] is ExitKind.KILLED
+
+
+async def test_paused_machine_is_adopted_paused(world: World, driver: Driver) -> None:
+    first = await driver.define(world.spec("one"))
+    await first.start_paused()
+    await driver.close()
+    machine = await world.driver().adopt(first.spec, first.record())
+    assert machine is not None
+    assert machine.state is MachineState.PAUSED
+    await machine.kill()
+
+
+async def test_adopting_what_has_ended_gives_none(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("one")) as machine:
+        record = machine.record()
+    assert await world.driver().adopt(machine.spec, record) is None
+
+
+async def test_adopting_with_another_identity_is_refused_and_harmless(world: World, driver: Driver) -> None:
+    first = await driver.define(world.spec("one"))
+    await first.start_paused()
+    await driver.close()
+    with pytest.raises(MachineGone):
+        await first.kill()
+    with pytest.raises(DriverError):
+        await world.driver().adopt(replace(first.spec, uuid=uuid4()), first.record())
+    machine = await world.driver().adopt(first.spec, first.record())
+    assert machine is not None
+    await machine.kill()
+
+
+async def test_discard_ends_a_machine_known_by_its_folder(world: World, driver: Driver) -> None:
+    first = await driver.define(world.spec("one"))
+    await first.start_paused()
+    await driver.close()
+    second = world.driver()
+    assert await second.discard(first.spec.runtime_dir) is True
+    assert await second.discard(first.spec.runtime_dir) is False
+    assert await second.adopt(first.spec, first.record()) is None
