@@ -1,0 +1,42 @@
+"""Distributions: found by listing the folder; Debian's recipe is well-formed."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from insula.templates.apt_sources import KEYRING
+from insula.templates.distribution import find_distribution, known_distributions
+from insula.templates.distributions.debian import MASKED_UNITS, DebianRelease
+from insula.templates.errors import TemplateError
+
+
+def test_debian_is_found_by_its_name() -> None:
+    assert "debian-12" in known_distributions()
+    assert find_distribution("debian-12").os.version == "12"
+
+
+def test_unknown_name_is_refused() -> None:
+    with pytest.raises(TemplateError, match="debian-12"):
+        find_distribution("debian-1")
+
+
+def test_adapt_script_is_a_shell_script() -> None:
+    script = find_distribution("debian-12").adapt_script()
+    subprocess.run(["sh", "-n"], input=script.encode(), check=True, timeout=60)
+    assert all(unit in script for unit in MASKED_UNITS)
+
+
+def test_packages_decide_the_bootstrap() -> None:
+    release = DebianRelease("12", "bookworm", "2028-06-30")
+    more = DebianRelease("12", "bookworm", "2028-06-30", packages=(*release.packages, "hello"))
+    assert release.bootstrap_inputs() == DebianRelease("12", "bookworm", "2028-06-30").bootstrap_inputs()
+    assert release.bootstrap_inputs() != more.bootstrap_inputs()
+
+
+def test_every_source_is_checked_against_debians_keyring() -> None:
+    sources = DebianRelease("12", "bookworm", "2028-06-30")._sources()
+    assert len(sources) == 3
+    assert all(source.startswith(f"deb [signed-by={KEYRING}] ") for source in sources)
+    assert {source.split()[3] for source in sources} == {"bookworm", "bookworm-updates", "bookworm-security"}
