@@ -234,8 +234,12 @@ class Call(StreamHandler):
             self._loop.forget(self._stdin)
         if self._stdin_ended:
             self._close_stdin()
-        self._link.consumed(self._stream, self._unconsumed)
-        self._unconsumed = 0
+        self._grant()
+
+    def _grant(self) -> None:
+        """What was taken off the stream so far is dealt with, once."""
+        count, self._unconsumed = self._unconsumed, 0
+        self._link.consumed(self._stream, count)
 
     def _close_stdin(self) -> None:
         if self._stdin >= 0:
@@ -313,7 +317,7 @@ class Call(StreamHandler):
         self._writer = None
         self._link.finish(self._stream)
         # The caller may still send stdin nobody reads; closing our direction alone would leave it waiting for credit.
-        self._link.consumed(self._stream, self._unconsumed)
+        self._grant()
         self._end()
 
     def _end(self) -> None:

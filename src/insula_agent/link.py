@@ -28,6 +28,7 @@ from insula_proto.mux import (
     StreamOpened,
     StreamReset,
     Synced,
+    current,
 )
 
 TYPE_CHECKING = False
@@ -222,7 +223,7 @@ class Link:
             self._forget_streams()
             self._mux.start()
             return
-        for event in events:
+        for event in current(events):
             self._dispatch(event)
 
     def _dispatch(self, event: MuxEvent) -> None:

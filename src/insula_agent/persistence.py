@@ -273,7 +273,7 @@ def _appear(new: str, final: str) -> None:
 def _start_swap(device: str) -> None:
     """Swap is a help, not a promise: failing is reported and no more."""
     header = plan_swap(_disk_size(device))
-    if header is None:
+    if header is None or _is_swap(device):
         return
     fd = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -285,6 +285,12 @@ def _start_swap(device: str) -> None:
         _call("swapon", device.encode(), 0)
     except OSError as error:
         log(f"no swap: {error}")
+
+
+def _is_swap(device: str) -> bool:
+    """Whether the kernel swaps to it already: an agent that was restarted finds what the first one did."""
+    with open("/proc/swaps", encoding="ascii") as swaps:
+        return any(line.split()[0] == device for line in swaps.readlines()[1:])
 
 
 def _bind_dirs() -> None:

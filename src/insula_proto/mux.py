@@ -162,6 +162,18 @@ class _Stream:
         self.fin_received = False
 
 
+def current(events: list[MuxEvent]) -> list[MuxEvent]:
+    """Those of one :meth:`Mux.receive` that still mean something: from the last :class:`Reset` on.
+
+    A host that repeats its HELLO makes several epochs begin and end in one piece of input. By the time a caller sees
+    the events the mux is in the last of them, and acting on an earlier one would act on the wrong streams.
+    """
+    for index in range(len(events) - 1, 0, -1):
+        if isinstance(events[index], Reset):
+            return events[index:]
+    return events
+
+
 class Mux:
     """One end of the pipe.
 

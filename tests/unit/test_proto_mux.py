@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from insula_proto import limits, mux
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 from insula_proto.mux import (
+    GUEST,
+    HOST,
     CreditReceived,
     DataReceived,
     FinReceived,
@@ -20,6 +22,7 @@ from insula_proto.mux import (
     StreamOpened,
     StreamReset,
     Synced,
+    current,
 )
 
 
@@ -449,3 +452,20 @@ def test_transport_lost_forgets_everything(pair: Pair) -> None:
     pair.host.start()
     pair.settle()
     assert pair.guest.in_sync
+
+
+def test_events_of_epochs_that_ended_in_the_same_input_are_void() -> None:
+    """A guest that boots slowly finds several HELLOs of its host in one read."""
+    host, guest = Mux(HOST), Mux(GUEST)
+    received = b""
+    for _ in range(3):
+        host.start()
+        received += b"".join(bytes(buffer) for buffer in host.data_to_send(1 << 20))
+        host.sent(host.queued)
+    events = guest.receive(received)
+    assert [type(event) for event in events].count(Synced) == 3
+    last = current(events)
+    assert [type(event) for event in last] == [Reset, Synced]
+    assert guest.open(111)
+    assert current(last[1:]) == last[1:]
+    assert current([]) == []

@@ -27,6 +27,7 @@ from insula_proto.mux import (
     StreamOpened,
     StreamReset,
     Synced,
+    current,
 )
 
 READ_SIZE = 262144
@@ -188,7 +189,7 @@ class Channel:
             self._end("the machine closed the channel")
             return
         try:
-            for event in self._mux.receive(untrusted_data):
+            for event in current(self._mux.receive(untrusted_data)):
                 self._dispatch(event)
         except RemoteProtocolError as error:
             self.drop(str(error))

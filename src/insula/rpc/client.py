@@ -448,7 +448,7 @@ async def _call(
             connection = await request(await connect(socket_path), message)
             try:
                 exchange = _Exchange(connection.data, source, stdout, stderr)
-                exchange.greeted.add_done_callback(lambda _: handshake.reschedule(None))
+                exchange.greeted.add_done_callback(lambda greeted: greeted.cancelled() or handshake.reschedule(None))
                 return await exchange.run()
             finally:
                 connection.close()

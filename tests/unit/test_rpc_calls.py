@@ -1,0 +1,294 @@
+"""Commands through a real agent and a real session in its sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from insula.rpc import client
+from insula.rpc.client import QubeBusy, run, run_collect, run_detached
+from insula.rpc.control import CallsChanged, KeyWritten
+from insula.testing.agent import FakeQube, fake_qube, own_user
+from insula_proto import limits, vmexec
+
+BIG = random.Random(1).randbytes(10_000_000)
+
+
+@pytest.fixture
+async def qube(tmp_path: Path) -> AsyncIterator[FakeQube]:
+    async with fake_qube(tmp_path) as made:
+        yield made
+
+
+async def sh(qube: FakeQube, command: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    return await run_collect(qube.rpc_socket, command, stdin=stdin, timeout=60)
+
+
+async def calls_are_over(qube: FakeQube) -> None:
+    """Wait for the session to have counted the last call's end."""
+    assert qube.session is not None
+    async with asyncio.timeout(30):
+        while qube.session.calls.running or not qube.session.calls.started:
+            await asyncio.sleep(0.005)
+
+
+async def is_gone(pid: int) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_command_echoes_stdin_to_both_outputs(qube: FakeQube) -> None:
+    assert await sh(qube, "tee /dev/stderr", b"hello") == (0, b"hello", b"hello")
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 255])
+async def test_command_exit_code_is_passed_on(qube: FakeQube, code: int) -> None:
+    assert (await sh(qube, f"exit {code}"))[0] == code
+
+
+async def test_command_killed_by_signal_gives_128_and_number(qube: FakeQube) -> None:
+    assert (await sh(qube, "kill -KILL $$"))[0] == 128 + signal.SIGKILL
+
+
+async def test_command_not_found_is_127(qube: FakeQube) -> None:
+    assert (await sh(qube, "no.such.command.here"))[0] == 127
+
+
+async def test_user_that_cannot_be_had_is_125(qube: FakeQube) -> None:
+    code, _, _ = await run_collect(qube.rpc_socket, "true", user="no-such-user", timeout=60)
+    assert code == 125
+
+
+async def test_default_user_is_the_one_of_the_keys(qube: FakeQube) -> None:
+    assert (await sh(qube, "id -un"))[1].decode().strip() == own_user()
+
+
+async def test_stdin_end_reaches_command_while_output_goes_on(qube: FakeQube) -> None:
+    """Half-close: the command answers only after its input has ended."""
+    assert (await sh(qube, "x=$(cat); echo got $x", b"all"))[1] == b"got all\n"
+
+
+async def test_command_that_closes_stdin_early_still_succeeds(qube: FakeQube) -> None:
+    """Input nobody reads is dropped, not an error."""
+    assert await sh(qube, "exec <&-; echo done", BIG) == (0, b"done\n", b"")
+
+
+async def test_command_output_closed_before_its_end_waits_for_exit_code(qube: FakeQube) -> None:
+    assert (await sh(qube, "exec >&- 2>&-; cat; exit 9", b"x"))[0] == 9
+
+
+async def test_background_child_that_holds_stdout_delays_the_end(qube: FakeQube) -> None:
+    code, output, _ = await sh(qube, "(read x; echo late) <<E &\nline\nE\nexit 4")
+    assert (code, output) == (4, b"late\n")
+
+
+async def test_ten_megabytes_each_way_arrive_whole(qube: FakeQube) -> None:
+    code, output, _ = await sh(qube, "sha256sum -; ", BIG)
+    assert (code, output.split()[0].decode()) == (0, hashlib.sha256(BIG).hexdigest())
+    code, output, _ = await sh(qube, "cat", BIG)
+    assert (code, hashlib.sha256(output).digest()) == (0, hashlib.sha256(BIG).digest())
+
+
+async def test_stdout_and_stderr_flood_at_once_both_arrive_whole(qube: FakeQube) -> None:
+    code, output, errors = await sh(qube, "head -c 3000000 /dev/zero & head -c 3000000 /dev/zero >&2; wait")
+    assert (code, len(output), len(errors)) == (0, 3000000, 3000000)
+
+
+async def test_command_on_descriptors_reads_and_writes_them(qube: FakeQube, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(BIG[:200000])
+    with source.open("rb") as stdin, target.open("wb") as stdout:
+        code = await run(qube.rpc_socket, "cat", stdin=stdin.fileno(), stdout=stdout.fileno(), timeout=60)
+    assert (code, target.read_bytes()) == (0, BIG[:200000])
+
+
+async def test_command_on_pipes_same_descriptor_for_both_outputs(qube: FakeQube) -> None:
+    reader, writer = os.pipe()
+    with open(os.devnull, "rb") as null:  # noqa: PTH123
+        code = await run(
+            qube.rpc_socket, "echo a; echo b >&2", stdin=null.fileno(), stdout=writer, stderr=writer, timeout=60
+        )
+    os.close(writer)
+    with os.fdopen(reader, "rb") as output:
+        assert (code, sorted(output.read().split())) == (0, [b"a", b"b"])
+    assert os.get_blocking(0) or True
+
+
+async def test_slow_reader_of_pipe_gets_everything_and_descriptor_stays_blocking(qube: FakeQube) -> None:
+    """MC-14: nothing is held but what fits the buffers on the way."""
+    reader, writer = os.pipe()
+    call = asyncio.create_task(run(qube.rpc_socket, "head -c 5000000 /dev/zero", stdout=writer, timeout=60))
+    received = 0
+    loop = asyncio.get_running_loop()
+    while received < 5000000:
+        # A thread, because the end that is tested shares this loop.
+        received += len(await loop.run_in_executor(None, os.read, reader, 3000))
+    assert await call == 0
+    assert os.get_blocking(writer)
+    os.close(writer)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+async def test_reader_that_went_away_ends_the_command(qube: FakeQube) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = await run(qube.rpc_socket, "echo x; cat; exit 3", stdout=writer, timeout=60)
+    os.close(writer)
+    assert code == 3
+
+
+async def test_process_that_does_not_read_stops_only_its_own_stream(qube: FakeQube) -> None:
+    """MC-14: 10 MB for a command that reads nothing; others are served meanwhile."""
+    stuck = asyncio.create_task(sh(qube, "read line; echo $line; exec sleep 1000", b"first\n" + BIG))
+    for _ in range(5):
+        assert (await sh(qube, "cat", b"x" * 100000))[0] == 0
+    assert not stuck.done()
+    stuck.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stuck
+    await calls_are_over(qube)
+
+
+async def test_calls_over_the_quota_are_refused_as_busy_the_others_succeed(qube: FakeQube) -> None:
+    """MC-15: 300 at once."""
+    gate = qube.folder / "gate"
+    command = f"while [ ! -e {gate} ]; do sleep 0.05; done; echo ok"
+    calls = [asyncio.create_task(sh(qube, command)) for _ in range(300)]
+    async with asyncio.timeout(60):
+        while sum(call.done() for call in calls) < 300 - limits.MAX_CALLS:
+            await asyncio.sleep(0.01)
+    with pytest.raises(QubeBusy):
+        await sh(qube, "true")
+    gate.touch()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    outcomes = Counter(type(result) if isinstance(result, BaseException) else result for result in results)
+    assert outcomes == {(0, b"ok\n", b""): limits.MAX_CALLS, QubeBusy: 300 - limits.MAX_CALLS}
+    await calls_are_over(qube)
+    assert await sh(qube, "echo again") == (0, b"again\n", b"")
+    assert qube.session is not None
+    assert qube.session.calls == CallsChanged(0, limits.MAX_CALLS + 1, 300 - limits.MAX_CALLS + 1) or (
+        qube.session.calls.refused == 300 - limits.MAX_CALLS + 1
+    )
+
+
+async def test_cancelled_call_ends_its_process_and_frees_its_port(qube: FakeQube) -> None:
+    """MC-22: no orphan process stays, not even one that ignores SIGHUP."""
+    pids = qube.folder / "pids"
+    call = asyncio.create_task(sh(qube, f"trap '' HUP; sleep 1000 & echo $$ $! > {pids}; wait; sleep 1000"))
+    async with asyncio.timeout(30):
+        while not pids.exists() or len(pids.read_text().split()) < 2:
+            await asyncio.sleep(0.01)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    for pid in pids.read_text().split():
+        await is_gone(int(pid))
+    await calls_are_over(qube)
+
+
+async def test_timeout_ends_the_command(qube: FakeQube) -> None:
+    """MC-22: a handler that hangs."""
+    with pytest.raises(TimeoutError):
+        await run_collect(qube.rpc_socket, "sleep 1000", timeout=0.3)
+    await calls_are_over(qube)
+
+
+async def test_output_over_the_limit_ends_the_command(qube: FakeQube) -> None:
+    with pytest.raises(client.OutputTooLong):
+        await run_collect(qube.rpc_socket, "cat /dev/zero", limit=100000, timeout=60)
+    await calls_are_over(qube)
+
+
+async def test_detached_command_runs_on_after_the_call(qube: FakeQube) -> None:
+    done = qube.folder / "done"
+    await run_detached(qube.rpc_socket, f"sleep 0.2; echo yes > {done}", user="DEFAULT", timeout=60)
+    async with asyncio.timeout(30):
+        while not done.exists() or not done.read_text():
+            await asyncio.sleep(0.01)
+    await calls_are_over(qube)
+
+
+async def test_detached_command_that_cannot_start_raises(qube: FakeQube) -> None:
+    with pytest.raises(client.CallRefused, match="127"):
+        await run_detached(qube.rpc_socket, "QUBESRPC no.Such dom0", user="DEFAULT", timeout=60)
+
+
+async def test_service_gets_argument_and_environment_unchanged(qube: FakeQube) -> None:
+    """MC-17, MC-18: an argument like an option is data; the source is what the host says."""
+    qube.add_service(
+        "my.Service", '#!/bin/sh\nprintf "%s|" "$#" "$1" "$QREXEC_REMOTE_DOMAIN" "$QREXEC_SERVICE_FULL_NAME"\n'
+    )
+    code, output, _ = await sh(qube, "QUBESRPC my.Service+--help dom0")
+    assert (code, output) == (0, b"1|--help|dom0|my.Service+--help|")
+
+
+async def test_service_absent_is_127_broken_is_125(qube: FakeQube) -> None:
+    qube.add_service("not.Executable", "x", mode=0o644)
+    qube.add_service("bad.Settings", "#!/bin/sh\n", settings="force-user=root\n")
+    assert (await sh(qube, "QUBESRPC no.Such dom0"))[0] == 127
+    assert (await sh(qube, "QUBESRPC not.Executable dom0"))[0] == 125
+    assert (await sh(qube, "QUBESRPC bad.Settings dom0"))[0] == 125
+    assert (await sh(qube, "QUBESRPC a/../b dom0"))[0] == 125
+
+
+async def test_vmexec_runs_the_encoded_command(qube: FakeQube) -> None:
+    argument = vmexec.encode([b"printf", b"%s,", b"-x", b"$HOME", "ä b".encode()]).decode()
+    assert (await sh(qube, f"QUBESRPC qubes.VMExec+{argument} dom0"))[:2] == (0, "-x,$HOME,ä b,".encode())
+
+
+async def test_keys_are_shown_in_the_qube_and_changes_follow(qube: FakeQube) -> None:
+    assert (qube.folder / "keys" / "name").read_text() == "work"
+    assert qube.session is not None
+    await qube.session.set_key("/name", b"play")
+    await qube.session.set_key("/new", b"1")
+    await qube.session.remove_key("/new")
+    async with asyncio.timeout(30):
+        while (qube.folder / "keys" / "name").read_text() != "play" or (qube.folder / "keys" / "new").exists():
+            await asyncio.sleep(0.01)
+
+
+async def test_agent_restarted_is_greeted_again_and_running_calls_end(qube: FakeQube) -> None:
+    stuck = asyncio.create_task(sh(qube, "echo $$; sleep 1000"))
+    assert qube.session is not None
+    async with asyncio.timeout(30):
+        while not qube.session.calls.running:
+            await asyncio.sleep(0.005)
+    await qube.kill_agent(signal.SIGTERM)
+    await qube.start_agent()
+    assert (await asyncio.wait_for(stuck, 30))[0] == 255
+    await qube.ready()
+    assert await sh(qube, "echo again") == (0, b"again\n", b"")
+    assert not [message for message in qube.messages if isinstance(message, KeyWritten)]
+
+
+async def test_no_session_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(client.SessionUnavailable):
+        await run_collect(tmp_path / "rpc.sock", "true")
+
+
+@pytest.mark.parametrize("user", ["", "a:b"])
+async def test_user_that_would_change_the_command_line_refused(tmp_path: Path, user: str) -> None:
+    with pytest.raises(ValueError, match="user"):
+        await run_collect(tmp_path / "rpc.sock", "true", user=user)
+
+
+async def test_agent_survives_input_for_a_call_that_could_not_start(qube: FakeQube) -> None:
+    """Input that arrives together with the failure is granted back once, not twice."""
+    for _ in range(3):
+        code, _out, _err = await sh(qube, "QUBESRPC test.NoSuchService+ dom0", b"x" * 1000)
+        assert code == 127
+    assert (await sh(qube, "echo alive"))[1] == b"alive\n"
