@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "kill": "Life of a qube",
         "pause": "Life of a qube",
         "unpause": "Life of a qube",
+        "run": "Life of a qube",
         "console": "Life of a qube",
         "prefs": "Settings",
         "features": "Settings",

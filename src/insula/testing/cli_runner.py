@@ -16,7 +16,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from insula.testing.admin_daemon import AdminDaemon, admin_daemon
 
 T = TypeVar("T")
 
-THREAD_TIMEOUT_S = 30.0
+THREAD_TIMEOUT_S = 60.0
 
 
 class _TerminalText(io.TextIOWrapper):
@@ -74,7 +74,11 @@ class Cli:
         async def call() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(THREAD_TIMEOUT_S)
+        return self.await_in_daemon(call())
+
+    def await_in_daemon(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop of the server and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(THREAD_TIMEOUT_S)
 
 
 def run_cli(paths: Paths, *arguments: str, stdin: bytes = b"", terminal: bool = False, **environment: str) -> Ran:

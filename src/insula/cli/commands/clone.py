@@ -11,6 +11,7 @@ from insula.cli import completion, output
 from insula.cli.connection import with_daemon_and_board
 from insula.cli.options import Json, Qube
 from insula.cli.progress import Board, Step
+from insula.cli.qubes import find_qube
 from insula.cli.undo import removed_on_failure
 from insula.model.errors import QubesNoSuchPropertyError
 from insula.model.klass import Klass
@@ -60,7 +61,7 @@ async def copy_qube(
     client: AdminClient, step: Step, source: str, name: str, *, label: str | None, klass: str | None
 ) -> dict[str, str]:
     """Make ``name`` like ``source``; returns name, class and label of it. :raise InsulaError: nothing is left of it."""
-    [row] = await client.list_qubes(source)
+    row = await find_qube(client, source)
     wanted_klass = klass or row.klass
     wanted_label = label or (await client.get_property("label", source)).value
     template = await template_of(client, source) if wanted_klass in (Klass.APPVM, Klass.DISPVM) else None

@@ -13,6 +13,7 @@ from insula.cli import output
 from insula.cli.connection import with_daemon
 from insula.cli.failures import CliError
 from insula.cli.options import Qube
+from insula.cli.qubes import find_qube
 from insula.cli.text import visible_bytes
 from insula.daemon.paths import Paths
 
@@ -35,7 +36,7 @@ def console(
 
 async def show(client: AdminClient, qube: str, *, follow: bool) -> None:
     """:raise CliError: there is no log yet."""
-    [_] = await client.list_qubes(qube)
+    await find_qube(client, qube)
     path, is_on = log_of(qube)
     try:
         stream = path.open("rb")

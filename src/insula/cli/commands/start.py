@@ -13,6 +13,7 @@ from insula.cli.batch import Words, run_on
 from insula.cli.connection import with_daemon
 from insula.cli.options import Json, Qubes
 from insula.cli.progress import Step
+from insula.cli.qubes import find_qube
 
 app = typer.Typer(add_completion=False)
 
@@ -31,7 +32,7 @@ def start(
 
 
 async def start_one(client: AdminClient, name: str, step: Step) -> None:
-    [row] = await client.list_qubes(name)
+    row = await find_qube(client, name)
     if row.state == "Running":
         step.note = "was running already"
     await client.start(name)

@@ -23,6 +23,7 @@ from insula.cli.failures import DEFAULT_TEMPLATE, CliError, did_you_mean
 from insula.cli.options import Json, Yes
 from insula.cli.output import Cell, Column
 from insula.cli.progress import Board, Step
+from insula.cli.qubes import find_qube
 from insula.cli.text import visible
 from insula.daemon.paths import Paths
 from insula.model.errors import QubesFeatureNotFoundError, QubesVMNotFoundError
@@ -135,7 +136,7 @@ def remove(
 
 
 async def remove_one(client: AdminClient, name: str, step: Step) -> None:
-    [row] = await client.list_qubes(name)
+    row = await find_qube(client, name)
     if row.klass != Klass.TEMPLATEVM:
         raise CliError(f"{name} is an {row.klass}, not a template", hint=f"insula remove {name}")
     await client.remove(name)
@@ -176,7 +177,7 @@ async def run_build(step: Step, name: str, folder: Path) -> BuiltTemplate:
 async def require_halted(client: AdminClient, name: str) -> None:
     """Refuse before minutes of work what would be refused after them. :raise CliError:"""
     try:
-        [row] = await client.list_qubes(name)
+        row = await find_qube(client, name)
     except QubesVMNotFoundError:
         return
     if row.klass != Klass.TEMPLATEVM:

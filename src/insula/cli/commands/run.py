@@ -1,0 +1,195 @@
+"""``insula run``: a command in a qube, with the caller's streams and the command's exit code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from insula.admin.client import AdminClient
+from insula.cli import output, streams
+from insula.cli.connection import with_daemon_and_board
+from insula.cli.failures import REFUSED, USAGE, CliError
+from insula.cli.options import Json, Qube
+from insula.cli.progress import Board
+from insula.cli.qubes import find_qube
+from insula.cli.text import seconds_text
+from insula.model.klass import Klass
+from insula.model.state import PowerState
+from insula.rpc import client as rpc
+from insula_proto import vmexec
+from insula_proto.errors import LocalProtocolError
+
+CALL_PROBLEM = 125
+"""The call itself failed, as qrexec has it (qrexec §2); 1 would look like the command's own."""
+NOT_FOUND = 127
+TIMED_OUT = 124
+"""As timeout(1)."""
+READER_GONE = 141
+"""As of a program that SIGPIPE ended."""
+MAX_COLLECTED = 64 * 1024 * 1024
+"""Bytes of output that --json keeps."""
+STDIN, STDOUT, STDERR = range(3)
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True)
+class Options:
+    user: str
+    may_start: bool
+    timeout: float | None
+    stdin: bool
+    raw: bool
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(  # noqa: PLR0913, PLR0917 - one for each option
+    qube: Qube,
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND…", help="Program and arguments, passed unchanged.")],
+    user: Annotated[str | None, typer.Option("--user", "-u", help="Without: the qube's default_user.")] = None,
+    root: Annotated[bool, typer.Option("--root", help="As root.")] = False,
+    shell: Annotated[bool, typer.Option("--shell", "-c", help="COMMAND is a line for the shell in the qube.")] = False,
+    no_start: Annotated[bool, typer.Option("--no-start", help="Fail if the qube is off.")] = False,
+    no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Give it no input.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Let its output steer the terminal. Only for qubes you trust.")
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, metavar="SECONDS", help="End it after this time; exit code 124.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a command in a qube. Its streams and its exit code are yours; the qube is started if it is off.
+
+    Options come before QUBE: what follows it belongs to the command.
+    """
+    if root and user is not None:
+        raise CliError("--root and --user exclude each other", exit_code=USAGE)
+    words = command[1:] if command[0] == "--" else command
+    line = command_line(words, shell=shell)
+    options = Options(
+        user="root" if root else user or "DEFAULT",
+        may_start=not no_start,
+        timeout=timeout,
+        stdin=not no_stdin,
+        raw=raw,
+    )
+
+    async def work(client: AdminClient, board: Board) -> int:
+        socket_path = await ready_session(client, board, qube, may_start=options.may_start)
+        if as_json:
+            return await call_for_json(socket_path, qube, line, options)
+        return await call(socket_path, line, options)
+
+    try:
+        code = with_daemon_and_board(work)
+    except CliError as error:
+        # A code of our own would be taken for the command's.
+        own_code = CALL_PROBLEM if error.exit_code == REFUSED else error.exit_code
+        raise CliError(str(error), hint=error.hint, exit_code=own_code) from error
+    if code == NOT_FOUND and len(words) == 1 and not shell and " " in words[0]:
+        output.say(f"hint: {words[0]!a} is one program name; for a shell line use --shell")
+    raise typer.Exit(code)
+
+
+def command_line(words: Sequence[str], *, shell: bool) -> str:
+    """What the agent is asked for: a shell line, or a VMExec call that keeps every argument as it is.
+
+    :raise CliError: usage.
+    """
+    if not words:
+        raise CliError("there is no command to run", hint="insula run --help", exit_code=USAGE)
+    try:
+        if shell:
+            return os.fsencode(" ".join(words)).decode()
+        encoded = vmexec.encode([os.fsencode(word) for word in words])
+    except (LocalProtocolError, UnicodeDecodeError) as error:
+        raise CliError(f"this command cannot be passed on: {error}", exit_code=USAGE) from error
+    return f"QUBESRPC qubes.VMExec+{encoded.decode('ascii')} dom0"
+
+
+async def ready_session(client: AdminClient, board: Board, qube: str, *, may_start: bool) -> Path:
+    """Where commands are run; starts the qube if it is off. :raise CliError, InsulaError:"""
+    row = await find_qube(client, qube)
+    if row.klass == Klass.ADMINVM:
+        raise CliError(f"{qube} is this machine; run the command yourself")
+    if row.state is PowerState.PAUSED:
+        raise CliError(f"{qube} is paused", hint=f"insula unpause {qube}")
+    if row.state is not PowerState.RUNNING:
+        if not may_start:
+            raise CliError(f"{qube} is not running", hint=f"insula start {qube}")
+        with board.step(qube, "starting", "started"):
+            await client.start(qube)
+    return await client.rpc_socket(qube)
+
+
+async def call(socket_path: Path, line: str, options: Options) -> int:
+    """Run it with this process's streams. :raise CliError:"""
+    async with AsyncExitStack() as ends:
+        outputs = [
+            await ends.enter_async_context(streams.delivered(streams.writer_to(fd, streams.safe_for_terminal)))
+            if os.isatty(fd) and not options.raw
+            else fd
+            for fd in (STDOUT, STDERR)
+        ]
+        code = await streams.while_read(outputs[:1], join(socket_path, line, options, outputs[0], outputs[1]))
+    return READER_GONE if code is None else code
+
+
+async def call_for_json(socket_path: Path, qube: str, line: str, options: Options) -> int:
+    """Run it, keep its output and print both as one document. :raise CliError:"""
+    out, err = streams.Collector(MAX_COLLECTED), streams.Collector(MAX_COLLECTED)
+    try:
+        async with streams.delivered(out) as out_fd, streams.delivered(err) as err_fd:
+            code = await streams.while_read((out_fd, err_fd), join(socket_path, line, options, out_fd, err_fd))
+    except streams.TooMuchOutput as error:
+        raise CliError(str(error), hint="without --json it is not kept") from error
+    output.print_json(
+        {
+            "qube": qube,
+            "exit_code": code,
+            "stdout": out.data.decode("utf-8", "backslashreplace"),
+            "stderr": err.data.decode("utf-8", "backslashreplace"),
+        }
+    )
+    assert code is not None, "an output that is read no more ends in TooMuchOutput"
+    return code
+
+
+async def join(socket_path: Path, line: str, options: Options, stdout: int, stderr: int) -> int:
+    """:raise CliError: the call failed or took too long."""
+    try:
+        return await rpc.run(
+            socket_path,
+            line,
+            user=options.user,
+            stdin=STDIN if options.stdin and is_open(STDIN) else None,
+            stdout=stdout,
+            stderr=stderr,
+            timeout=options.timeout,
+        )
+    except rpc.QubeBusy as error:
+        raise CliError(str(error), hint="it runs as many commands as it may; try again") from error
+    except rpc.RpcError as error:
+        raise CliError(str(error), hint="insula ls shows its state, insula console what it wrote") from error
+    except ValueError as error:
+        raise CliError(str(error), exit_code=USAGE) from error
+    except LocalProtocolError as error:
+        raise CliError(f"this command cannot be passed on: {error}", exit_code=USAGE) from error
+    except TimeoutError:
+        took = f"it took longer than {seconds_text(options.timeout)}" if options.timeout else "no answer in time"
+        raise CliError(f"{took} and was ended", exit_code=TIMED_OUT) from None
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,305 @@
+"""``insula run``: with a real session process and a real agent, in this machine instead of a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import insula_agent
+from insula.cli import streams
+from insula.cli.commands.run import command_line
+from insula.cli.failures import CliError
+from insula.model.errors import QubesException
+from insula.rpc.launcher import RunningSession, launch_session
+from insula.testing.cli_runner import Cli, served_cli
+
+TIMEOUT_S = 60
+AGENT_SERVICES = Path(insula_agent.__file__).with_name("rpc")
+
+
+class Guest:
+    """The agent of ``work`` and its session, served where the Admin API says commands are run."""
+
+    def __init__(self, cli: Cli, folder: Path) -> None:
+        self._cli = cli
+        self._rpc_socket = folder / "work" / "rpc.sock"
+        self._rpc_socket.parent.mkdir()
+        self._keys = folder / "keys"
+        self._session: RunningSession | None = None
+        self._agent: subprocess.Popen[bytes] | None = None
+
+    def boot(self) -> None:
+        """Start both; returns when commands can be run."""
+        self._cli.await_in_daemon(self._boot())
+
+    async def _boot(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._session = await launch_session(
+            name="work",
+            qid=1,
+            channel=ours,
+            rpc_socket=self._rpc_socket,
+            keys={"/name": "work", "/default-user": getpass.getuser()},
+        )
+        self._agent = subprocess.Popen(  # noqa: ASYNC220 - starting it does not wait for it
+            [
+                *(sys.executable, "-m", "insula_agent", "--own-user", "--no-identity"),
+                *("--keys", str(self._keys), "--device", f"fd:{theirs.fileno()}"),
+            ],
+            pass_fds=[theirs.fileno()],
+            env={
+                **os.environ,
+                "QREXEC_SERVICE_PATH": str(AGENT_SERVICES),
+                "QUBES_RPC_CONFIG_PATH": str(self._keys),
+            },
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        async with asyncio.timeout(TIMEOUT_S):
+            await self._session.wait_ready()
+
+    def end(self) -> None:
+        if self._agent is not None:
+            self._agent.kill()
+            self._agent.wait()
+        if self._session is not None:
+            self._cli.await_in_daemon(self._session.close())
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    with served_cli(tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def guest(cli: Cli, tmp_path: Path) -> Iterator[Guest]:
+    """``work`` runs."""
+    made = Guest(cli, tmp_path)
+    try:
+        made.boot()
+        assert cli.run("start", "work").code == 0
+        yield made
+    finally:
+        made.end()
+
+
+def command(cli: Cli, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment of a ``insula run`` process."""
+    script = "import sys; from insula.cli.main import main; sys.exit(main())"
+    environment = {
+        **os.environ,
+        "INSULA_DATA_DIR": str(cli.paths.data),
+        "INSULA_RUNTIME_DIR": str(cli.paths.runtime),
+    }
+    return [sys.executable, "-c", script, "run", *arguments], environment
+
+
+def run(cli: Cli, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    argv, environment = command(cli, *arguments)
+    return subprocess.run(argv, env=environment, input=stdin, capture_output=True, timeout=TIMEOUT_S, check=False)
+
+
+# what is asked for
+
+
+def test_command_line_keeps_every_argument_as_it_is() -> None:
+    assert command_line(["ls", "-a", "/home/user"], shell=False) == ("QUBESRPC qubes.VMExec+ls+--a+-2Fhome-2Fuser dom0")
+    assert command_line(["echo $HOME", "&&", "ls"], shell=True) == "echo $HOME && ls"
+
+
+@pytest.mark.parametrize(("words", "shell"), [([], False), (["x" * 70000], False), (["\udcff"], True)])
+def test_command_line_impossible_is_wrong_usage(words: list[str], shell: bool) -> None:
+    with pytest.raises(CliError) as raised:
+        command_line(words, shell=shell)
+    assert raised.value.exit_code == 2
+
+
+# a command in a qube
+
+
+def test_arguments_streams_and_exit_code_are_the_callers(cli: Cli, guest: Guest) -> None:
+    odd = ["a b", "", "$HOME", "*", "ü", "-n", "'\"\\", "line\nbreak"]
+    done = run(cli, "work", "printf", "%s|", *odd)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "".join(f"{item}|" for item in odd), b"")
+    done = run(cli, "work", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
+
+
+def test_binary_data_passes_both_ways_unchanged(cli: Cli, guest: Guest) -> None:
+    data = bytes(range(256)) * 4096
+    done = run(cli, "work", "cat", stdin=data)
+    assert done.returncode == 0
+    assert done.stdout == data
+
+
+def test_shell_line_is_run_by_the_qubes_shell(cli: Cli, guest: Guest) -> None:
+    assert run(cli, "--shell", "work", "echo one && echo $((1 + 1))").stdout == b"one\n2\n"
+    done = run(cli, "work", "echo one")
+    assert done.returncode == 127
+    assert b"hint: 'echo one' is one program name; for a shell line use --shell" in done.stderr
+
+
+def test_no_stdin_is_the_end_of_input_at_once(cli: Cli, guest: Guest) -> None:
+    assert run(cli, "-n", "work", "cat", stdin=b"not for you").stdout == b""
+
+
+def test_json_has_code_and_both_outputs(cli: Cli, guest: Guest) -> None:
+    done = run(cli, "--json", "work", "sh", "-c", "printf 'o\\033\\377'; echo e >&2; exit 3")
+    assert json.loads(done.stdout) == {"qube": "work", "exit_code": 3, "stdout": "o\x1b\\xff", "stderr": "e\n"}
+    assert done.returncode == 3
+
+
+def test_unread_output_ends_the_command(cli: Cli, guest: Guest) -> None:
+    argv, environment = command(cli, "-n", "work", "yes")
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.wait(TIMEOUT_S) == 141
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_the_call_and_the_remote_program(
+    cli: Cli, guest: Guest, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    fifo = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    # Its own messages would end the shell before the trap: its outputs are closed by then.
+    trap = f"exec 2> /dev/null; trap 'echo hangup > {tmp_path}/fifo; exit' HUP"
+    script = f"{trap}; echo ready; while :; do sleep 0.1; done"
+    argv, environment = command(cli, "-n", "work", "sh", "-c", script)
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.wait(TIMEOUT_S) == code
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    readable, _, _ = select.select([fifo], [], [], TIMEOUT_S)
+    assert readable, "the remote program did not learn of it"
+    assert os.read(fifo, 100) == b"hangup\n"
+    os.close(fifo)
+
+
+def test_timeout_ends_it_with_124(cli: Cli, guest: Guest) -> None:
+    done = run(cli, "-n", "--timeout", "0.5", "work", "sleep", "600")
+    assert done.returncode == 124
+    assert done.stderr == b"insula: error: it took longer than 0.5 s and was ended\n"
+
+
+def on_terminal(cli: Cli, *arguments: str) -> bytes:
+    """What a terminal gets to see of standard output."""
+    argv, environment = command(cli, "-n", *arguments)
+    primary, secondary = pty.openpty()
+    try:
+        with subprocess.Popen(argv, env=environment, stdout=secondary, stderr=subprocess.PIPE) as process:
+            os.close(secondary)
+            seen = b""
+            with contextlib.suppress(OSError):  # EIO: the last one has closed it
+                while chunk := os.read(primary, 4096):
+                    seen += chunk
+            assert process.wait(TIMEOUT_S) == 0
+        return seen
+    finally:
+        os.close(primary)
+
+
+def test_output_on_a_terminal_cannot_steer_it(cli: Cli, guest: Guest) -> None:
+    script = "printf 'a\\033]0;owned\\007\\tb\\n\\302\\233'"
+    assert on_terminal(cli, "work", "sh", "-c", script) == b"a_]0;owned\x07\tb\r\n__"
+    assert on_terminal(cli, "--raw", "work", "sh", "-c", script) == b"a\x1b]0;owned\x07\tb\r\n\xc2\x9b"
+
+
+# before the command
+
+
+def test_halted_qube_is_started_first(cli: Cli, guest: Guest) -> None:
+    assert cli.run("stop", "work").code == 0
+    done = run(cli, "work", "true")
+    assert done.returncode == 0
+    assert done.stderr == b"work started in 0.0 s\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("wrok", "true"), 125, "No such qube: 'wrok'\nhint: did you mean work?"),
+        (("--no-start", "work", "true"), 125, "work is not running\nhint: insula start work"),
+        (("dom0", "true"), 125, "dom0 is this machine"),
+        (("--root", "--user", "x", "work", "true"), 2, "--root and --user exclude each other"),
+        (("work",), 2, "Missing argument"),
+        (("work", "--"), 2, "there is no command to run"),
+    ],
+)
+def test_call_that_cannot_be_made_has_a_code_and_a_reason(
+    cli: Cli, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    ran = cli.run("run", *arguments)
+    assert ran.code == code
+    assert ran.out == ""
+    assert ran.err.startswith(f"insula: error: {message}")
+
+
+def test_qube_that_does_not_start_is_125(cli: Cli) -> None:
+    cli.in_daemon(lambda: cli.daemon.engine.fail("start", QubesException("no kernel")))
+    ran = cli.run("run", "work", "true")
+    assert (ran.code, ran.err) == (125, "insula: error: no kernel\n")
+
+
+def test_paused_qube_is_refused(cli: Cli) -> None:
+    cli.run("start", "work")
+    cli.run("pause", "work")
+    ran = cli.run("run", "work", "true")
+    assert (ran.code, ran.err) == (125, "insula: error: work is paused\nhint: insula unpause work\n")
+
+
+def test_qube_without_session_is_125(cli: Cli) -> None:
+    cli.run("start", "work")
+    ran = cli.run("run", "work", "true")
+    assert ran.code == 125
+    assert "hint: insula ls" in ran.err
+
+
+# streams
+
+
+def test_safe_for_terminal_keeps_length_and_lets_nothing_act() -> None:
+    filtered = streams.safe_for_terminal(bytes(range(256)))
+    assert len(filtered) == 256
+    assert set(filtered) <= {*range(0x20, 0x7F), *b"\t\n\r\b\a"}
+    assert streams.safe_for_terminal(filtered) == filtered
+
+
+async def test_delivered_gives_everything_before_the_block_ends() -> None:
+    got = streams.Collector(10**6)
+    async with streams.delivered(got) as fd:
+        os.write(fd, b"x" * 60000)
+    assert bytes(got.data) == b"x" * 60000
+
+
+async def test_delivered_failure_closes_the_pipe_and_comes_out() -> None:
+    async def write(fd: int) -> None:
+        while True:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(fd, b"x")
+            await asyncio.sleep(0)
+
+    with pytest.raises(streams.TooMuchOutput):
+        async with streams.delivered(streams.Collector(100)) as fd:
+            assert await streams.while_read([fd], write(fd)) is None
