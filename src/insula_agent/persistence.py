@@ -30,6 +30,8 @@ PRIVATE = "private"
 VOLATILE = "volatile"
 BLOCK = "/sys/block"
 RW = "/rw"
+TMP_EMPTIED = "/run/insula-tmp-emptied"
+"""Exists once /tmp was emptied in this boot; an agent that is restarted must not do it again."""
 BLANK_SIZE = 10 << 20
 """Bytes at the beginning that must be zero before a disk counts as new (agent-services §14)."""
 SWAP_SIZE = 1 << 30
@@ -154,6 +156,8 @@ def fragments(folder: str) -> list[str]:
 
 def apply(persistence: str, user: str) -> None:
     """Mount everything. :raise PersistenceError, OSError:"""
+    if persistence == "full":
+        _empty_tmp()
     swap = find_disk(VOLATILE)
     if swap is not None:
         _start_swap(swap)
@@ -168,6 +172,15 @@ def apply(persistence: str, user: str) -> None:
             _bind(source, target, flags)
     if persistence != "full":
         _bind_dirs()
+
+
+def _empty_tmp() -> None:
+    """What the last run left in /tmp goes, once a boot, before anything of this one can be there."""
+    try:
+        os.close(os.open(TMP_EMPTIED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
+    _run(["find", "/tmp", "-xdev", "-mindepth", "1", "-delete"])
 
 
 def find_disk(serial: str, block: str = BLOCK) -> str | None:

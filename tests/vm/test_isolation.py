@@ -83,3 +83,14 @@ async def test_guest_gets_the_services_and_the_persistence_its_keys_say(
     await daemon.client.start(qube)
     assert await sh(daemon, qube, "test -e /run/qubes-service/test-service && echo on") == "on"
     assert await sh(daemon, qube, "test -e /run/qubes/persistent-rw-only && echo yes") == "yes"
+
+
+async def test_tmp_keeps_what_an_early_command_wrote_and_is_empty_at_the_next_boot(daemon: DaemonProcess) -> None:
+    """Commands run before the boot is over; nothing of theirs may be tidied away by the rest of it."""
+    await daemon.client.start(TEMPLATE)
+    await sh(daemon, TEMPLATE, "echo early > /tmp/early; systemctl start systemd-tmpfiles-setup.service", user="root")
+    assert await sh(daemon, TEMPLATE, "cat /tmp/early; stat -c %a /tmp") == "early\n1777"
+    await daemon.client.shutdown(TEMPLATE, wait=True)
+    await daemon.client.start(TEMPLATE)
+    assert (await run(daemon, TEMPLATE, "cat /tmp/early")).code == 1
+    await daemon.client.shutdown(TEMPLATE, wait=True)
