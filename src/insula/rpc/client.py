@@ -289,19 +289,25 @@ class _Exchange:
     The channel is read only while no output waits, the source only while nothing waits for the channel.
     """
 
-    def __init__(self, connection: socket.socket, source: _Source, stdout: _Sink, stderr: _Sink) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        source: _Source,
+        sinks: tuple[_Sink, _Sink],
+        on_greeted: Callable[[], None],
+    ) -> None:
+        """``sinks`` are those of stdout and stderr; ``on_greeted`` is called once the agent has said HELLO."""
         connection.setblocking(False)
         self._connection = connection
         self._source = source
-        self._sinks = (stdout, stderr)
+        self._sinks = sinks
         self._loop = asyncio.get_running_loop()
         self._protocol = CallerEnd()
         self._outgoing = self._protocol.hello()
         self._stdin_open = True
         self._writing: set[_Sink] = set()
         self._result: asyncio.Future[int] = self._loop.create_future()
-        self.greeted: asyncio.Future[None] = self._loop.create_future()
-        """Done once the agent has said HELLO."""
+        self._on_greeted = on_greeted
 
     async def run(self) -> int:
         """Return the exit code; 255 if the channel closed before one came. :raise: what a sink raises."""
@@ -315,7 +321,6 @@ class _Exchange:
             self._unwatch_source()
             for sink in tuple(self._writing):
                 self._loop.remove_writer(sink.fd)
-            self.greeted.cancel()
 
     def _finish(self, code: int) -> None:
         """Give the result once the sinks have everything."""
@@ -351,8 +356,7 @@ class _Exchange:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Hello):
-            if not self.greeted.done():
-                self.greeted.set_result(None)
+            self._on_greeted()
             self._pump_source()
         elif isinstance(message, (Stdout, Stderr)):
             sink = self._sinks[isinstance(message, Stderr)]
@@ -447,9 +451,9 @@ async def _call(
         async with asyncio.timeout(HANDSHAKE_TIMEOUT) as handshake:
             connection = await request(await connect(socket_path), message)
             try:
-                exchange = _Exchange(connection.data, source, stdout, stderr)
-                exchange.greeted.add_done_callback(lambda greeted: greeted.cancelled() or handshake.reschedule(None))
-                return await exchange.run()
+                # The time limit is for the agent's HELLO; how long the command runs is the caller's business.
+                on_greeted = partial(handshake.reschedule, None)
+                return await _Exchange(connection.data, source, (stdout, stderr), on_greeted).run()
             finally:
                 connection.close()
     finally:

@@ -8,7 +8,16 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from insula.rpc.control import AgentLost, AgentReady, CallsChanged, FromSession, SessionEnding, Shutdown
+from insula.rpc.control import (
+    AgentLost,
+    AgentReady,
+    CallsChanged,
+    FromSession,
+    RemoveKey,
+    SessionEnding,
+    SetKey,
+    Shutdown,
+)
 from insula.rpc.sockets import address
 from insula.rpc.spawn import SessionProcess, SessionSpec, spawn_session
 from insula_proto.errors import RemoteProtocolError
@@ -58,6 +67,14 @@ class RunningSession:
         """Return why the session ended, once it has; may be awaited by many."""
         await asyncio.shield(self._listener)
         return self._reason
+
+    async def set_key(self, path: str, value: bytes) -> None:
+        """Tell the qube a key that is new or has changed. :raise OSError: the session is gone."""
+        await self._process.send(SetKey(path, value))
+
+    async def remove_key(self, path: str) -> None:
+        """Tell the qube that a key is gone. :raise OSError: the session is gone."""
+        await self._process.send(RemoveKey(path))
 
     async def close(self) -> None:
         """End it; idempotent. Running calls fail as after a lost channel."""
