@@ -65,7 +65,10 @@ class RpcError(Exception):
 
 
 class SessionUnavailable(RpcError):
-    """The qube has no session: it does not run, or its session is being replaced."""
+    """The qube has no session: it does not run, or its session is being replaced.
+
+    If the session died between request and answer, the command may have been started; the agent ends it then.
+    """
 
 
 class CallRefused(RpcError):

@@ -1,0 +1,127 @@
+"""A session process is killed at any moment; the qube goes on with the next one.
+
+Neither the agent nor the pipe notices the kill: the next session has to find its way into the byte stream by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from insula.rpc.client import AgentNotReady, RpcError, SessionUnavailable, run_collect
+from insula.testing.agent import FakeQube, fake_qube
+
+PATIENCE = 60.0
+
+
+@pytest.fixture
+async def qube(tmp_path: Path) -> AsyncIterator[FakeQube]:
+    async with fake_qube(tmp_path) as made:
+        yield made
+
+
+async def answers(qube: FakeQube, text: str) -> None:
+    assert await run_collect(qube.rpc_socket, f"echo {text}", timeout=PATIENCE) == (0, f"{text}\n".encode(), b"")
+
+
+async def replace_session(qube: FakeQube) -> None:
+    """What the daemon does: the old one has died, start another."""
+    assert "exit code" in await qube.kill_session()
+    await qube.start_session()
+    await qube.ready()
+
+
+async def processes_gone(pids: list[int]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            await asyncio.sleep(0.02)
+
+
+async def written(path: Path, words: int) -> list[int]:
+    async with asyncio.timeout(PATIENCE):
+        while not path.exists() or len(path.read_text().split()) < words:
+            await asyncio.sleep(0.01)
+    return [int(word) for word in path.read_text().split()]
+
+
+async def test_kill_while_idle_next_session_serves(qube: FakeQube) -> None:
+    await answers(qube, "before")
+    await replace_session(qube)
+    await answers(qube, "after")
+
+
+async def test_kill_while_a_command_runs_caller_gets_255_and_process_ends(qube: FakeQube) -> None:
+    """MC-22: a defined failure code, no orphan."""
+    pids = qube.folder / "pids"
+    call = asyncio.create_task(
+        run_collect(qube.rpc_socket, f"sleep 1000 & echo $$ $! > {pids}; wait", timeout=PATIENCE)
+    )
+    running = await written(pids, 2)
+    await replace_session(qube)
+    assert (await call)[0] == 255
+    await processes_gone(running)
+    await answers(qube, "after")
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89])
+async def test_kill_in_the_middle_of_transfers_both_ways_resyncs(qube: FakeQube, turns: int) -> None:
+    """Cut at many places of the stream, frames half written and half read on both sides."""
+    data = os.urandom(20_000_000)
+    calls = [
+        asyncio.create_task(run_collect(qube.rpc_socket, command, stdin=data, timeout=PATIENCE))
+        for command in ("cat", "cat >/dev/null; sleep 1000", "head -c 30000000 /dev/urandom")
+    ]
+    assert qube.session is not None
+    async with asyncio.timeout(PATIENCE):
+        while qube.session.calls.running < len(calls):
+            await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await replace_session(qube)
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    for outcome in outcomes:
+        # Finished before the kill, or failed in the one way that is defined; never cut short and called a success.
+        if isinstance(outcome, BaseException):
+            assert isinstance(outcome, RpcError)
+        else:
+            assert outcome[0] in (0, 255)
+            assert outcome[0] == 255 or len(outcome[1]) in (20_000_000, 30_000_000)
+    await answers(qube, "after")
+
+
+async def test_kill_again_and_again_never_wedges_the_agent(qube: FakeQube) -> None:
+    for number in range(5):
+        call = asyncio.create_task(run_collect(qube.rpc_socket, "cat /dev/zero", timeout=PATIENCE))
+        assert qube.session is not None
+        async with asyncio.timeout(PATIENCE):
+            while not qube.session.calls.running:
+                await asyncio.sleep(0)
+        await replace_session(qube)
+        [outcome] = await asyncio.gather(call, return_exceptions=True)
+        # The caller may not have read the session's answer yet; its connection is reset then.
+        assert isinstance(outcome, SessionUnavailable) or (isinstance(outcome, tuple) and outcome[0] == 255)
+        await answers(qube, str(number))
+
+
+async def test_kill_while_the_agent_is_away_both_find_each_other(qube: FakeQube) -> None:
+    await qube.kill_agent()
+    await qube.kill_session()
+    await qube.start_session()
+    with pytest.raises(AgentNotReady):
+        await run_collect(qube.rpc_socket, "true", timeout=PATIENCE)
+    await qube.start_agent()
+    await qube.ready()
+    await answers(qube, "after")
+
+
+async def test_between_two_sessions_callers_are_told_there_is_none(qube: FakeQube) -> None:
+    await qube.kill_session()
+    with pytest.raises(SessionUnavailable):
+        await run_collect(qube.rpc_socket, "true", timeout=PATIENCE)
+    await qube.start_session()
+    await qube.ready()
+    await answers(qube, "after")

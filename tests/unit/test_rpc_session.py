@@ -1,0 +1,544 @@
+"""A session against guests that mean harm: raw bytes on its channel, and clients of its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from insula.rpc import callers, channel, client, guest, pacing, session
+from insula.rpc import control as control_module
+from insula.rpc.control import (
+    AgentLost,
+    AgentReady,
+    Begin,
+    Configure,
+    FromSession,
+    KeyRemoved,
+    KeyWritten,
+    ServiceRequested,
+    SessionEnding,
+    SetKey,
+    Shutdown,
+    ToSession,
+)
+from insula_proto import limits, mux, qrexec, qubesdb
+from insula_proto.mux import DataReceived, Mux, MuxEvent, StreamOpened, StreamReset, Synced
+from insula_proto.qrexec import (
+    ConnectionTerminated,
+    ExecCmdline,
+    Hello,
+    Message,
+    ServiceRefused,
+    Stdout,
+    TriggerService,
+)
+from insula_proto.qrexec_channel import AgentControl
+
+PATIENCE = 30.0
+
+
+class World:
+    """The session runs in this process; the test holds the other ends of its three sockets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rpc_socket = folder / "rpc.sock"
+        self.guest, self._channel = socket.socketpair()
+        self.daemon, self._daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.rpc_socket))
+        self._listener.listen(64)
+        for end in (self.guest, self.daemon):
+            end.setblocking(False)
+        self.mux = Mux(mux.GUEST)
+        self.events: list[MuxEvent] = []
+        self.messages: list[FromSession] = []
+        self.control = AgentControl()
+        self.control_stream = 0
+        self.wants_control = False
+        """Open the control channel whenever a connection is new, as an agent does."""
+        self.from_control: list[Message] = []
+        self.task: asyncio.Task[int] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def start(self) -> None:
+        self.task = asyncio.create_task(session.serve(self._channel, self._listener, self._daemon), name="session")
+        self._reader = asyncio.create_task(self._read_messages(), name="daemon")
+        for message in (Configure("work", 7, "user"), SetKey("/name", b"work"), Begin()):
+            await self.tell(message)
+
+    async def close(self) -> None:
+        assert self.task is not None
+        if not self.task.done():
+            await self.tell(Shutdown())
+        assert await asyncio.wait_for(self.task, PATIENCE) == 0
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        self.guest.close()
+        self.daemon.close()
+
+    async def tell(self, message: ToSession) -> None:
+        await self._loop.sock_sendall(self.daemon, control_module.encode(message))
+
+    async def _read_messages(self) -> None:
+        while data := await self._loop.sock_recv(self.daemon, control_module.MAX_MESSAGE):
+            self.messages.append(control_module.decode_from_session(data))
+
+    async def until(self, condition: object) -> None:
+        """Let the session run, and the guest's mux with it, until the condition holds."""
+        assert callable(condition)
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await self.exchange()
+
+    async def exchange(self) -> None:
+        while self.mux.queued:
+            data = b"".join(self.mux.data_to_send())
+            await self._loop.sock_sendall(self.guest, data)
+            self.mux.sent(len(data))
+        try:
+            received = await asyncio.wait_for(self._loop.sock_recv(self.guest, 1 << 18), 0.005)
+        except TimeoutError:
+            return
+        events = mux.current(self.mux.receive(received))
+        if any(isinstance(event, Synced) for event in events):
+            self.events.clear()
+            if self.wants_control:
+                self._greet()
+        self.events += events
+        for event in events:
+            if isinstance(event, DataReceived) and event.stream == self.control_stream:
+                self.from_control += self.control.receive(event.data)
+                self.mux.consumed(event.stream, len(event.data))
+
+    async def sync(self) -> None:
+        await self.until(lambda: self.mux.in_sync)
+
+    async def open_control(self) -> None:
+        """What an agent does; the session says it is ready then."""
+        known = len(self.ready)
+        self.wants_control = True
+        if self.mux.in_sync:
+            self._greet()
+        await self.until(lambda: len(self.ready) > known)
+
+    def _greet(self) -> None:
+        self.control = AgentControl()
+        self.control_stream = self.mux.open(qrexec.CONTROL_PORT)
+        self.from_control.clear()
+        self.send(self.control.hello())
+
+    def send(self, data: bytes) -> None:
+        self.mux.send(self.control_stream, data)
+
+    @property
+    def ready(self) -> list[AgentReady]:
+        return [message for message in self.messages if isinstance(message, AgentReady)]
+
+    @property
+    def lost(self) -> list[AgentLost]:
+        return [message for message in self.messages if isinstance(message, AgentLost)]
+
+    async def raw(self, data: bytes) -> None:
+        """Bytes past the guest's mux."""
+        await self.exchange()
+        await self._loop.sock_sendall(self.guest, data)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(pacing, "BACKOFF_FIRST", 0.01)
+    monkeypatch.setattr(channel, "HELLO_INTERVAL", 0.05)
+    made = World(tmp_path)
+    await made.start()
+    yield made
+    await made.close()
+
+
+def frame(stream: int, kind: int, body: bytes = b"", length: int | None = None) -> bytes:
+    return struct.pack("<III", stream, kind, len(body) if length is None else length) + body
+
+
+async def test_agent_is_ready_when_hello_is_exchanged(world: World) -> None:
+    await world.open_control()
+    assert world.ready == [AgentReady(4)]
+    await world.until(lambda: world.from_control == [Hello(4)])
+
+
+async def test_agent_of_version_3_is_taken(world: World) -> None:
+    await world.sync()
+    world.control = AgentControl(own_version=3)
+    world.control_stream = world.mux.open(qrexec.CONTROL_PORT)
+    world.send(world.control.hello())
+    await world.until(lambda: world.ready == [AgentReady(3)])
+
+
+HOSTILE_FRAMES = {
+    "length_0": frame(1, mux.DATA),
+    "length_negative": frame(1, mux.DATA, length=0xFFFFFFFF),
+    "length_over_limit": frame(1, mux.DATA, length=65537),
+    "unknown_type": frame(1, 99),
+    "stream_never_opened": frame(9, mux.DATA, b"x"),
+    "second_control_channel": frame(77, mux.OPEN, struct.pack("<II", 512, 1)),
+    "fin_of_control_channel": frame(1, mux.FIN),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_FRAMES)
+async def test_hostile_frame_drops_the_guest_with_one_reason_then_greets_it_again(world: World, name: str) -> None:
+    """MC-11, MC-12, MC-21."""
+    await world.open_control()
+    await world.raw(HOSTILE_FRAMES[name])
+    await world.until(lambda: world.lost)
+    world.mux.start()
+    await world.open_control()
+    assert len(world.lost) == 1
+    assert len(world.ready) == 2
+
+
+HOSTILE_CONTROL = {
+    "length_0": struct.pack("<II", qrexec.CONNECTION_TERMINATED, 0),
+    "length_negative": struct.pack("<II", qrexec.TRIGGER_SERVICE4, 0xFFFFFFFF),
+    "unknown_type": struct.pack("<II", 0x999, 8),
+    "second_hello": qrexec.encode(Hello(4)),
+    "data_on_control": struct.pack("<II", qrexec.STDOUT, 3) + b"abc",
+    "daemons_message": qrexec.encode(ExecCmdline(0, 513, b"user:id")),
+    "trigger_of_version_2": struct.pack("<II", qrexec.TRIGGER_SERVICE, 128),
+    "trigger_of_version_3": qrexec.encode(TriggerService(None, b"dom0", b"S", b"a.B")),
+    "terminated_bad_port": qrexec.encode(ConnectionTerminated(0, 80)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_CONTROL)
+async def test_hostile_control_message_drops_the_guest(world: World, name: str) -> None:
+    """MC-11, MC-12."""
+    await world.open_control()
+    world.send(HOSTILE_CONTROL[name])
+    await world.until(lambda: world.lost)
+
+
+async def test_unsupported_version_drops_the_guest(world: World) -> None:
+    """MC-12."""
+    await world.sync()
+    stream = world.mux.open(qrexec.CONTROL_PORT)
+    world.mux.send(stream, qrexec.encode(Hello(2)))
+    await world.until(lambda: not world.mux.in_sync or any(isinstance(e, Synced) for e in world.events[1:]))
+    assert not world.ready
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\3", qrexec.encode(Hello(4))[:9]])
+async def test_half_a_hello_and_silence_times_out(world: World, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    """MC-13."""
+    monkeypatch.setattr(guest, "SILENCE_TIMEOUT", 0.05)
+    await world.sync()
+    stream = world.mux.open(qrexec.CONTROL_PORT)
+    world.mux.send(stream, sent)
+    await world.until(lambda: not world.mux.is_open(stream))
+    await world.open_control()
+
+
+async def test_half_a_message_and_silence_times_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MC-13."""
+    await world.open_control()
+    monkeypatch.setattr(guest, "SILENCE_TIMEOUT", 0.05)
+    world.send(struct.pack("<II", qrexec.TRIGGER_SERVICE4, 200) + b"x" * 10)
+    await world.until(lambda: world.lost)
+    assert "not finished" in world.lost[0].reason
+
+
+async def test_keys_are_served_and_only_the_guests_own_are_told(world: World) -> None:
+    await world.sync()
+    keys = qubesdb.KeyClient()
+    stream = world.mux.open(qubesdb.PORT)
+    world.mux.send(stream, keys.read_all() + keys.write("/dns/1/a", b"x") + keys.write("/name", b"dom0"))
+
+    def received() -> bool:
+        data = b"".join(e.data for e in world.events if isinstance(e, DataReceived) and e.stream == stream)
+        return len(qubesdb.Decoder().receive(data)) == 4
+
+    await world.until(received)
+    data = b"".join(e.data for e in world.events if isinstance(e, DataReceived) and e.stream == stream)
+    kinds = [message.kind for message in qubesdb.Decoder().receive(data)]
+    assert kinds == [qubesdb.RESP_MULTIREAD, qubesdb.RESP_MULTIREAD, qubesdb.RESP_OK, qubesdb.RESP_ERROR]
+    await world.until(lambda: world.messages)
+    assert world.messages == [KeyWritten("/dns/1/a", b"x")]
+    world.mux.send(stream, keys.remove("/dns/1/a") + keys.remove("/name"))
+    await world.until(lambda: len(world.messages) == 2)
+    assert world.messages[1] == KeyRemoved("/dns/1/a")
+
+
+async def test_key_writes_without_end_are_answered_with_errors_not_passed_on(world: World) -> None:
+    """MC-15: the daemon hears of a bounded number."""
+    await world.sync()
+    keys = qubesdb.KeyClient()
+    stream = world.mux.open(qubesdb.PORT)
+    for number in range(400):
+        world.mux.send(stream, keys.write("/dns/1/a", b"%d" % number))
+    answers = qubesdb.Decoder()
+    kinds: list[int] = []
+
+    def answered() -> bool:
+        for event in world.events:
+            if isinstance(event, DataReceived):
+                kinds.extend(message.kind for message in answers.receive(event.data))
+        world.events.clear()
+        return len(kinds) == 400
+
+    await world.until(answered)
+    assert kinds.count(qubesdb.RESP_ERROR) > 100
+    assert sum(isinstance(m, KeyWritten) for m in world.messages) <= guest.KEY_WRITES_BURST + 100
+
+
+async def test_service_request_is_refused_whoever_it_claims_to_be_from(world: World) -> None:
+    """MC-18: the source in the message is not used; MC-16: nor is a name outside the alphabet passed on."""
+    await world.open_control()
+    world.send(world.control.trigger_service(b"dom0", b"SOCKET1", b"a.B+c", source=b"vault"))
+    world.send(world.control.trigger_service(b"dom0", b"SOCKET2", b"a/../$b"))
+    await world.until(lambda: len(world.from_control) == 3)
+    assert world.from_control[1:] == [ServiceRefused(b"SOCKET1"), ServiceRefused(b"SOCKET2")]
+    await world.until(lambda: len(world.messages) == 3)
+    assert world.messages[1:] == [ServiceRequested("a.B+c", "dom0"), ServiceRequested("a_..__b", "dom0")]
+
+
+async def test_service_requests_without_end_and_unread_answers_are_paced(world: World) -> None:
+    """MC-14: the guest sends requests and never takes what they are answered with."""
+    await world.open_control()
+    request = world.control.trigger_service(b"dom0", b"SOCKET1", b"a.B")
+    world.mux.consumed = lambda stream, count: None  # type: ignore[method-assign]
+    sent = 0
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(40):
+            while world.mux.writable(world.control_stream) >= len(request):
+                world.send(request)
+                sent += len(request)
+            await world.exchange()
+    assert sent < 20 * limits.MUX_WINDOW
+    assert sum(isinstance(m, ServiceRequested) for m in world.messages) <= guest.SERVICE_REQUESTS_BURST + 5
+
+
+async def test_stream_to_another_port_is_refused_without_dropping(world: World) -> None:
+    await world.open_control()
+    stream = world.mux.open(513)
+    await world.until(lambda: StreamReset(stream, mux.RESET_REFUSED) in world.events)
+    assert not world.lost
+
+
+# --- calls ---------------------------------------------------------------------------------------------------------
+
+
+async def started(world: World, command: str = "true") -> tuple[asyncio.Task[tuple[int, bytes, bytes]], int, int]:
+    """A call under way: its task, its stream and its port at the guest."""
+    before = len([m for m in world.from_control if isinstance(m, ExecCmdline)])
+    call = asyncio.create_task(client.run_collect(world.rpc_socket, command, timeout=PATIENCE))
+    await world.until(lambda: len([m for m in world.from_control if isinstance(m, ExecCmdline)]) > before)
+    message = [m for m in world.from_control if isinstance(m, ExecCmdline)][-1]
+    [stream] = [e.stream for e in world.events if isinstance(e, StreamOpened) and e.port == message.port][-1:]
+    return call, stream, message.port
+
+
+async def test_call_is_forwarded_with_its_port_and_default_user(world: World) -> None:
+    await world.open_control()
+    call, stream, port = await started(world, "ls")
+    assert world.from_control[-1] == ExecCmdline(0, limits.FIRST_DATA_PORT, b"user:ls")
+    world.mux.send(stream, qrexec.encode(Hello(4)) + qrexec.encode(Stdout(b"out")) + qrexec.encode(qrexec.ExitCode(3)))
+    await world.until(call.done)
+    assert call.result() == (3, b"out", b"")
+    world.mux.finish(stream)
+    world.send(world.control.connection_terminated(0, port))
+    again, _, port_again = await started(world)
+    assert port_again == port
+    again.cancel()
+
+
+async def test_call_before_the_agent_is_ready_is_refused(world: World) -> None:
+    call = asyncio.create_task(client.run_collect(world.rpc_socket, "true", timeout=PATIENCE))
+    with pytest.raises(client.AgentNotReady):
+        await call
+
+
+HOSTILE_DATA = {
+    "exit_code_twice": qrexec.encode(qrexec.ExitCode(0)) * 2,
+    "output_after_its_end": qrexec.encode(Stdout(b"")) + qrexec.encode(Stdout(b"x")),
+    "unknown_type": struct.pack("<II", 0x999, 0),
+    "length_over_limit": struct.pack("<II", qrexec.STDOUT, 65537),
+    "length_negative": struct.pack("<II", qrexec.STDOUT, 0xFFFFFFFF),
+    "second_hello": qrexec.encode(Hello(4)),
+    "version_2": b"",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_DATA)
+async def test_hostile_data_channel_ends_that_call_only(world: World, name: str) -> None:
+    """MC-11, MC-12, MC-21: the caller gets the defined code, the other call goes on."""
+    await world.open_control()
+    call, stream, _ = await started(world)
+    other, other_stream, _ = await started(world)
+    world.mux.send(stream, qrexec.encode(Hello(2 if name == "version_2" else 4)) + HOSTILE_DATA[name])
+    await world.until(call.done)
+    assert call.result()[0] in ((0, 255) if name == "exit_code_twice" else (255,))
+    assert call.result()[1] == b""
+    world.mux.send(other_stream, qrexec.encode(Hello(4)) + qrexec.encode(qrexec.ExitCode(7)))
+    await world.until(other.done)
+    assert other.result()[0] == 7
+
+
+@pytest.mark.parametrize("code", [-1, 256, 2**31 - 1, -(2**31)])
+async def test_exit_code_out_of_range_is_never_success(world: World, code: int) -> None:
+    await world.open_control()
+    call, stream, _ = await started(world)
+    world.mux.send(stream, qrexec.encode(Hello(4)) + qrexec.encode(qrexec.ExitCode(code)))
+    await world.until(call.done)
+    assert call.result()[0] == 255
+
+
+async def test_data_channel_reset_before_exit_code_is_255(world: World) -> None:
+    """MC-22."""
+    await world.open_control()
+    call, stream, _ = await started(world)
+    world.mux.reset(stream)
+    await world.until(call.done)
+    assert call.result()[0] == 255
+
+
+async def test_guest_that_never_says_hello_on_a_data_channel_times_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MC-13, MC-22: a handler that hangs from the start."""
+    await world.open_control()
+    monkeypatch.setattr(client, "HANDSHAKE_TIMEOUT", 0.2)
+    call, stream, _ = await started(world)
+    await world.until(call.done)
+    assert isinstance(call.exception(), TimeoutError)
+    await world.until(lambda: not world.mux.is_open(stream))
+
+
+async def test_cancelled_call_resets_the_stream_even_if_the_guest_reads_nothing(world: World) -> None:
+    """MC-14: the caller's bytes wait in front of its going; it is noticed all the same."""
+    await world.open_control()
+    data = os.urandom(4_000_000)
+    call = asyncio.create_task(client.run_collect(world.rpc_socket, "cat", stdin=data, timeout=PATIENCE))
+    await world.until(lambda: isinstance(world.from_control[-1], ExecCmdline))
+    [stream] = [e.stream for e in world.events if isinstance(e, StreamOpened)][-1:]
+    world.mux.send(stream, qrexec.encode(Hello(4)))
+    # Nothing is consumed, so the window runs full.
+    await world.until(
+        lambda: (
+            sum(len(e.data) for e in world.events if isinstance(e, DataReceived) and e.stream == stream)
+            >= limits.MUX_WINDOW
+        )
+    )
+    call.cancel()
+    await world.until(lambda: StreamReset(stream, mux.RESET_CANCELLED) in world.events)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_agent_starts_over_running_calls_end_with_255(world: World) -> None:
+    await world.open_control()
+    call, _, _ = await started(world)
+    world.mux.start()
+    await world.until(call.done)
+    assert call.result()[0] == 255
+    await world.until(lambda: len(world.ready) == 2)
+    assert len(world.lost) == 1
+
+
+async def test_terminated_for_a_port_or_domain_not_in_use_changes_nothing(world: World) -> None:
+    """MC-21."""
+    await world.open_control()
+    call, stream, port = await started(world)
+    world.send(world.control.connection_terminated(0, 700))
+    world.send(world.control.connection_terminated(5, port))
+    world.send(world.control.connection_terminated(0, port))
+    other, _, other_port = await started(world)
+    assert other_port == port + 1  # the first call's stream is still open
+    world.mux.send(stream, qrexec.encode(Hello(4)) + qrexec.encode(qrexec.ExitCode(1)))
+    await world.until(call.done)
+    other.cancel()
+
+
+# --- clients -------------------------------------------------------------------------------------------------------
+
+
+async def answered(world: World, request: bytes) -> bytes:
+    """What a client gets until the session closes its connection."""
+    reader, writer = await asyncio.open_unix_connection(world.rpc_socket)
+    writer.write(request)
+    async with asyncio.timeout(PATIENCE):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+HELLO3 = qrexec.encode(Hello(3))
+REFUSED = qrexec.encode(ServiceRefused(callers.REFUSED_BAD_REQUEST))
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        qrexec.encode(Hello(2)),
+        qrexec.encode(ExecCmdline(0, 0, b"user:ls")),
+        HELLO3 + HELLO3,
+        HELLO3 + qrexec.encode(ExecCmdline(0, 0, b"no colon")),
+        HELLO3 + struct.pack("<II", qrexec.EXEC_CMDLINE, 8) + bytes(8),
+        HELLO3 + struct.pack("<II", qrexec.EXEC_CMDLINE, 70000),
+        HELLO3 + struct.pack("<IIII", qrexec.EXEC_CMDLINE, 11, 0, 0) + b"a:b",
+        HELLO3 + qrexec.encode(ConnectionTerminated(0, 513)),
+    ],
+)
+async def test_client_bad_request_is_refused_and_nothing_reaches_the_agent(world: World, request_bytes: bytes) -> None:
+    """MC-12, MC-16."""
+    await world.open_control()
+    assert await answered(world, request_bytes) == HELLO3 + REFUSED
+    await world.exchange()
+    assert world.from_control == [Hello(4)]
+
+
+async def test_client_that_says_nothing_is_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MC-13."""
+    monkeypatch.setattr(callers, "REQUEST_TIMEOUT", 0.05)
+    assert await answered(world, b"") == HELLO3
+
+
+# --- the session's end ---------------------------------------------------------------------------------------------
+
+
+async def test_machine_gone_is_told_and_ends_the_session(world: World) -> None:
+    await world.open_control()
+    world.guest.close()
+    assert world.task is not None
+    assert await asyncio.wait_for(world.task, PATIENCE) == 0
+    assert isinstance(world.messages[-1], SessionEnding) or await _drained(world)
+
+
+async def _drained(world: World) -> bool:
+    async with asyncio.timeout(PATIENCE):
+        while not any(isinstance(message, SessionEnding) for message in world.messages):
+            await asyncio.sleep(0.001)
+    return True
+
+
+async def test_daemon_gone_ends_the_session(world: World) -> None:
+    world._reader.cancel()
+    await asyncio.gather(world._reader, return_exceptions=True)
+    world.daemon.close()
+    assert world.task is not None
+    assert await asyncio.wait_for(world.task, PATIENCE) == 0
+
+
+async def test_nonsense_from_the_daemon_ends_the_session(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.start()
+    await world._loop.sock_sendall(world.daemon, b"nonsense")
+    assert world.task is not None
+    assert await asyncio.wait_for(world.task, PATIENCE) == session.EXIT_DAEMON_PROTOCOL
+    world._reader.cancel()
+    await asyncio.gather(world._reader, return_exceptions=True)
+    world.guest.close()
+    world.daemon.close()
