@@ -6,7 +6,6 @@ the program in the qube. ``INSULA_DEBUG=1`` or ``--debug`` shows tracebacks and 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import logging
@@ -22,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from insula import __version__
 from insula.cli.catalogue import COMMANDS
-from insula.cli.failures import INTERRUPTED, REFUSED, Failure, describe, did_you_mean
+from insula.cli.failures import INTERRUPTED, READER_GONE, REFUSED, Failure, describe, did_you_mean
 from insula.cli.output import print_failure
 from insula.daemon.paths import Paths
 
@@ -97,15 +96,25 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    code = _run(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left goes nowhere, so that the interpreter does not complain about it on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
     settings = Settings(debug=os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character gets its number instead of a traceback.
             stream.reconfigure(errors="backslashreplace")
     command = typer.main.get_command(app)
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = command.main(args=words, prog_name=PROGRAM, standalone_mode=False, obj=settings)
+        result = command.main(args=list(words), prog_name=PROGRAM, standalone_mode=False, obj=settings)
     except KeyboardInterrupt:
         return INTERRUPTED
     except typer.Abort:
@@ -138,5 +147,4 @@ def _unforeseen(error: Exception) -> Failure:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main())
+    sys.exit(main())

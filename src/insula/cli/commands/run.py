@@ -14,7 +14,7 @@ import typer
 from insula.admin.client import AdminClient
 from insula.cli import output, streams
 from insula.cli.connection import with_daemon_and_board
-from insula.cli.failures import REFUSED, USAGE, CliError
+from insula.cli.failures import READER_GONE, REFUSED, USAGE, CliError
 from insula.cli.options import Json, Qube
 from insula.cli.progress import Board
 from insula.cli.qubes import find_qube
@@ -30,8 +30,6 @@ CALL_PROBLEM = 125
 NOT_FOUND = 127
 TIMED_OUT = 124
 """As timeout(1)."""
-READER_GONE = 141
-"""As of a program that SIGPIPE ended."""
 MAX_COLLECTED = 64 * 1024 * 1024
 """Bytes of output that --json keeps."""
 STDIN, STDOUT, STDERR = range(3)
