@@ -41,7 +41,7 @@ async def test_two_qubes_share_nothing_they_write_and_no_identity(daemon: Daemon
 async def test_qube_without_netvm_has_no_interface_at_all(daemon: DaemonProcess, qube: str) -> None:
     """MC-82: not a disabled one, none."""
     assert await sh(daemon, qube, "ls /sys/class/net") == "lo"
-    network_controller = "0x02*"
+    network_controller = "0x02"
     assert await sh(daemon, qube, f"grep -l '^{network_controller}' /sys/bus/pci/devices/*/class || true") == ""
 
 
