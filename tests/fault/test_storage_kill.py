@@ -23,8 +23,8 @@ from insula.model.block import MIB
 from insula.testing import guest_disk
 
 STEPS = frozenset(
-    {os.write, os.pwrite, os.ftruncate, os.fsync, os.rename, os.replace, os.unlink, os.link, os.mkdir, os.rmdir}
-    | {os.copy_file_range}
+    {os.write, os.pwrite, os.ftruncate, os.truncate, os.fsync, os.copy_file_range}
+    | {os.rename, os.replace, os.unlink, os.link, os.mkdir, os.rmdir}
 )
 MOST_STEPS = 200
 """No operation has as many; a scenario that never completes must not run for ever."""

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import storage_scenarios as scenarios
 
-CHANGES = ("write", "pwrite", "ftruncate", "fsync", "rename", "replace", "unlink", "link", "mkdir", "rmdir")
+CHANGES = ("write", "pwrite", "ftruncate", "truncate", "fsync", "rename", "replace", "unlink", "link", "mkdir", "rmdir")
 CHANGES_UNSEEN = ("copy_file_range",)
 """Not used by any scenario; the journal says so if that changes."""
 FOLDER = -1

@@ -42,6 +42,7 @@ VID_MAX: Final = 200
 """Characters; a vid becomes part of one file name (at most 255 bytes) in the scratch folder."""
 _VID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _LAYER_FILE = re.compile(r"[0-9a-f]{16}\.(raw|qcow2)")
+_REVISION_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9]{6,}")
 _REVISION_TIME = "%Y%m%dT%H%M%S"
 
 
@@ -219,7 +220,7 @@ def decode(data: bytes, vid: str) -> Manifest:
         if version != FORMAT_VERSION:
             raise StorageError(f"{where} has version {version}; this program knows version {FORMAT_VERSION}")
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StorageError(f"{where} cannot be read: {error}") from error
     problem = _contradiction(manifest, vid)
     if problem:
@@ -233,6 +234,8 @@ def _contradiction(manifest: Manifest, vid: str) -> str | None:
     if not manifest.revisions:
         return "it has no revision"
     ids = [revision.id for revision in manifest.revisions]
+    if not all(_REVISION_ID.fullmatch(revision_id) for revision_id in ids):
+        return "a revision's id is malformed"
     if ids != sorted(set(ids)):
         return "revisions are not in order"
     if manifest.dirty is not None and not is_layer_file(manifest.dirty):

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from insula.model.block import BlockLayer, LayerFormat
@@ -142,9 +142,14 @@ class VolumeFolder:
     def discard_overlay(self, manifest: Manifest) -> Manifest:
         """The volume is again what it was before the machine started."""
         assert manifest.dirty is not None
+        overlay = self.path / manifest.dirty
+        # Emptied first: on a disk that this very overlay has filled there is no room for a record otherwise. Should
+        # we be killed in between, an empty overlay can only be discarded, which is what was wanted.
+        with suppress(FileNotFoundError):
+            os.truncate(overlay, 0)
         changed = manifest.discarded()
         self.save(changed)
-        (self.path / manifest.dirty).unlink(missing_ok=True)
+        overlay.unlink(missing_ok=True)
         return changed
 
     def extend(self, manifest: Manifest, chain: Chain, size: int, keep: int) -> Manifest:
@@ -209,6 +214,8 @@ class PoolFolder:
     def new_volume(self, vid: str) -> Iterator[VolumeFolder]:
         """Fill a volume in the scratch folder; it appears under its name when the block ends.
 
+        The block's last step is :meth:`VolumeFolder.populate`, which makes all names in it durable.
+
         :raise StorageError: it exists, or would lie inside another volume or around one.
         """
         place = self.volume(vid)
@@ -218,7 +225,6 @@ class PoolFolder:
             undo.callback(files.remove_tree, staged.path)
             staged.path.mkdir(mode=files.FOLDER_MODE)
             yield staged
-            files.sync_folder(staged.path)
             with self._tree:
                 self._check_free(place.path)
                 files.make_folders(place.path.parent, self.root)
