@@ -130,6 +130,17 @@ async def test_activation_does_not_wait_for_folding(pool: Qcow2Pool) -> None:
     assert len((await pool.activate(spec)).layers) == 2
 
 
+async def test_activation_waits_for_folding_of_a_long_chain(pool: Qcow2Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a volume that is started again and again at once would grow without end."""
+    monkeypatch.setattr("insula.storage.qcow2_pool.LAYERS_WANTED", 2)
+    spec = replace(ROOT, size=16 * MIB, revisions_to_keep=0)
+    await pool.create(spec)
+    for byte in range(1, 8):
+        source = await run(pool, spec, byte)
+        assert len(source.layers) <= 1 + 2 + 1  # overlay, what is wanted, one commit more
+        await asyncio.sleep(0)
+
+
 async def test_too_many_layers_in_use_refused_with_reason(pool: Qcow2Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("insula.storage.qcow2_pool.LAYERS_MAX", 3)
     await pool.create(ROOT)
