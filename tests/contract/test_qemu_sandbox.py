@@ -265,6 +265,32 @@ async def test_guest_writes_reach_the_top_layer_only(world: QemuWorld) -> None:
     assert base.read_bytes() == bytes(DISK_SIZE)
 
 
+# Values that look like something else (MC-101)
+
+
+async def test_odd_paths_and_command_line_arrive_unchanged(world: QemuWorld, tmp_path: Path) -> None:
+    folder = tmp_path / "a,b=c\"d'e%s\nf;$(g)"
+    folder.mkdir()
+    spec = world.spec("one")
+    top = folder / "top,file.filename=passwd"
+    spec.disks[0].source.layers[0].path.rename(top)
+    kernel = folder / "kernel,append=x"
+    kernel.write_bytes(spec.kernel.read_bytes())
+    text = 'a,b="c" \'d\' %s ${e} -S ,,id=x \\ {"f":1}'
+    odd = replace(
+        spec,
+        kernel=kernel,
+        cmdline=f"{text} {spec.cmdline}",
+        disks=(Disk("root", BlockSource((BlockLayer(top, LayerFormat.QCOW2),), DISK_SIZE, writable=True)),),
+    )
+    machine = await world.driver().define(odd)
+    await machine.start_paused()
+    await machine.resume()
+    log = await wait_for_console(machine, READY_LINE)
+    await machine.kill()
+    assert f"cmdline {odd.cmdline}" in log.decode().splitlines()
+
+
 # The console
 
 

@@ -177,7 +177,7 @@ def make_overlay(path: Path, size: int) -> None:
 async def wait_for_console(machine: Machine, text: bytes) -> bytes:
     """Return the console's log once it contains ``text``. :raise TimeoutError: it never does."""
     async with asyncio.timeout(GUEST_LIMIT_S):
-        while text not in (log := machine.console_log.read_bytes()):  # noqa: ASYNC110 - files send no events
+        while text not in (log := machine.console_log.read_bytes()):
             await asyncio.sleep(POLL_S)
     return log
 

@@ -49,6 +49,7 @@ mdev -s
 for port in /sys/class/virtio-ports/*; do
     [ "$(cat $port/name)" = insula.rpc ] && rpc=/dev/${port##*/}
 done
+echo "cmdline $(cat /proc/cmdline)"
 echo tiny-guest ready
 for word in $(cat /proc/cmdline); do
     case $word in

@@ -87,6 +87,11 @@ class ConsoleReader:
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = True
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the other side has ended, or :meth:`close` was called."""
+        return not self._is_open
+
     def start(self) -> None:
         self._timer = None
         self._loop.add_reader(self._socket, self._on_readable)

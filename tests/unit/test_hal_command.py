@@ -1,0 +1,274 @@
+"""MC-101: whatever a spec holds, QEMU gets exactly those values and no further option; or the spec is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.hal.driver import Disk, MachineSpec
+from insula.hal.errors import DriverError
+from insula.hal.qemu.accel import Accelerator, AcceleratorName
+from insula.hal.qemu.command import (
+    HOTPLUG_PORTS,
+    MAX_CHANNELS,
+    MAX_CMDLINE,
+    MAX_DISKS,
+    Descriptors,
+    channel_chardev,
+    check_spec,
+    disk_node,
+    vmm_argv,
+)
+from insula.model.block import GIB, BlockLayer, BlockSource, LayerFormat
+
+TCG = Accelerator(AcceleratorName.TCG, "test")
+QEMU = PurePosixPath("/usr/bin/qemu-system-x86_64")
+
+
+def source(*names: str, writable: bool = True, unlink_top: bool = False) -> BlockSource:
+    """Layers with the given file names; those that end in ``raw`` are raw."""
+    layers = tuple(
+        BlockLayer(Path(name), LayerFormat.RAW if name.endswith("raw") else LayerFormat.QCOW2) for name in names
+    )
+    return BlockSource(layers, GIB, writable, unlink_top)
+
+
+SPEC = MachineSpec(
+    name="work",
+    uuid=UUID("12345678-1234-5678-1234-567812345678"),
+    qid=7,
+    memory_mib=400,
+    vcpus=2,
+    kernel=Path("/kernels/vmlinuz"),
+    initrd=Path("/kernels/initrd"),
+    cmdline="root=/dev/vda quiet",
+    disks=(Disk("root", source("/top.qcow2", "/base.raw")), Disk("private", source("/private.qcow2"))),
+    runtime_dir=Path("/run/insula/qubes/work"),
+)
+
+DESCRIPTORS = Descriptors(10, 11, 12, 13, (14, 15), ((16, 17), (18,)))
+
+
+def options(argv: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Read a command line as QEMU does: options, each with one value or (for the two flags) none."""
+    flags = {"-nodefaults", "-no-user-config", "-S"}
+    words = iter(argv[1:])
+    return [(word, "" if word in flags else next(words)) for word in words]
+
+
+def values(argv: tuple[str, ...], option: str) -> list[str]:
+    return [value for name, value in options(argv) if name == option]
+
+
+def objects(argv: tuple[str, ...], option: str) -> list[dict[str, Any]]:
+    return [json.loads(value) for value in values(argv, option)]
+
+
+def devices(argv: tuple[str, ...], driver: str) -> list[dict[str, Any]]:
+    return [device for device in objects(argv, "-device") if device["driver"] == driver]
+
+
+def descriptors_for(spec: MachineSpec) -> Descriptors:
+    numbers = iter(range(100, 10_000))
+    channels = tuple(next(numbers) for _ in spec.channels)
+    disks = tuple(tuple(next(numbers) for _ in disk.source.layers) for disk in spec.disks)
+    return Descriptors(10, 11, 12, 13, channels, disks)
+
+
+def argv_of(spec: MachineSpec) -> tuple[str, ...]:
+    check_spec(spec)
+    return vmm_argv(spec, descriptors_for(spec), TCG, QEMU)
+
+
+# What is on it
+
+
+def test_argv_names_no_path_of_the_host() -> None:
+    text = " ".join(vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU))
+    for path in (SPEC.kernel, SPEC.initrd, SPEC.runtime_dir, *(disk.source.layers[0].path for disk in SPEC.disks)):
+        assert str(path) not in text
+
+
+def test_argv_uses_every_descriptor_once() -> None:
+    argv = vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU)
+    sockets = [int(value.split("fd=")[1].split(",")[0]) for value in values(argv, "-chardev")]
+    layers = [int(value.split("fd=")[1].split(",")[0]) for value in values(argv, "-add-fd")]
+    boot = [int(PurePosixPath(values(argv, name)[0]).name) for name in ("-kernel", "-initrd")]
+    assert sorted(sockets + layers + boot) == sorted(DESCRIPTORS.numbers()) == list(range(10, 19))
+
+
+def test_argv_waits_at_start_and_at_the_guests_end() -> None:
+    argv = vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU)
+    assert ("-S", "") in options(argv)
+    assert values(argv, "-action") == ["reboot=shutdown,shutdown=pause,panic=pause,watchdog=none"]
+
+
+def test_argv_denies_all_that_the_seccomp_filter_can() -> None:
+    (filter_options,) = values(vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU), "-sandbox")
+    denied = {"obsolete=deny", "elevateprivileges=deny", "spawn=deny", "resourcecontrol=deny"}
+    assert set(filter_options.split(",")) == {"on"} | denied
+
+
+def test_argv_has_no_network_display_or_usb() -> None:
+    argv = vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU)
+    drivers = " ".join(device["driver"] for device in objects(argv, "-device"))
+    assert not any(word in drivers for word in ("net", "vga", "usb", "ide", "sata"))
+    assert not {"-netdev", "-nic", "-usb", "-vnc", "-spice", "-drive"} & {name for name, _ in options(argv)}
+
+
+def test_pci_addresses_are_unique_and_independent_of_disks() -> None:
+    argv = vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU)
+    without = argv_of(replace(SPEC, disks=()))
+    addresses = [device["addr"] for device in objects(argv, "-device") if device.get("bus") == "pcie.0"]
+    assert len(addresses) == len(set(addresses))
+    fixed = [device for device in objects(argv, "-device") if device["driver"] != "virtio-blk-pci"]
+    assert fixed == objects(without, "-device")
+
+
+def test_hotplug_ports_have_their_own_chassis() -> None:
+    ports = devices(vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU), "pcie-root-port")
+    assert len({port["chassis"] for port in ports}) == len({port["id"] for port in ports}) == HOTPLUG_PORTS
+
+
+def test_most_disks_and_channels_fit() -> None:
+    disks = tuple(Disk(f"disk{number}", source(f"/{number}.qcow2")) for number in range(MAX_DISKS))
+    channels = tuple(f"channel.{number}" for number in range(MAX_CHANNELS))
+    argv = argv_of(replace(SPEC, disks=disks, channels=channels))
+    assert [device["serial"] for device in devices(argv, "virtio-blk-pci")] == [disk.name for disk in disks]
+    assert {int(device["addr"], 16) for device in devices(argv, "virtio-blk-pci")}.isdisjoint({0x1F})
+    assert [device["name"] for device in devices(argv, "virtserialport")] == list(channels)
+
+
+# Disks
+
+
+def test_chain_states_every_format_and_backing() -> None:
+    nodes = {node["node-name"]: node for node in objects(vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU), "-blockdev")}
+    top, base = nodes[disk_node(0)], nodes["disk0-layer1"]
+    assert (top["driver"], top["backing"]) == ("qcow2", "disk0-layer1")
+    assert base["driver"] == "raw"
+    assert "backing" not in base
+    # The last qcow2 of a chain must not follow its own header (MC-65).
+    assert nodes[disk_node(1)]["backing"] is None
+
+
+def test_only_the_top_of_a_writable_disk_is_writable() -> None:
+    spec = replace(SPEC, disks=(Disk("root", source("/a", "/b", "/c.raw")), Disk("ro", source("/d", writable=False))))
+    nodes = objects(argv_of(spec), "-blockdev")
+    assert {node["node-name"] for node in nodes if not node["read-only"]} == {disk_node(0), "disk0-file0"}
+    assert not any(node["auto-read-only"] for node in nodes)
+
+
+def test_thrown_away_disk_skips_flushes_and_others_do_not() -> None:
+    spec = replace(SPEC, disks=(Disk("root", source("/a", unlink_top=True)), Disk("private", source("/b"))))
+    nodes = {node["node-name"]: node for node in objects(argv_of(spec), "-blockdev")}
+    assert nodes[disk_node(0)]["cache"]["no-flush"] is True
+    assert nodes[disk_node(1)]["cache"]["no-flush"] is False
+
+
+def test_all_files_are_locked() -> None:
+    files = [node for node in objects(vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU), "-blockdev") if node["driver"] == "file"]
+    assert [node["locking"] for node in files] == ["on"] * 3
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"name": "work,accel=kvm"}, "machine name"),
+        ({"name": "-S"}, "machine name"),
+        ({"name": ""}, "machine name"),
+        ({"qid": 0}, "qid"),
+        ({"qid": 10_001}, "qid"),
+        ({"memory_mib": 0}, "memory"),
+        ({"memory_mib": -5}, "memory"),
+        ({"vcpus": 0}, "virtual CPUs"),
+        ({"cmdline": "a\nb"}, "command line"),
+        ({"cmdline": "a\0b"}, "command line"),
+        ({"cmdline": "ünicode"}, "command line"),
+        ({"cmdline": "x" * (MAX_CMDLINE + 1)}, "command line"),
+        ({"channels": ("insula.rpc,path=/etc",)}, "channel name"),
+        ({"channels": ("a", "a")}, "same name"),
+        ({"channels": tuple(f"c{number}" for number in range(MAX_CHANNELS + 1))}, "channels"),
+        ({"disks": (Disk("x" * 21, source("/a")),)}, "serial"),
+        ({"disks": (Disk("a,b", source("/a")),)}, "serial"),
+        ({"disks": (Disk("a", source("/a")), Disk("a", source("/b")))}, "same name"),
+        ({"disks": (Disk("a", source()),)}, "layers"),
+        ({"disks": (Disk("a", replace(source("/a"), size=513)),)}, "size"),
+        ({"disks": (Disk("a", replace(source("/a"), size=0)),)}, "size"),
+        ({"disks": (Disk("a", source("/top.raw", "/base.raw")),)}, "raw"),
+        ({"disks": (Disk("a", source("/a", writable=False, unlink_top=True)),)}, "thrown away"),
+        ({"disks": tuple(Disk(f"d{number}", source("/a")) for number in range(MAX_DISKS + 1))}, "disks"),
+    ],
+)
+def test_value_that_cannot_work_is_refused_by_name(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(DriverError, match=complaint):
+        check_spec(replace(SPEC, **change))
+
+
+# Properties
+
+nasty = st.text(st.characters(codec="utf-8") | st.sampled_from(",=\"'\\%{}[]:;$`&|-\n\r\t\0 "), max_size=40)
+likely_name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,18}", fullmatch=True)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> MachineSpec:
+    text = nasty | likely_name
+    names = draw(st.lists(text, max_size=4, unique=True))
+    return replace(
+        SPEC,
+        name=draw(text),
+        cmdline=draw(nasty | st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=60)),
+        uuid=draw(st.uuids()),
+        memory_mib=draw(st.integers(-10, 1 << 22)),
+        vcpus=draw(st.integers(-1, 300)),
+        channels=tuple(draw(st.lists(text, max_size=3, unique=True))),
+        disks=tuple(Disk(name, source(f"/{draw(nasty)}", "/base.raw")) for name in names),
+        kernel=Path("/", draw(nasty).replace("\0", "")),
+    )
+
+
+@given(specs())
+def test_any_spec_arrives_unchanged_or_is_refused(spec: MachineSpec) -> None:
+    try:
+        argv = argv_of(spec)
+    except DriverError:
+        return
+    same_shape = replace(
+        SPEC,
+        channels=tuple(f"c{number}" for number in range(len(spec.channels))),
+        disks=tuple(Disk(f"d{number}", disk.source) for number, disk in enumerate(spec.disks)),
+    )
+    assert [name for name, _ in options(argv)] == [name for name, _ in options(argv_of(same_shape))]
+    assert values(argv, "-append") == [spec.cmdline]
+    assert values(argv, "-name") == [f"guest={spec.name}"]
+    assert "," not in spec.name
+    assert values(argv, "-uuid") == [str(spec.uuid)]
+    assert values(argv, "-m") == [f"{spec.memory_mib}M"]
+    assert values(argv, "-smp") == [str(spec.vcpus)]
+    assert [device["serial"] for device in devices(argv, "virtio-blk-pci")] == [disk.name for disk in spec.disks]
+    assert [device["name"] for device in devices(argv, "virtserialport")] == list(spec.channels)
+    expected = ["qmp", "console", *(channel_chardev(index) for index in range(len(spec.channels)))]
+    chardevs = [dict(part.split("=") for part in value.split(",")[1:]) for value in values(argv, "-chardev")]
+    assert [chardev["id"] for chardev in chardevs] == expected
+    assert all(set(chardev) == {"id", "fd", "server", "wait"} for chardev in chardevs)
+
+
+@given(st.text(max_size=100))
+def test_any_command_line_is_verbatim_or_refused(cmdline: str) -> None:
+    try:
+        argv = argv_of(replace(SPEC, cmdline=cmdline))
+    except DriverError:
+        assert not (cmdline.isascii() and cmdline.isprintable())
+        return
+    assert argv[argv.index("-append") + 1] == cmdline
