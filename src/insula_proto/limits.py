@@ -31,7 +31,7 @@ MUX_MAX_PORT = 65535
 """Ports are vchan ports; the published ones are below 1024."""
 
 MUX_MAX_QUEUED_DATA = 262144
-"""Bytes of frames waiting for the pipe above which no stream is writable: what a bulk transfer may put before others."""
+"""Bytes of frames waiting for the pipe above which no stream is writable: what bulk may put in front of others."""
 
 MUX_MAX_QUEUED = MUX_MAX_QUEUED_DATA + MUX_MAX_DATA + 262144
 """As above, plus one frame, plus control frames. A peer that makes us queue more than this does not read."""

@@ -92,14 +92,23 @@ class RunningSession:
                 self._take(message)
         except RemoteProtocolError as error:
             self._reason = f"it broke the protocol: {error}"
+            self._process.kill()
         finally:
             self._ready.clear()
             self.agent_version = None
-            await self._process.close()
-        code = await self._process.wait()
-        self._reason = self._reason or f"exit code {code}"
+            await self._end_process()
+        self._reason = self._reason or f"exit code {await self._process.wait()}"
         if words := self._process.last_words():
             log.info("%s: session said: %r", self._name, words[-2000:])
+
+    async def _end_process(self) -> None:
+        """It has said its last word: let it end by itself, or see to it."""
+        try:
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT):
+                await self._process.wait()
+        except TimeoutError:
+            log.warning("%s: session does not end, killing it", self._name)
+        await self._process.close()
 
     def _take(self, message: FromSession) -> None:
         if isinstance(message, AgentReady):

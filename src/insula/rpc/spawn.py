@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,8 +80,10 @@ def _files() -> Iterator[str]:
             yield from ("--symlink", str(link.readlink()), str(link))
         elif link.is_dir():
             yield from ("--ro-bind", str(link), str(link))
+    shown = [Path("/usr")]
     for folder in (*_python_folders(), *_package_folders()):
-        if not folder.is_relative_to("/usr"):
+        if not any(folder.is_relative_to(parent) for parent in shown):
+            shown.append(folder)
             yield from _bind(folder)
 
 
@@ -116,6 +120,7 @@ class SessionProcess:
         self._process = process
         self._connection = connection
         self._words = b""
+        self._end = asyncio.create_task(self._wait_for_end(), name=f"session {process.pid} end")
         self._reader = asyncio.create_task(self._read_stderr(), name=f"session {process.pid} stderr")
 
     @property
@@ -153,13 +158,23 @@ class SessionProcess:
             self._process.kill()
 
     async def wait(self) -> int:
-        """Return the exit code once the process has ended."""
-        return await self._process.wait()
+        """Return the exit code once the process has ended, and nothing of it is left.
+
+        A bubblewrap that is killed while it starts leaves a child that waits for it for ever: it asks to die with its
+        parent only later. Until then that child is in the parent's process group, which is of its own.
+        """
+        return await asyncio.shield(self._end)
+
+    async def _wait_for_end(self) -> int:
+        code = await self._process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return code
 
     async def close(self) -> None:
         """End it and wait until nothing of it is left; idempotent."""
         self.kill()
-        await self._process.wait()
+        await self.wait()
         await self._reader
         self._connection.close()
 
@@ -190,6 +205,7 @@ async def spawn_session(spec: SessionSpec, channel: socket.socket, listener: soc
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=descriptors,
+                start_new_session=True,
             )
     except BaseException:
         ours.close()

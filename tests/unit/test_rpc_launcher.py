@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from insula.rpc.launcher import RunningSession, launch_session, listen
+
+PATIENCE = 30.0
+
+
+async def launched(folder: Path) -> tuple[RunningSession, socket.socket]:
+    """A session whose guest is the returned socket, on which nobody answers."""
+    channel, guest = socket.socketpair()
+    return await launch_session(name="work", qid=7, channel=channel, rpc_socket=folder / "rpc.sock", keys={}), guest
+
+
+def test_listen_replaces_what_an_earlier_session_left_and_only_the_owner_may_connect(tmp_path: Path) -> None:
+    path = tmp_path / "rpc.sock"
+    for _ in range(2):
+        with listen(path), socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_listen_in_missing_folder_raises(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        listen(tmp_path / "none" / "rpc.sock")
+
+
+async def test_session_killed_before_the_agent_came_wait_ready_raises(tmp_path: Path) -> None:
+    session, guest = await launched(tmp_path)
+    with guest:
+        waiting = asyncio.create_task(session.wait_ready())
+        os.kill(session.pid, signal.SIGKILL)
+        with pytest.raises(ConnectionError, match="exit code"):
+            await asyncio.wait_for(waiting, PATIENCE)
+        await session.close()
+
+
+async def test_machine_gone_is_the_reason_of_the_end(tmp_path: Path) -> None:
+    session, guest = await launched(tmp_path)
+    guest.close()
+    reason = await asyncio.wait_for(session.wait_closed(), PATIENCE)
+    # Depending on whether it was reading or writing; either way its own words, not an exit code.
+    assert reason in (
+        "the machine closed the channel",
+        "[Errno 32] Broken pipe",
+        "[Errno 104] Connection reset by peer",
+    )
+
+
+async def test_close_twice_ends_it_once(tmp_path: Path) -> None:
+    session, guest = await launched(tmp_path)
+    with guest:
+        await asyncio.wait_for(session.close(), PATIENCE)
+        await asyncio.wait_for(session.close(), PATIENCE)
+        assert await session.wait_closed() == "exit code 0"
+        with pytest.raises(OSError, match=r"."):
+            await session.set_key("/name", b"x")
+
+
+async def test_launch_with_a_key_that_cannot_be_told_leaves_the_channel(tmp_path: Path) -> None:
+    channel, guest = socket.socketpair()
+    with channel, guest:
+        with pytest.raises(Exception, match="not a key"):
+            await launch_session(name="work", qid=7, channel=channel, rpc_socket=tmp_path / "s", keys={"bad": "x"})
+        assert channel.fileno() >= 0
