@@ -94,6 +94,18 @@ async def test_create_of_existing_refused_content_kept(pool: Pool) -> None:
     assert await read(pool, ROOT) == filled((0, 4096, 7))
 
 
+async def test_cancelled_create_has_made_nothing(pool: Pool) -> None:
+    for loop_steps in range(8):
+        task = asyncio.ensure_future(pool.create(ROOT))
+        for _ in range(loop_steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await pool.volumes() == []
+    assert await pool.recover(frozenset()) == []
+
+
 async def test_create_of_volume_that_keeps_nothing_makes_none(pool: Pool) -> None:
     await pool.create(VOLATILE)
     await pool.create(APP)

@@ -70,6 +70,8 @@ class Pool(Protocol):
     async def create(self, spec: VolumeSpec) -> None:
         """Make an empty volume (reads as zero). No-op on disk for volumes that keep nothing.
 
+        If it raises, or is cancelled, it has made nothing; a volume of that vid that exists is somebody else's.
+
         :raise NoSpace: :raise StorageError: it exists already, bad vid or size
         """
 

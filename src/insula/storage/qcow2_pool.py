@@ -104,7 +104,7 @@ class Qcow2Pool:
                 staged.populate((staged.new_base(spec.size),), spec.size)
 
         async with self._turns.hold(volume.vid):
-            await blocking(f"creating volume {spec.vid}", make)
+            await blocking(f"creating volume {spec.vid}", make, undo=lambda _: self._remove(volume))
 
     async def remove(self, spec: VolumeSpec) -> None:
         volume = self._folder.volume(spec.vid)
