@@ -18,6 +18,7 @@ from insula.lifecycle.host import Host
 from insula.lifecycle.kernels import Kernels
 from insula.lifecycle.manager import LifecycleEngine
 from insula.lifecycle.memory import MemoryLedger
+from insula.model.block import VolumeSpec
 from insula.model.errors import (
     QubesException,
     QubesMemoryError,
@@ -420,3 +421,24 @@ async def test_unnamed_disposable_is_removed_when_it_ends(bench: Bench) -> None:
     await bench.engine.kill(name)
     assert name not in bench.host.store.system.qubes
     assert bench.names_of("")[-2:] == ["domain-pre-delete", "domain-delete"]
+
+
+async def test_failed_start_does_not_discard_what_somebody_else_left_open(bench: Bench) -> None:
+    """A volume that is still active from before is refused, not thrown away."""
+    volume = bench.host.store.system.get(WORK).volumes["private"]
+    pool = bench.host.pools["default"]
+    await pool.activate(volume)
+    with pytest.raises(QubesException, match="activating volume private"):
+        await bench.engine.start(WORK)
+    await pool.deactivate(volume, commit=True)
+    assert len(await bench.engine.volume_revisions(WORK, "private")) == 1
+
+
+async def test_creation_over_a_volume_that_exists_does_not_remove_it(bench: Bench) -> None:
+    spec = VolumeSpec("private", "default", "qubes/other/private", 512, save_on_stop=True)
+    pool = bench.host.pools["default"]
+    await pool.create(spec)
+    with pytest.raises(StoragePoolException):
+        await bench.engine.create(CreateRequest("AppVM", QubeName("other"), "red", template=TEMPLATE))
+    assert spec.vid in await pool.volumes()
+    assert QubeName("other") not in bench.host.store.system.qubes

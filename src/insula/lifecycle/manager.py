@@ -188,8 +188,9 @@ class LifecycleEngine:
             made: list[VolumeSpec] = []
             try:
                 for volume in disks_of(system.get(request.name)):
-                    made.append(volume)
                     await host.pool_of(volume).create(volume)
+                    # Only what this call made is removed again, never a volume that was there.
+                    made.append(volume)
                 # Others may have changed the system while volumes were made.
                 host.store.commit(plan_create(host.store.system, request, system.get(request.name).uuid, dispid))
             except BaseException as e:
@@ -362,7 +363,7 @@ class LifecycleEngine:
         after = host.store.system.without_pool(name)
         host.publish("", "pool-pre-delete", pool=name)
         host.store.commit(after)
-        host.pools.pop(name, None)
+        await host.pools.pop(name).aclose()
         host.publish("", "pool-delete", pool=name)
 
     # -- properties

@@ -83,8 +83,10 @@ async def _run_steps(host: Host, plan: StartPlan, steps: _Steps, undo: AsyncExit
     for volume in plan.volumes:
         steps.begin(f"activating volume {volume.name}")
         pool = host.pool_of(volume)
+        source = await pool.activate(volume)
+        # Only what is ours is undone: a volume that somebody else left open is not discarded.
         undo.push_async_callback(pool.deactivate, volume, commit=False)
-        sources.append((volume, await pool.activate(volume)))
+        sources.append((volume, source))
 
     steps.begin("starting the machine")
     host.publish(plan.name, "domain-pre-spawn", start_guid="None")

@@ -95,8 +95,8 @@ async def install_template(host: Host, image: TemplateImage, state: PowerState |
     try:
         if is_new:
             for volume in volumes.values():
-                made.append(volume)
                 await host.pool_of(volume).create(volume)
+                made.append(volume)
         await host.pool_of(volumes["root"]).import_file(volumes["root"], image.root_image)
         host.store.commit(plan_install(host.store.system, image, size, template_uuid))
     except (StorageError, OSError) as e:

@@ -40,7 +40,7 @@ def _parse_image(untrusted_name: str, untrusted_payload: bytes) -> TemplateImage
     """:raise ProtocolError: not such an object. :raise QubesValueError: a value that cannot be."""
     try:
         untrusted = msgspec.json.decode(untrusted_payload, type=_UntrustedImage)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"The payload does not describe a template: {error}") from error
     try:
         version = kernel(clean_text(untrusted.kernel_version))
