@@ -34,7 +34,9 @@ SESSION_UID_BASE = 0x70000000
 MAX_STDERR = 65536
 """Bytes of a session's last words that are kept for the log."""
 
-_RUN_SESSION = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from insula.rpc.session import main; sys.exit(main(sys.argv[1:]))"  # noqa: E501 - one program
+_RUN_SESSION = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from insula.rpc.session import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ def _package_folders() -> list[Path]:
     return [Path(module.__file__ or "").resolve().parent for module in modules]
 
 
+PACKAGES = "/insula"
+"""Where a session finds the packages it imports; where they lie on the host is nothing it needs to see."""
+
+
 def _python_folders() -> list[Path]:
     """The Python installation: where the interpreter and its library really are."""
     return [Path(sys.base_prefix).resolve(), Path(os.__file__).resolve().parent]
@@ -81,7 +87,9 @@ def _files() -> Iterator[str]:
         elif link.is_dir():
             yield from ("--ro-bind", str(link), str(link))
     shown = [Path("/usr")]
-    for folder in (*_python_folders(), *_package_folders()):
+    for folder in _package_folders():
+        yield from ("--perms", "0755", "--dir", PACKAGES, "--ro-bind", str(folder), f"{PACKAGES}/{folder.name}")
+    for folder in _python_folders():
         if not any(folder.is_relative_to(parent) for parent in shown):
             shown.append(folder)
             yield from _bind(folder)
@@ -108,9 +116,8 @@ def sandbox_command(command: list[str], uid: int | None) -> list[str]:
 def session_command(channel: int, listener: int, daemon: int) -> list[str]:
     """Return the command line of the session itself: isolated from everything but the folders it names."""
     python = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}").resolve()
-    folders = dict.fromkeys(str(folder.parent) for folder in _package_folders())
     descriptors = [str(number) for number in (channel, listener, daemon)]
-    return [str(python), "-I", "-S", "-B", "-c", _RUN_SESSION, ":".join(folders), *descriptors]
+    return [str(python), "-I", "-S", "-B", "-c", _RUN_SESSION, PACKAGES, *descriptors]
 
 
 class SessionProcess:
