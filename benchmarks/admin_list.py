@@ -11,10 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from report import Case, percentile, publish
-
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import build_template, create_app_qube, install
+from report import Case, percentile, publish
 
 QUBES = 100
 STARTED = 4
@@ -22,7 +21,7 @@ CALLS = 400
 BAR_S = 0.020
 
 
-async def timed_calls(daemon: DaemonProcess, until: asyncio.Task[object] | None = None) -> list[float]:
+async def timed_calls(daemon: DaemonProcess, until: asyncio.Future[list[None]] | None = None) -> list[float]:
     """Seconds of each call; at least CALLS, or for as long as a task runs."""
     seconds: list[float] = []
     while len(seconds) < CALLS or (until is not None and not until.done()):

@@ -1,8 +1,8 @@
 """What every benchmark shares: the machine's name, repeated runs, and one JSON object on the last line.
 
-Shape: ``name, value, unit, baseline, baseline_what, ratio, bar, ok, runs, machine``; several of them in ``cases`` where a
-script measures several things. ``ratio`` is value / baseline measured in the same run; ``bar`` says in words what was
-promised. Exit status 0 whatever the verdict: a benchmark that could measure has done its job.
+Shape: ``name, value, unit, baseline, baseline_what, ratio, bar, ok, runs, machine``; several of them in ``cases`` where
+a script measures several things. ``ratio`` is value / baseline measured in the same run; ``bar`` says in words what
+was promised. Exit status 0 whatever the verdict: a benchmark that could measure has done its job.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def run(script: Path) -> list[dict[str, object]] | None:
 def line(case: dict[str, object]) -> str:
     verdict = {True: "met", False: "**missed**", None: "reported"}[case["ok"]]  # type: ignore[index]
     ratio = "" if case["ratio"] is None else f"{case['ratio']:.2f} × {case['baseline_what']}"
-    return f"| {case['name']} | {case['value']:.4g} {case['unit']} | {ratio} | {case['bar']} | {verdict} | {case['runs']} |"
+    cells = (case["name"], f"{case['value']:.4g} {case['unit']}", ratio, case["bar"], verdict, case["runs"])
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> int:
@@ -47,8 +48,8 @@ def main() -> int:
     notes = DOCUMENT.read_text().partition("\n## Notes\n")[2] if DOCUMENT.exists() else ""
     DOCUMENT.write_text(
         "# Benchmarks\n\n"
-        "`make bench` measures and writes this page; each script in `benchmarks/` measures its baseline in the same run,\n"
-        "so read the ratios, not the seconds.\n\n"
+        "`make bench` measures and writes this page; each script in `benchmarks/` measures its baseline in the\n"
+        "same run, so read the ratios, not the seconds.\n\n"
         f"Machine: {machine}. Measured {time.strftime('%Y-%m-%d')}.\n\n"
         "| what | value | against | promised | | runs |\n|---|---|---|---|---|---|\n"
         + "".join(f"{row}\n" for row in rows)

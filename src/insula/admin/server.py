@@ -130,6 +130,8 @@ class AdminServer:
         )
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        # A task cancelled before its first step never runs its own clean-up; on a closed transport this does nothing.
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

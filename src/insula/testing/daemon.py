@@ -63,8 +63,16 @@ class DaemonProcess:
     async def start(self) -> None:
         """Start the process and wait until it answers. :raise AssertionError: it did not, with its log."""
         self.paths.make()
+        self.process = self._spawn()
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while not is_running(self.paths):
+                if self.process.poll() is not None:
+                    raise AssertionError(f"insulad ended with {self.process.returncode}:\n{self.log()}")
+                await asyncio.sleep(0.02)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "insula.daemon.insulad", "--verbose"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -72,11 +80,6 @@ class DaemonProcess:
                 env=self.environment,
                 start_new_session=True,
             )
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            while not is_running(self.paths):
-                if self.process.poll() is not None:
-                    raise AssertionError(f"insulad ended with {self.process.returncode}:\n{self.log()}")
-                await asyncio.sleep(0.02)
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
