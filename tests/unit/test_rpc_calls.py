@@ -164,15 +164,19 @@ async def test_process_that_does_not_read_stops_only_its_own_stream(qube: FakeQu
 async def test_calls_over_the_quota_are_refused_as_busy_the_others_succeed(qube: FakeQube) -> None:
     """MC-15: 300 at once."""
     gate = qube.folder / "gate"
-    command = f"while [ ! -e {gate} ]; do sleep 0.05; done; echo ok"
+    os.mkfifo(gate)
+    command = f"read line < {gate}; echo ok"
     calls = [asyncio.create_task(sh(qube, command)) for _ in range(300)]
     async with asyncio.timeout(60):
         while sum(call.done() for call in calls) < 300 - limits.MAX_CALLS:
             await asyncio.sleep(0.01)
     with pytest.raises(QubeBusy):
         await sh(qube, "true")
-    gate.touch()
+    # Open for both, so that it neither blocks nor ends for those who come late; a line for each.
+    opened = os.open(gate, os.O_RDWR)
+    os.write(opened, b"\n" * limits.MAX_CALLS)
     results = await asyncio.gather(*calls, return_exceptions=True)
+    os.close(opened)
     outcomes = Counter(type(result) if isinstance(result, BaseException) else result for result in results)
     assert outcomes == {(0, b"ok\n", b""): limits.MAX_CALLS, QubeBusy: 300 - limits.MAX_CALLS}
     await calls_are_over(qube)

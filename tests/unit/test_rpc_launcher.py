@@ -48,11 +48,7 @@ async def test_machine_gone_is_the_reason_of_the_end(tmp_path: Path) -> None:
     guest.close()
     reason = await asyncio.wait_for(session.wait_closed(), PATIENCE)
     # Depending on whether it was reading or writing; either way its own words, not an exit code.
-    assert reason in (
-        "the machine closed the channel",
-        "[Errno 32] Broken pipe",
-        "[Errno 104] Connection reset by peer",
-    )
+    assert reason == "the machine closed the channel" or reason.startswith("[Errno")
 
 
 async def test_close_twice_ends_it_once(tmp_path: Path) -> None:

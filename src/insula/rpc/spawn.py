@@ -12,12 +12,13 @@ the inner user to root. ``setpriv`` changes the user and gives up everything, ``
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from insula_proto import limits
 
 SESSION_UID_BASE = 0x70000000
 """Host user of a qube's processes under a root daemon, plus its qid; far above what any distribution hands out."""
+MAX_INFO = 4096
+"""Bytes of bubblewrap's report, one short JSON object."""
 MAX_STDERR = 65536
 """Bytes of a session's last words that are kept for the log."""
 
@@ -95,13 +98,16 @@ def _files() -> Iterator[str]:
             yield from _bind(folder)
 
 
-def sandbox_command(command: list[str], uid: int | None) -> list[str]:
+def sandbox_command(command: list[str], uid: int | None, info: int | None = None) -> list[str]:
     """Return the command line that runs ``command`` inside; pure but for looking at the file system's layout.
 
-    ``uid`` is the host user to become; None: stay who we are.
+    ``uid`` is the host user to become; None: stay who we are. ``info`` is a descriptor that gets a JSON object with
+    ``child-pid``, the sandbox's first process.
     """
     wrap = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     wrap += ["--die-with-parent", "--new-session", "--clearenv", "--hostname", "session", "--chdir", "/"]
+    if info is not None:
+        wrap += ["--info-fd", str(info)]
     wrap += _files()
     if uid is None:
         wrap += ["--unshare-user", "--disable-userns", "--cap-drop", "ALL", "--remount-ro", "/", "--"]
@@ -120,14 +126,44 @@ def session_command(channel: int, listener: int, daemon: int) -> list[str]:
     return [str(python), "-I", "-S", "-B", "-c", _RUN_SESSION, PACKAGES, *descriptors]
 
 
+@contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    """Close a descriptor when the context is left."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def _readable(*fds: int) -> None:
+    """Return when there is something to read on one of them, or its end."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    for fd in fds:
+        loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        for fd in fds:
+            loop.remove_reader(fd)
+
+
 class SessionProcess:
     """A running session; owns the process and the control socket."""
 
-    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, info: int) -> None:
+        """Takes over ``info``, the descriptor bubblewrap says on which process it has put into the sandbox."""
         self._process = process
         self._connection = connection
         self._words = b""
-        self._end = asyncio.create_task(self._wait_for_end(), name=f"session {process.pid} end")
+        self._pidfds: list[int] = []
+        """Of bubblewrap, and of the sandbox's first process once it is known; with that dies everything inside.
+
+        (asyncio's own ``kill`` may reap the process under the eyes of its child watcher.)
+        """
+        with suppress(ProcessLookupError):
+            self._pidfds.append(os.pidfd_open(process.pid))
+        self._end = asyncio.create_task(self._wait_for_end(info), name=f"session {process.pid} end")
         self._reader = asyncio.create_task(self._read_stderr(), name=f"session {process.pid} stderr")
 
     @property
@@ -161,22 +197,41 @@ class SessionProcess:
 
     def kill(self) -> None:
         """End it at once; idempotent."""
-        if self._process.returncode is None:
-            self._process.kill()
+        for pidfd in self._pidfds:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     async def wait(self) -> int:
-        """Return the exit code once the process has ended, and nothing of it is left.
-
-        A bubblewrap that is killed while it starts leaves a child that waits for it for ever: it asks to die with its
-        parent only later. Until then that child is in the parent's process group, which is of its own.
-        """
+        """Return the exit code once the process has ended, and nothing of it is left."""
         return await asyncio.shield(self._end)
 
-    async def _wait_for_end(self) -> int:
-        code = await self._process.wait()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        return code
+    async def _wait_for_end(self, info: int) -> int:
+        """Also where somebody else killed bubblewrap.
+
+        It asks the kernel to end its child with it, but only some time after it made that child: one killed before
+        leaves the child waiting for it (in the process group the two share until then), one killed a little later
+        leaves a whole sandbox running. Both would keep our sockets open.
+        """
+        try:
+            await self._watch(info)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self.kill()
+            return await self._process.wait()
+        finally:
+            os.close(info)
+            while self._pidfds:
+                os.close(self._pidfds.pop())
+
+    async def _watch(self, info: int) -> None:
+        """Learn which process is inside; return when bubblewrap has ended."""
+        if not self._pidfds:
+            return
+        outer = self._pidfds[0]
+        await _readable(info, outer)
+        with suppress(BlockingIOError, ValueError, ProcessLookupError):
+            self._pidfds.append(os.pidfd_open(int(json.loads(os.read(info, MAX_INFO))["child-pid"])))
+        await _readable(outer)
 
     async def close(self) -> None:
         """End it and wait until nothing of it is left; idempotent."""
@@ -204,20 +259,22 @@ async def spawn_session(spec: SessionSpec, channel: socket.socket, listener: soc
     ours.setblocking(False)
     uid = SESSION_UID_BASE + spec.qid if session_uid() else None
     descriptors = [channel.fileno(), listener.fileno(), theirs.fileno()]
+    info, info_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        with theirs:
+        with theirs, closing_fd(info_writer):
             process = await asyncio.create_subprocess_exec(
-                *sandbox_command(session_command(*descriptors), uid),
+                *sandbox_command(session_command(*descriptors), uid, info_writer),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=descriptors,
+                pass_fds=[*descriptors, info_writer],
                 start_new_session=True,
             )
     except BaseException:
         ours.close()
+        os.close(info)
         raise
-    session = SessionProcess(process, ours)
+    session = SessionProcess(process, ours, info)
     try:
         for message in (*first, control.Begin()):
             await session.send(message)
