@@ -16,7 +16,7 @@ from insula.hal.driver import GUI_CHANNEL, RPC_CHANNEL, Driver, ExitKind, Machin
 from insula.hal.errors import DriverError, HalError, MachineGone
 from insula.hal.hostinfo import HostInfo, probe
 from insula.testing import tiny_guest
-from insula.testing.hypervisors import GUEST_LIMIT_S, POLL_S, FakeWorld, QemuWorld, World
+from insula.testing.hypervisors import GUEST_LIMIT_S, POLL_S, FakeWorld, QemuWorld, World, leftovers_of
 from insula.testing.tiny_guest import Behaviour, TinyGuest
 
 NOTICE_LIMIT_S = 0.2
@@ -96,7 +96,7 @@ async def exit_of(machine: Machine) -> tuple[ExitKind, str]:
 async def test_defined_machine_has_no_side_effect(world: World, driver: Driver) -> None:
     machine = await driver.define(world.spec("one"))
     assert machine.state is MachineState.DEFINED
-    assert world.leftovers() == []
+    assert await leftovers_of(world) == []
 
 
 async def test_start_pause_resume_kill_passes_every_state(world: World, driver: Driver) -> None:
@@ -224,7 +224,7 @@ async def test_missing_kernel_leaves_nothing(world: World, driver: Driver) -> No
     with pytest.raises(DriverError, match="/nonexistent/vmlinuz"):
         await machine.start_paused()
     assert machine.state is MachineState.GONE
-    assert world.leftovers() == []
+    assert await leftovers_of(world) == []
 
 
 async def test_missing_disk_leaves_nothing(world: World, driver: Driver) -> None:
@@ -233,7 +233,7 @@ async def test_missing_disk_leaves_nothing(world: World, driver: Driver) -> None
     machine = await driver.define(spec)
     with pytest.raises(DriverError):
         await machine.start_paused()
-    assert world.leftovers() == []
+    assert await leftovers_of(world) == []
 
 
 async def test_cancelled_start_leaves_nothing(world: World, driver: Driver) -> None:
@@ -245,7 +245,7 @@ async def test_cancelled_start_leaves_nothing(world: World, driver: Driver) -> N
         start.cancel()
         await asyncio.gather(start, return_exceptions=True)
         await machine.kill()
-        assert world.leftovers() == []
+        assert await leftovers_of(world) == []
 
 
 async def test_unprintable_command_line_is_refused(world: World, driver: Driver) -> None:

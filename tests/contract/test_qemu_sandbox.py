@@ -27,6 +27,7 @@ from insula.testing.hypervisors import (
     GUEST_LIMIT_S,
     POLL_S,
     QemuWorld,
+    leftovers_of,
     make_overlay,
     processes_of,
     wait_for_console,
@@ -61,7 +62,7 @@ async def machine(world: QemuWorld) -> AsyncIterator[Machine]:
     await made.start_paused()
     yield made
     await made.kill()
-    assert world.leftovers() == []
+    assert await leftovers_of(world) == []
 
 
 def proc(machine: Machine) -> Path:
@@ -199,7 +200,7 @@ async def test_broken_sandbox_tool_starts_nothing(world: QemuWorld, host: HostIn
     machine = await QemuDriver(broken).define(world.spec("one"))
     with pytest.raises(DriverError, match="sandbox"):
         await machine.start_paused()
-    assert world.leftovers() == []
+    assert await leftovers_of(world) == []
 
 
 async def test_broken_disk_is_refused_with_qemus_words_and_the_log_kept(world: QemuWorld) -> None:
@@ -210,7 +211,7 @@ async def test_broken_disk_is_refused_with_qemus_words_and_the_log_kept(world: Q
         await machine.start_paused()
     assert "qcow2" in caught.value.detail
     assert machine.console_log.exists()
-    assert world.leftovers() == []
+    assert await leftovers_of(world) == []
 
 
 async def test_disk_in_use_is_refused_to_a_second_machine(world: QemuWorld, machine: Machine) -> None:
@@ -342,7 +343,7 @@ async def test_shutdown_unseen_by_any_daemon_is_told_to_the_next(world: QemuWorl
     machine = await world.driver().adopt(first.spec, first.record())
     assert machine is not None
     assert (await machine.wait_gone()).kind is ExitKind.SHUTDOWN
-    assert world.leftovers() == []
+    assert await leftovers_of(world) == []
 
 
 async def test_daemon_killed_during_a_start_leaves_a_machine_that_its_folder_finds(world: QemuWorld) -> None:
@@ -374,4 +375,4 @@ async def test_daemon_killed_during_a_start_leaves_a_machine_that_its_folder_fin
     async with asyncio.timeout(GUEST_LIMIT_S):
         while processes_of(spec.uuid):
             await asyncio.sleep(POLL_S)
-    assert world.leftovers() == []
+    assert await leftovers_of(world) == []

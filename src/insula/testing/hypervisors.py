@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID, uuid4
@@ -26,6 +27,8 @@ from insula.testing.tiny_guest import READY_LINE, Behaviour, TinyGuest
 GUEST_LIMIT_S = 90.0
 """For a guest to boot and do its thing; 2 s on an idle machine."""
 POLL_S = 0.01
+LEFTOVERS_LIMIT_S = 10.0
+"""For processes that were ended to be gone from the process table, on a busy machine."""
 DISK_SIZE = 16 * MIB
 
 
@@ -79,6 +82,15 @@ class _Folders:
             for path in spec.runtime_dir.iterdir():
                 if not path.name.startswith("console.log"):
                     yield f"file {path.name} of {spec.name}"
+
+
+async def leftovers_of(world: World) -> list[str]:
+    """What is left of a world's machines once there was time to end: the kernel and bubblewrap need a moment each."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LEFTOVERS_LIMIT_S):
+            while world.leftovers():
+                await asyncio.sleep(POLL_S)
+    return world.leftovers()
 
 
 def behaviour_of(spec: MachineSpec) -> Behaviour:
