@@ -125,3 +125,21 @@ async def test_between_two_sessions_callers_are_told_there_is_none(qube: FakeQub
     await qube.start_session()
     await qube.ready()
     await answers(qube, "after")
+
+
+@pytest.mark.parametrize("microseconds", [0, 500, 1000, 1500, 2000, 3000, 4000, 5000, 7000, 10000, 20000, 50000])
+async def test_kill_while_its_sandbox_is_being_made_leaves_no_process(tmp_path: Path, microseconds: int) -> None:
+    """bubblewrap's child does not die with it at every moment of the start; the daemon sees to that."""
+    qube = FakeQube(tmp_path)
+    try:
+        session = await qube.start_session()
+        await asyncio.sleep(microseconds / 1e6)  # only spreads the moments; any of them must end well
+        async with asyncio.timeout(PATIENCE):
+            await qube.kill_session()
+            with pytest.raises(ConnectionError):
+                await session.wait_ready()
+        # A process of the sandbox would still hold the listening socket it was given.
+        with pytest.raises(SessionUnavailable):
+            await run_collect(qube.rpc_socket, "true", timeout=PATIENCE)
+    finally:
+        await qube.close()

@@ -228,9 +228,14 @@ class SessionProcess:
         if not self._pidfds:
             return
         outer = self._pidfds[0]
-        await _readable(info, outer)
-        with suppress(BlockingIOError, ValueError, ProcessLookupError):
-            self._pidfds.append(os.pidfd_open(int(json.loads(os.read(info, MAX_INFO))["child-pid"])))
+        report = b""
+        with suppress(BlockingIOError):
+            # It is written in several pieces; nothing to read means that bubblewrap ended before the next one.
+            while not report.rstrip().endswith(b"}") and len(report) < MAX_INFO:
+                await _readable(info, outer)
+                report += os.read(info, MAX_INFO) or b"}"
+        with suppress(ValueError, ProcessLookupError):
+            self._pidfds.append(os.pidfd_open(int(json.loads(report)["child-pid"])))
         await _readable(outer)
 
     async def close(self) -> None:
