@@ -105,3 +105,32 @@ def test_name_that_is_no_published_error_gives_the_general_one(name: str) -> Non
     error = exception_from(Failure(name, "100%% of %s", ("it",)))
     assert type(error) is errors.QubesException
     assert str(error) == "100% of it"
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "pool", "error"),
+    [
+        ("a b", "red", None, errors.QubesValueError),
+        ("a label=black", "red", None, errors.QubesValueError),
+        ("ü", "red", None, errors.QubesValueError),
+        ("a", "red pool=other", None, errors.ProtocolError),
+        ("a", "red", "p label=black", errors.ProtocolError),
+    ],
+)
+async def test_words_that_would_be_taken_for_others_are_refused_here(
+    tmp_path: Path, name: str, label: str, pool: str | None, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await AdminClient(tmp_path / "none").create_qube("AppVM", name, label, pool=pool)
+
+
+async def test_pool_option_with_a_line_break_is_refused_here(tmp_path: Path) -> None:
+    with pytest.raises(errors.ProtocolError, match="dir_path"):
+        await AdminClient(tmp_path / "none").add_pool("p", "qcow2", {"dir_path": "/a\nreserve_mib=0"})
+
+
+async def test_bytes_that_are_no_text_are_left_to_the_server_to_refuse(tmp_path: Path) -> None:
+    refused = b"2\0ProtocolError\0\0printable ASCII\0"
+    async with answering(tmp_path / "s", refused) as client:
+        with pytest.raises(errors.ProtocolError, match="printable"):
+            await client.set_feature("work", "a", b"\xff".decode("utf-8", "surrogateescape"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from insula.admin import answers
 from insula.admin.answers import CurrentState, MalformedAnswer, PoolInfo, PropertyValue, QubeRow, VolumeInfo
 from insula.model import errors
+from insula.model.names import parse_qube_name
 from insula_proto import admin
 from insula_proto.admin import EventRecord, Failure, Refused, Request, RequestHead, ResponseDecoder, Success
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
@@ -125,11 +126,14 @@ class AdminClient:
         pools: Mapping[str, str] | None = None,
     ) -> None:
         """``template=None``: the default one. ``pool`` for all volumes or ``pools`` (volume → pool), not both."""
+        parse_qube_name(name)
         words = [f"name={name}", f"label={label}"]
         words += [f"pool={pool}"] if pool is not None else []
         words += [f"pool:{volume}={chosen}" for volume, chosen in sorted((pools or {}).items())]
+        for word in words:
+            _check_separable(word, " ")
         verb = "CreateInPool" if pool is not None or pools else "Create"
-        await self.call(f"admin.vm.{verb}.{klass}", arg=template or "", payload=" ".join(words).encode())
+        await self.call(f"admin.vm.{verb}.{klass}", arg=template or "", payload=_payload(" ".join(words)))
 
     async def create_disposable(self, template: str = DOM0) -> str:
         """Make a disposable of ``template`` (dom0: the default one); returns its name."""
@@ -169,7 +173,7 @@ class AdminClient:
         return answers.parse_text(await self.call("admin.vm.notes.Get", name))
 
     async def set_notes(self, name: str, notes: str) -> None:
-        await self.call("admin.vm.notes.Set", name, payload=notes.encode())
+        await self.call("admin.vm.notes.Set", name, payload=_payload(notes))
 
     # properties; of a qube, or global where qube is None
 
@@ -189,7 +193,7 @@ class AdminClient:
 
     async def set_property(self, name: str, value: str, qube: str | None = None) -> None:
         """An empty value is None for properties that name a qube."""
-        await self._property("Set", qube, name, value.encode())
+        await self._property("Set", qube, name, _payload(value))
 
     async def reset_property(self, name: str, qube: str | None = None) -> None:
         await self._property("Reset", qube, name)
@@ -225,7 +229,7 @@ class AdminClient:
         return answers.parse_text(await self.call(f"admin.vm.feature.{verb}", qube, name))
 
     async def set_feature(self, qube: str, name: str, value: str) -> None:
-        await self.call("admin.vm.feature.Set", qube, name, value.encode())
+        await self.call("admin.vm.feature.Set", qube, name, _payload(value))
 
     async def remove_feature(self, qube: str, name: str) -> None:
         await self.call("admin.vm.feature.Remove", qube, name)
@@ -252,7 +256,7 @@ class AdminClient:
         return answers.parse_lines(await self.call("admin.vm.volume.ListSnapshots", qube, volume))
 
     async def volume_revert(self, qube: str, volume: str, revision: str) -> None:
-        await self.call("admin.vm.volume.Revert", qube, volume, revision.encode())
+        await self.call("admin.vm.volume.Revert", qube, volume, _payload(revision))
 
     async def volume_resize(self, qube: str, volume: str, size: int) -> None:
         await self.call("admin.vm.volume.Resize", qube, volume, str(size).encode())
@@ -294,7 +298,9 @@ class AdminClient:
 
     async def add_pool(self, name: str, driver: str, options: Mapping[str, str]) -> None:
         lines = [f"name={name}", *(f"{key}={value}" for key, value in options.items())]
-        await self.call("admin.pool.Add", arg=driver, payload="".join(f"{line}\n" for line in lines).encode())
+        for line in lines:
+            _check_separable(line, "\n")
+        await self.call("admin.pool.Add", arg=driver, payload=_payload("".join(f"{line}\n" for line in lines)))
 
     async def remove_pool(self, name: str) -> None:
         await self.call("admin.pool.Remove", arg=name)
@@ -413,6 +419,18 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
         return await reader.read(READ_SIZE)
     except ConnectionError:  # closed with unread bytes of ours: the end of the answer all the same
         return b""
+
+
+def _payload(text: str) -> bytes:
+    """Text as it came from a command line, bytes that are no UTF-8 included: the server refuses those by name."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _check_separable(item: str, separator: str) -> None:
+    """Refuse what the server would take for several items. :raise ProtocolError:"""
+    if separator in item:
+        key, _, value = item.partition("=")
+        raise errors.ProtocolError(f"This {key} cannot be sent: {value[:64]!a} has {separator!a} in it")
 
 
 def _encode(request: Request) -> bytes:
