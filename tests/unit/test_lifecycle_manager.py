@@ -34,7 +34,9 @@ from insula.model.names import QubeName
 from insula.model.properties import set_property
 from insula.model.state import PowerState
 from insula.model.system import PoolConfig
+from insula.storage.pool import NoSpace
 from insula.storage.registry import open_pool
+from insula.store.errors import StoreError
 from insula.store.store import Store
 from insula.testing.fake_session import FakeSessions
 
@@ -442,3 +444,87 @@ async def test_creation_over_a_volume_that_exists_does_not_remove_it(bench: Benc
         await bench.engine.create(CreateRequest("AppVM", QubeName("other"), "red", template=TEMPLATE))
     assert spec.vid in await pool.volumes()
     assert QubeName("other") not in bench.host.store.system.qubes
+
+
+async def test_machine_that_stops_by_itself_is_shown_paused_and_goes_on_when_told(bench: Bench) -> None:
+    """A hypervisor stops a guest whose disk the host cannot extend any more."""
+    await bench.engine.start(WORK)
+    bench.guest("work").state = MachineState.PAUSED
+    assert bench.engine.power_state(WORK) is PowerState.PAUSED
+    await bench.engine.unpause(WORK)
+    assert bench.guest("work").state is MachineState.RUNNING
+    assert bench.engine.power_state(WORK) is PowerState.RUNNING
+
+
+async def test_volumes_that_cannot_be_settled_are_settled_before_the_next_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = bench.host.pools["default"]
+    deactivate = pool.deactivate
+
+    async def full(volume: VolumeSpec, *, commit: bool) -> None:
+        raise NoSpace("the disk is full")
+
+    await bench.engine.start(WORK)
+    before = len(await bench.engine.volume_revisions(WORK, "private"))
+    monkeypatch.setattr(pool, "deactivate", full)
+    bench.guest("work").power_off()
+    await bench.until(PowerState.HALTED)
+    assert "work" in bench.host.store.machines()
+    with pytest.raises(QubesException, match="the disk is full"):
+        await bench.engine.start(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    monkeypatch.setattr(pool, "deactivate", deactivate)
+    await bench.engine.start(WORK)
+    assert len(await bench.engine.volume_revisions(WORK, "private")) == before + 1
+
+
+async def test_record_that_cannot_be_removed_does_not_keep_the_qube_from_halting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(name: str) -> None:
+        raise StoreError("the disk is full")
+
+    await bench.engine.start(WORK)
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.host.store, "remove_machine", full)
+        await bench.engine.kill(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    await bench.engine.start(WORK)
+
+
+async def test_start_during_an_endless_shutdown_gives_up_in_time(bench: Bench) -> None:
+    store = bench.host.store
+    store.commit(store.system.with_qube(store.system.get(WORK).with_property("shutdown_timeout", 1)))
+    await bench.engine.start(WORK)
+    bench.guest("work").powers_off_when_asked = False
+    await bench.engine.shutdown(WORK, force=False, wait=False)
+    with pytest.raises(QubesVMShutdownTimeoutError):
+        await bench.engine.start(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.RUNNING
+
+
+async def test_revert_to_a_smaller_revision_takes_its_size_along(bench: Bench) -> None:
+    small = bench.host.store.system.get(WORK).volumes["private"].size
+    await bench.engine.start(WORK)
+    bench.guest("work").power_off()
+    await bench.until(PowerState.HALTED)
+    await bench.engine.volume_resize(WORK, "private", small + 512)
+    revision = (await bench.engine.volume_revisions(WORK, "private"))[0]
+    await bench.engine.volume_revert(WORK, "private", revision.id)
+    volume = bench.host.store.system.get(WORK).volumes["private"]
+    assert volume.size == await bench.host.pools["default"].size(volume) == small
+
+
+@pytest.mark.parametrize("place", ["pool", "pool/inside", "."])
+async def test_pool_over_the_files_of_another_is_refused(bench: Bench, place: str) -> None:
+    with pytest.raises(StoragePoolException, match="overlaps"):
+        await bench.engine.pool_add("second", "qcow2", {"dir_path": str(bench.folder / place)})
+    assert list(bench.host.pools) == ["default"]
+
+
+async def test_pool_that_is_added_and_removed_leaves_its_folder_to_the_next(bench: Bench) -> None:
+    for name in ("second", "third"):
+        await bench.engine.pool_add(name, "qcow2", {"dir_path": str(bench.folder / "elsewhere")})
+        await bench.engine.pool_remove(name)
+    assert list(bench.host.pools) == ["default"]

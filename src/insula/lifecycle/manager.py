@@ -42,7 +42,7 @@ from insula.model.state import PowerState
 from insula.model.system import MAX_DISPID, PoolConfig
 from insula.model.volumes import refreshed
 from insula.storage.pool import NoSuchRevision, Pool, PoolUsage, Revision, StorageError
-from insula.storage.registry import open_pool
+from insula.storage.registry import check_separate, open_pool
 
 STOP_ALL_TIMEOUT_S = 60.0
 """For :meth:`LifecycleEngine.stop_all`; what is still on after that is killed."""
@@ -56,6 +56,7 @@ class LifecycleEngine:
         self._runtime_folders = runtime_folders
         self._supervisors: dict[QubeName, Supervisor] = {}
         self._locks: dict[QubeName, asyncio.Lock] = {}
+        self._pools_lock = asyncio.Lock()
 
     # -- the daemon's beginning and end
 
@@ -116,7 +117,7 @@ class LifecycleEngine:
         supervisor = self._supervisor(name)
         while supervisor.state in (PowerState.HALTED, PowerState.HALTING, PowerState.DYING):
             if supervisor.state is not PowerState.HALTED:
-                await supervisor.wait_halted()
+                await supervisor.wait_ended(self._shutdown_timeout_s(name))
                 continue
             for net_qube in self.start_plan(name).net_qubes:
                 await self.start(net_qube)
@@ -134,9 +135,11 @@ class LifecycleEngine:
             raise QubesVMInUseError(f"{name} provides the network of running qubes: {', '.join(users)}")
         await supervisor.shutdown(force=force)
         if wait:
-            qube = self.host.store.system.get(name)
-            timeout = resolve(self.host.store.system, qube, "shutdown_timeout").value
-            await supervisor.wait_ended(float(timeout or 0))
+            await supervisor.wait_ended(self._shutdown_timeout_s(name))
+
+    def _shutdown_timeout_s(self, name: QubeName) -> float:
+        system = self.host.store.system
+        return float(resolve(system, system.get(name), "shutdown_timeout").value or 0)
 
     async def kill(self, name: QubeName) -> None:
         await self._started(name).kill()
@@ -251,6 +254,8 @@ class LifecycleEngine:
             spec, pool = self._volume(qube, volume)
             async with _storage_errors():
                 await pool.revert(spec, revision)
+                # An older revision may be smaller.
+                self._change_volume(qube, replace(spec, size=await pool.size(spec)))
 
     async def volume_resize(self, qube: QubeName, volume: str, size: int) -> None:
         async with self._alone(qube):
@@ -348,22 +353,27 @@ class LifecycleEngine:
 
     async def pool_add(self, name: str, driver: str, options: Mapping[str, str]) -> None:
         host = self.host
-        if name in host.store.system.pools:
-            raise QubesPoolInUseError(f"There is a pool {name} already")
-        config = PoolConfig(name, driver, options)
-        async with _storage_errors():
-            pool = open_pool(config)
-            await pool.recover(frozenset())
-        host.store.commit(host.store.system.with_pool(config))
-        host.pools[name] = pool
+        async with self._pools_lock:
+            if name in host.store.system.pools:
+                raise QubesPoolInUseError(f"There is a pool {name} already")
+            config = PoolConfig(name, driver, options)
+            async with _storage_errors():
+                check_separate(config, host.store.system.pools.values())
+                pool = open_pool(config)
+                await pool.recover(frozenset())
+            host.store.commit(host.store.system.with_pool(config))
+            host.pools[name] = pool
         host.publish("", "pool-add", pool=name)
 
     async def pool_remove(self, name: str) -> None:
         host = self.host
-        after = host.store.system.without_pool(name)
-        host.publish("", "pool-pre-delete", pool=name)
-        host.store.commit(after)
-        await host.pools.pop(name).aclose()
+        async with self._pools_lock:
+            after = host.store.system.without_pool(name)
+            host.publish("", "pool-pre-delete", pool=name)
+            host.store.commit(after)
+            pool = host.pools.pop(name, None)
+            if pool is not None:
+                await pool.aclose()
         host.publish("", "pool-delete", pool=name)
 
     # -- properties

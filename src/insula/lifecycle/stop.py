@@ -11,6 +11,7 @@ from insula.lifecycle.host import Host, log
 from insula.lifecycle.running import RunningQube
 from insula.lifecycle.start import keep_console
 from insula.model.block import VolumeSpec
+from insula.model.errors import InsulaError
 from insula.model.klass import Klass
 from insula.rpc.client import RpcError, run_detached
 from insula.storage.pool import StorageError
@@ -51,24 +52,36 @@ async def ask_to_shut_down(rpc_socket: Path, running: RunningQube) -> None:
 async def clear_up(host: Host, running: RunningQube, klass: Klass, end: MachineExit) -> list[str]:
     """Everything after the end of a machine; each step is tried whatever the others did.
 
-    Returns what went wrong, one line each; the record is removed only if every volume is settled, so that the
-    next daemon tries again.
+    Returns what went wrong with its volumes, one line each (:func:`settle`).
+    """
+    problems = await settle(host, running, klass, end)
+    try:
+        keep_console(running.machine, host.console_folder)
+    except OSError as e:
+        log.error("%s: its console log is lost: %s", running.name, e)
+    shutil.rmtree(host.runtime_folder(running.name), ignore_errors=True)
+    for prop in ("xid", "stubdom_xid", "start_time"):
+        host.publish(running.name, f"property-reset:{prop}", name=prop)
+    return problems
+
+
+async def settle(host: Host, running: RunningQube, klass: Klass, end: MachineExit) -> list[str]:
+    """Keep or discard what the machine wrote; may be repeated until it succeeds (the disk was full, say).
+
+    Returns what went wrong, one line each. The record is removed only if every volume is settled, so that the next
+    daemon tries again where this one did not come to it.
     """
     problems: list[str] = []
     for volume in running.volumes:
         try:
             await host.pool_of(volume).deactivate(volume, commit=commits(klass, volume, end))
-        except (StorageError, OSError) as e:
+        except (StorageError, InsulaError, OSError) as e:
             problems.append(f"volume {volume.name}: {e}")
-    try:
-        keep_console(running.machine, host.console_folder)
-    except OSError as e:
-        problems.append(f"console log: {e}")
-    shutil.rmtree(host.runtime_folder(running.name), ignore_errors=True)
     if not problems:
-        host.store.remove_machine(running.name)
-    for prop in ("xid", "stubdom_xid", "start_time"):
-        host.publish(running.name, f"property-reset:{prop}", name=prop)
+        try:
+            host.store.remove_machine(running.name)
+        except InsulaError as e:
+            problems.append(f"record of its machine: {e}")
     return problems
 
 

@@ -18,7 +18,7 @@ from insula.lifecycle.host import Host, Session, log
 from insula.lifecycle.plan import StartPlan
 from insula.lifecycle.running import RunningQube
 from insula.lifecycle.start import open_session, start_qube
-from insula.lifecycle.stop import ask_to_shut_down, clear_up, end_now
+from insula.lifecycle.stop import ask_to_shut_down, clear_up, end_now, settle
 from insula.model.errors import (
     InsulaError,
     QubesException,
@@ -48,19 +48,29 @@ class Supervisor:
         self._after_shutdown = after_shutdown
         self.name = name
         self.klass = klass
-        self.state = PowerState.HALTED
+        self._state = PowerState.HALTED
         self.running: RunningQube | None = None
         self.session: Session | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
+        self._unsettled: tuple[RunningQube, MachineExit] | None = None
+        """The last machine, if what it wrote could be neither kept nor discarded yet."""
+
+    @property
+    def state(self) -> PowerState:
+        """A machine may stand still untold: where the host cannot extend its disk. `unpause` lets it go on."""
+        stands_still = self.running is not None and self.running.machine.state is MachineState.PAUSED
+        if stands_still and self._state in (PowerState.RUNNING, PowerState.HALTING):
+            return PowerState.PAUSED
+        return self._state
 
     # -- starting
 
     def begin(self, plan: StartPlan) -> None:
         """Begin a start; only from Halted. The start is a task of its own: a client that goes away does not stop it."""
         assert self.state is PowerState.HALTED
-        self.state = PowerState.TRANSIENT
+        self._state = PowerState.TRANSIENT
         self._ended.clear()
         self._starting = asyncio.create_task(self._start(plan), name=f"start {self.name}")
         # Its failure is published and told to those who wait; nobody needs to be waiting.
@@ -79,17 +89,14 @@ class Supervisor:
                 raise QubesException(f"The start of {self.name} was ended by a kill") from None
             raise
 
-    async def wait_halted(self) -> None:
-        """Wait for the end that is under way."""
-        await self._ended.wait()
-
     async def _start(self, plan: StartPlan) -> None:
         host = self.host
         host.publish(self.name, "domain-pre-start", start_guid="None", mem_required=str(plan.memory_mib * 1024 * 1024))
         try:
+            await self._settle_last()
             running, session = await start_qube(host, plan)
         except BaseException as e:
-            self.state = PowerState.HALTED
+            self._state = PowerState.HALTED
             self._starting = None
             self._ended.set()
             reason = str(e) if isinstance(e, InsulaError) else "internal error"
@@ -97,15 +104,25 @@ class Supervisor:
             raise
         self._starting = None
         self._take(running, session)
-        self.state = PowerState.RUNNING
+        self._state = PowerState.RUNNING
         host.publish(self.name, "domain-start", start_guid="None")
+
+    async def _settle_last(self) -> None:
+        """:raise QubesException: what the last machine wrote can still not be settled; nothing is started over it."""
+        if self._unsettled is None:
+            return
+        running, end = self._unsettled
+        problems = await settle(self.host, running, self.klass, end)
+        if problems:
+            raise QubesException(f"{self.name} could not be settled after its last end: {'; '.join(problems)}")
+        self._unsettled = None
 
     async def adopt(self, running: RunningQube) -> None:
         """Take over a machine that an earlier daemon started."""
         self._ended.clear()
         session = await open_session(self.host, running.machine)
         self._take(running, session)
-        self.state = PowerState.PAUSED if running.machine.state is MachineState.PAUSED else PowerState.RUNNING
+        self._state = PowerState.PAUSED if running.machine.state is MachineState.PAUSED else PowerState.RUNNING
 
     def _take(self, running: RunningQube, session: Session) -> None:
         self.running, self.session = running, session
@@ -142,16 +159,17 @@ class Supervisor:
                 return
 
     async def _finish(self, running: RunningQube, end: MachineExit) -> None:
-        self.state = PowerState.DYING
+        self._state = PowerState.DYING
         self.host.publish(self.name, "domain-stopped")
         if self.session is not None:
             await self.session.close()
         problems = await clear_up(self.host, running, self.klass, end)
+        self._unsettled = (running, end) if problems else None
         for problem in problems:
-            log.error("%s: after its end: %s", self.name, problem)
+            log.error("%s: after its end: %s; tried again at its next start", self.name, problem)
         log.info("%s: %s %s", self.name, end.kind.value, end.detail)
         self.running = self.session = None
-        self.state = PowerState.HALTED
+        self._state = PowerState.HALTED
         self.host.publish(self.name, "domain-shutdown")
         await self._after_shutdown(self.name)
         self._ended.set()
@@ -167,12 +185,12 @@ class Supervisor:
             await self.unpause()
         running = self._require_running()
         self.host.publish(self.name, "domain-pre-shutdown", force=str(force))
-        self.state = PowerState.HALTING
+        self._state = PowerState.HALTING
         try:
             await ask_to_shut_down(self.host.runtime_folder(self.name) / "rpc.sock", running)
         except HalError as e:
             if self.running is running:
-                self.state = PowerState.RUNNING
+                self._state = PowerState.RUNNING
                 self.host.publish(self.name, "domain-shutdown-failed", reason=str(e))
                 raise QubesException(f"Could not ask {self.name} to shut down: {e}") from e
 
@@ -182,8 +200,8 @@ class Supervisor:
             async with asyncio.timeout(timeout_s):
                 await self._ended.wait()
         except TimeoutError:
-            if self.state is PowerState.HALTING:
-                self.state = PowerState.RUNNING
+            if self._state is PowerState.HALTING:
+                self._state = PowerState.RUNNING
             raise QubesVMShutdownTimeoutError(f"{self.name} did not shut down within {timeout_s:g} s") from None
 
     async def kill(self) -> None:
@@ -205,7 +223,7 @@ class Supervisor:
         running = self._require_running()
         self.host.publish(self.name, "domain-pre-paused")
         await self._machine_call(running.machine.pause())
-        self.state = PowerState.PAUSED
+        self._state = PowerState.PAUSED
         self.host.publish(self.name, "domain-paused")
 
     async def unpause(self) -> None:
@@ -213,7 +231,7 @@ class Supervisor:
             raise QubesVMNotPausedError(f"{self.name} is not paused")
         self.host.publish(self.name, "domain-pre-unpaused")
         await self._machine_call(self.running.machine.resume())
-        self.state = PowerState.RUNNING
+        self._state = PowerState.RUNNING
         self.host.publish(self.name, "domain-unpaused")
 
     async def _machine_call(self, call: Awaitable[None]) -> None:

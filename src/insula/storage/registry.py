@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,3 +123,15 @@ def open_pool(config: PoolConfig) -> Pool:
         if option.required and option.name not in config.options:
             raise MissingOption(f"pool driver {driver.name} needs the option {option.name}")
     return driver.open(config)
+
+
+def check_separate(config: PoolConfig, others: Iterable[PoolConfig]) -> None:
+    """Every folder has one owner: two pools over the same files would tidy away each other's.
+
+    :raise BadOption: the folder of the pool is another pool's, or one is inside the other.
+    """
+    folder = Path(config.options.get("dir_path", "")).resolve()
+    for other in others:
+        taken = Path(other.options.get("dir_path", "")).resolve()
+        if other.name != config.name and (folder.is_relative_to(taken) or taken.is_relative_to(folder)):
+            raise BadOption(f"dir_path of pool {config.name}: {folder} overlaps {taken}, which is pool {other.name}")
