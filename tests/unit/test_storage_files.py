@@ -97,6 +97,24 @@ def test_sparse_writer_and_copy_leave_holes(tmp_path: Path) -> None:
         assert path.read_bytes() == one.read_bytes()
 
 
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EOPNOTSUPP])
+def test_copy_between_file_systems_is_the_same_and_as_sparse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_args: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as file:
+        for position in (0, 4 * MIB, 9 * MIB):
+            file.seek(position)
+            file.write(os.urandom(100_000))
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    files.copy_sparse(source, target)
+    assert target.read_bytes() == source.read_bytes()
+    assert files.allocated(target) < MIB
+
+
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV])
 def test_file_system_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(*_args: object, **_keywords: object) -> None:

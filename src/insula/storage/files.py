@@ -169,13 +169,27 @@ def copy_sparse(source: Path, target: Path) -> None:
                 position = start
                 while position < end:
                     count = min(COPY_SIZE, end - position)
-                    copied = os.copy_file_range(source_fd, target_fd, count, position, position)
+                    copied = _copy_range(source_fd, target_fd, count, position)
                     if copied == 0:
                         raise OSError(errno.EIO, "file became shorter while it was copied", str(source))
                     position += copied
             os.fsync(target_fd)
     finally:
         os.close(source_fd)
+
+
+_NO_RANGE_COPY = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+"""copy_file_range(2): what kernels answer for two file systems, or one that cannot."""
+
+
+def _copy_range(source: int, target: int, count: int, position: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, position, position)
+    except OSError as error:
+        if error.errno not in _NO_RANGE_COPY:
+            raise
+    os.lseek(target, position, os.SEEK_SET)
+    return os.sendfile(target, source, position, count)
 
 
 NO_LINKS = frozenset({errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV})
