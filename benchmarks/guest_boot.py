@@ -25,8 +25,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from insula.hal.capabilities import EMULATED_KERNEL_OPTIONS
 from insula.hal.driver import RPC_CHANNEL
-from insula.templates.build import EMULATED_CMDLINE, BuiltTemplate, load
+from insula.templates.build import BuiltTemplate, load
 from insula.templates.initramfs import Entry, write_newc
 from insula.testing.guest import build_template
 from insula_proto import qrexec, qubesdb
@@ -94,7 +95,7 @@ def is_hardware() -> bool:
 def command(built: BuiltTemplate, initrd: Path, extra: list[str]) -> list[str]:
     hardware = is_hardware()
     accelerator = ["-accel", "kvm", "-cpu", "host"] if hardware else ["-accel", "tcg,thread=multi", "-cpu", "max"]
-    options = [built.cmdline, "" if hardware else EMULATED_CMDLINE, "systemd.machine_id=" + "5" * 32]
+    options = [built.cmdline, "" if hardware else EMULATED_KERNEL_OPTIONS, "systemd.machine_id=" + "5" * 32]
     return [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", *accelerator,
         "-machine", "q35,hpet=off,smm=off,vmport=off,i8042=off,sata=off,usb=off",

@@ -528,3 +528,17 @@ async def test_pool_that_is_added_and_removed_leaves_its_folder_to_the_next(benc
         await bench.engine.pool_add(name, "qcow2", {"dir_path": str(bench.folder / "elsewhere")})
         await bench.engine.pool_remove(name)
     assert list(bench.host.pools) == ["default"]
+
+
+async def test_power_button_is_pressed_again_for_a_guest_that_did_not_hear_it(bench: Bench) -> None:
+    """A guest that is still booting has nobody listening yet."""
+    await bench.engine.start(WORK)
+    guest = bench.guest("work")
+    guest.powers_off_when_asked = False
+    stopping = asyncio.create_task(bench.engine.shutdown(WORK, force=False, wait=True))
+    async with asyncio.timeout(5):
+        while not guest.shutdown_requests:
+            await asyncio.sleep(0)
+    guest.powers_off_when_asked = True
+    await stopping
+    assert guest.shutdown_requests == 2

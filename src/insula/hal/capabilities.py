@@ -20,3 +20,9 @@ class Capability(StrEnum):
     FORK = "fork"
     """A running machine can be frozen and forked."""
     PCI_PASSTHROUGH = "pci-passthrough"
+
+
+EMULATED_KERNEL_OPTIONS = "mitigations=off tsc=reliable no_timer_check"
+"""Kernel options for guests where :attr:`Capability.HARDWARE_VIRTUALIZATION` is missing: an emulated CPU does not
+speculate, so there is nothing to mitigate, and its timers need not be checked against each other. On a real CPU the
+mitigations stay: they guard one program of a qube from another."""

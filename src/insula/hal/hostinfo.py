@@ -121,10 +121,7 @@ class HostInfo:
         if self.iommu_groups:
             yield f"The IOMMU is on ({self.iommu_groups} groups): network and USB controllers can be given to qubes."
         else:
-            yield (
-                "There is no IOMMU: hardware cannot be given to qubes safely; the network goes through the host's "
-                "user-mode stack."
-            )
+            yield ("There is no IOMMU: hardware cannot be given to qubes safely.")
         if self.daemon_is_root:
             yield "The daemon runs as root: every qube's VMM gets a host user of its own."
         else:

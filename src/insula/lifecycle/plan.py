@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from insula.hal.capabilities import EMULATED_KERNEL_OPTIONS
 from insula.lifecycle.kernels import Kernel
 from insula.model.block import VolumeSpec
 from insula.model.errors import QubesException, QubesVMInUseError, QubesVMNotHaltedError
@@ -20,10 +21,6 @@ from insula.model.properties import resolve
 from insula.model.qube import Qube
 from insula.model.system import System
 
-EMULATED_OPTIONS = "mitigations=off tsc=reliable no_timer_check"
-"""Added where guests run in software emulation: an emulated CPU does not speculate, so there is nothing to mitigate,
-and its timers need not be checked against each other. On a real CPU the mitigations stay: they guard one program of a
-qube from another."""
 DISK_ORDER = ("root", "private", "volatile")
 """vda, vdb, vdc; the guest finds them by their serial, the order is for people."""
 
@@ -105,7 +102,7 @@ def plan_start(
                 None,
                 (
                     kernel.cmdline,
-                    EMULATED_OPTIONS if emulated else "",
+                    EMULATED_KERNEL_OPTIONS if emulated else "",
                     f"systemd.machine_id={qube.uuid.hex}",
                     # Last, so that a person's word counts.
                     options,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from pathlib import Path
+from contextlib import suppress
 
-from insula.hal.driver import ExitKind, MachineExit
+from insula.hal.driver import ExitKind, Machine, MachineExit
 from insula.hal.errors import HalError
 from insula.lifecycle.host import Host, log
 from insula.lifecycle.running import RunningQube
@@ -13,13 +14,11 @@ from insula.lifecycle.start import keep_console
 from insula.model.block import VolumeSpec
 from insula.model.errors import InsulaError
 from insula.model.klass import Klass
-from insula.rpc.client import RpcError, run_detached
 from insula.storage.pool import StorageError
 
-POWEROFF_COMMAND = "exec systemctl poweroff"
-"""What a guest is told; its own shutdown order then applies."""
-POWEROFF_TIMEOUT_S = 5.0
-"""For handing over the command; a guest that does not take it gets its power button pressed."""
+PRESS_AGAIN_S = 2.0
+"""A guest that is still booting has nobody who would hear the power button; pressing it again does no harm."""
+MAX_PRESSES = 60
 
 
 def keeps_unclean(klass: Klass, volume: VolumeSpec) -> bool:
@@ -36,17 +35,16 @@ def commits(klass: Klass, volume: VolumeSpec, end: MachineExit) -> bool:
     return volume.save_on_stop and (end.kind is ExitKind.SHUTDOWN or keeps_unclean(klass, volume))
 
 
-async def ask_to_shut_down(rpc_socket: Path, running: RunningQube) -> None:
-    """Ask the guest; returns when it was asked, not when it is done.
+async def press_until_gone(machine: Machine) -> None:
+    """Press the power button until the machine is gone, or long enough; for a task that is cancelled at the end.
 
-    The agent is asked first because it needs no ACPI daemon in the guest; the power button is the way in for
-    guests whose agent does not answer.
+    The button and not a command: the daemon then reads nothing that the guest sends, and it works for guests that have
+    no agent. What the guest does about it is its own shutdown order.
     """
-    try:
-        await run_detached(rpc_socket, POWEROFF_COMMAND, user="root", timeout=POWEROFF_TIMEOUT_S)
-    except (RpcError, OSError, TimeoutError) as e:
-        log.info("%s: agent does not take the shutdown (%s), pressing the power button", running.name, e)
-        await running.machine.request_shutdown()
+    with suppress(HalError):
+        for _ in range(MAX_PRESSES):
+            await asyncio.sleep(PRESS_AGAIN_S)
+            await machine.request_shutdown()
 
 
 async def clear_up(host: Host, running: RunningQube, klass: Klass, end: MachineExit) -> list[str]:

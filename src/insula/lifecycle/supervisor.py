@@ -18,7 +18,7 @@ from insula.lifecycle.host import Host, Session, log
 from insula.lifecycle.plan import StartPlan
 from insula.lifecycle.running import RunningQube
 from insula.lifecycle.start import open_session, start_qube
-from insula.lifecycle.stop import ask_to_shut_down, clear_up, end_now, settle
+from insula.lifecycle.stop import clear_up, end_now, press_until_gone, settle
 from insula.model.errors import (
     InsulaError,
     QubesException,
@@ -53,6 +53,7 @@ class Supervisor:
         self.session: Session | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._pressing: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
         self._unsettled: tuple[RunningQube, MachineExit] | None = None
         """The last machine, if what it wrote could be neither kept nor discarded yet."""
@@ -135,6 +136,7 @@ class Supervisor:
         try:
             end = await running.machine.wait_gone()
         finally:
+            self._stop_pressing()
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
         await self._finish(running, end)
@@ -187,12 +189,19 @@ class Supervisor:
         self.host.publish(self.name, "domain-pre-shutdown", force=str(force))
         self._state = PowerState.HALTING
         try:
-            await ask_to_shut_down(self.host.runtime_folder(self.name) / "rpc.sock", running)
+            await running.machine.request_shutdown()
         except HalError as e:
             if self.running is running:
                 self._state = PowerState.RUNNING
                 self.host.publish(self.name, "domain-shutdown-failed", reason=str(e))
                 raise QubesException(f"Could not ask {self.name} to shut down: {e}") from e
+        self._stop_pressing()
+        self._pressing = asyncio.create_task(press_until_gone(running.machine), name=f"power button of {self.name}")
+
+    def _stop_pressing(self) -> None:
+        if self._pressing is not None:
+            self._pressing.cancel()
+            self._pressing = None
 
     async def wait_ended(self, timeout_s: float) -> None:
         """:raise QubesVMShutdownTimeoutError: still on after that time; it is left as it is."""
@@ -200,6 +209,7 @@ class Supervisor:
             async with asyncio.timeout(timeout_s):
                 await self._ended.wait()
         except TimeoutError:
+            self._stop_pressing()
             if self._state is PowerState.HALTING:
                 self._state = PowerState.RUNNING
             raise QubesVMShutdownTimeoutError(f"{self.name} did not shut down within {timeout_s:g} s") from None

@@ -46,11 +46,8 @@ CMDLINE = (
     # The hypervisor is the entropy source and may be trusted as far as the memory it holds.
     "random.trust_cpu=on random.trust_bootloader=on"
 )
-"""Kernel options of every template. The host appends ``systemd.machine_id=`` and, without KVM, EMULATED_CMDLINE."""
-EMULATED_CMDLINE = "mitigations=off tsc=reliable no_timer_check"
-"""To be added when there is no KVM: an emulated CPU does not speculate, so there is nothing to mitigate, and its
-timers need not be checked against each other. Under KVM the mitigations stay: they guard a qube's programs from each
-other, as on any machine."""
+"""Kernel options of every template. The host appends ``systemd.machine_id=`` and, without KVM, those of
+:data:`insula.hal.capabilities.EMULATED_KERNEL_OPTIONS`."""
 
 _STEPS = (("agent", 0.02), ("bootstrap", 0.75), ("system", 0.1), ("kernel", 0.05), ("image", 0.06), ("publish", 0.02))
 """Steps in order with their share of the time."""

@@ -98,7 +98,7 @@ def host_findings(host: HostInfo) -> Iterator[Finding]:
         follows = "Network and USB controllers can be given to qubes."
         yield Finding("IOMMU", Verdict.OK, f"{host.iommu_groups} groups", follows)
     else:
-        follows = "Hardware cannot be given to qubes; the network goes through the host's user-mode stack."
+        follows = "Hardware cannot be given to qubes safely."
         yield Finding("IOMMU", Verdict.WARN, "none", follows)
     yield Finding("CPU", Verdict.OK, f"{host.cpu_count} × {host.cpu_model or 'unknown'}", "Qubes share these.")
     yield memory_finding(host)
