@@ -97,11 +97,7 @@ class Supervisor:
             await self._settle_last()
             running, session = await start_qube(host, plan)
         except BaseException as e:
-            self._state = PowerState.HALTED
-            self._starting = None
-            self._ended.set()
-            reason = str(e) if isinstance(e, InsulaError) else "internal error"
-            host.publish(self.name, "domain-start-failed", reason=reason)
+            self._start_failed(str(e) if isinstance(e, InsulaError) else "internal error")
             raise
         self._starting = None
         self._take(running, session)
@@ -117,6 +113,12 @@ class Supervisor:
         if problems:
             raise QubesException(f"{self.name} could not be settled after its last end: {'; '.join(problems)}")
         self._unsettled = None
+
+    def _start_failed(self, reason: str) -> None:
+        self._state = PowerState.HALTED
+        self._starting = None
+        self._ended.set()
+        self.host.publish(self.name, "domain-start-failed", reason=reason)
 
     async def adopt(self, running: RunningQube) -> None:
         """Take over a machine that an earlier daemon started."""
@@ -220,6 +222,9 @@ class Supervisor:
             starting = self._starting
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
+            if self._starting is starting:
+                # Cancelled before its first step: it undid nothing because it had done nothing.
+                self._start_failed("ended by a kill")
             return
         if self.running is None:
             raise QubesVMNotStartedError(f"{self.name} is not running")
