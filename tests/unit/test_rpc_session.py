@@ -355,10 +355,30 @@ async def test_call_is_forwarded_with_its_port_and_default_user(world: World) ->
     again.cancel()
 
 
-async def test_call_before_the_agent_is_ready_is_refused(world: World) -> None:
+async def test_call_before_the_agent_is_ready_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "READY_PATIENCE_S", 0.0)
     call = asyncio.create_task(client.run_collect(world.rpc_socket, "true", timeout=PATIENCE))
     with pytest.raises(client.AgentNotReady):
         await call
+
+
+async def test_call_is_asked_for_again_until_the_agent_is_ready(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = asyncio.Event()
+    request = client.request
+
+    async def watched(*arguments: object) -> client.Connection:
+        try:
+            return await request(*arguments)  # type: ignore[arg-type]
+        except client.AgentNotReady:
+            refused.set()
+            raise
+
+    monkeypatch.setattr(client, "request", watched)
+    call = asyncio.create_task(client.run_collect(world.rpc_socket, "true", timeout=PATIENCE))
+    await refused.wait()
+    await world.open_control()
+    await world.until(lambda: any(isinstance(message, ExecCmdline) for message in world.from_control))
+    call.cancel()
 
 
 HOSTILE_DATA = {

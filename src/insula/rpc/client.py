@@ -56,6 +56,9 @@ PIPE_WRITE = select.PIPE_BUF
 """Bytes that a pipe or terminal reported writable takes without blocking (pipe(7)); its mode is the caller's to set."""
 HANDSHAKE_TIMEOUT = 60.0
 """Seconds the session has to answer, and then the agent to say HELLO: it is software-emulated and may be busy."""
+READY_PATIENCE_S = 3.0
+"""How long a call is asked for again while the agent is not ready."""
+READY_POLL_S = 0.1
 DEFAULT_COLLECT_LIMIT = 64 * 1024 * 1024
 """Bytes of stdout and stderr together that :func:`run_collect` takes, if not told otherwise."""
 
@@ -124,6 +127,23 @@ async def connect(socket_path: Path) -> socket.socket:
         session.close()
         raise
     return session
+
+
+async def request_when_ready(socket_path: Path, message: ExecCmdline | JustExec) -> Connection:
+    """Connect and ask for a call. What the agent is not ready for has not begun and is asked for again a few times: a
+    session that just replaced another needs a moment to find its agent.
+
+    :raise SessionUnavailable, CallRefused:
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + READY_PATIENCE_S
+    while True:
+        try:
+            return await request(await connect(socket_path), message)
+        except AgentNotReady:
+            if loop.time() >= deadline:
+                raise
+        await asyncio.sleep(READY_POLL_S)
 
 
 async def request(session: socket.socket, message: ExecCmdline | JustExec) -> Connection:
@@ -452,7 +472,7 @@ async def _call(
 ) -> int:
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT) as handshake:
-            connection = await request(await connect(socket_path), message)
+            connection = await request_when_ready(socket_path, message)
             try:
                 # The time limit is for the agent's HELLO; how long the command runs is the caller's business.
                 on_greeted = partial(handshake.reschedule, None)
