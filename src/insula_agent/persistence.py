@@ -9,6 +9,9 @@ published agent:
   to let the user work in a home that will be gone.
 * Service ``custom-persist`` is not known yet.
 
+An agent that was restarted in a running qube finds every step done and leaves it so, each for itself: the first one may
+have ended between any two.
+
 ``plan_*`` functions decide from facts; the rest does it. System calls are used where a program would have to be
 started (20 to 60 ms each under software emulation).
 """
@@ -165,7 +168,8 @@ def apply(persistence: str, user: str) -> None:
     if private is None:
         log("no private disk: nothing will be kept")
         return
-    _mount_private(private)
+    if not is_mounted(private, RW):
+        _mount_private(private)
     _lay_out(user)
     for source, target, flags in plan_binds(persistence):
         if os.path.isdir(source):
@@ -192,6 +196,11 @@ def find_disk(serial: str, block: str = BLOCK) -> str | None:
             if file.read().strip() == serial:
                 return f"/dev/{name}"
     return None
+
+
+def is_mounted(device: str, folder: str) -> bool:
+    """Whether what the folder shows is the file system of this block device."""
+    return os.path.isdir(folder) and os.stat(folder).st_dev == os.stat(device).st_rdev
 
 
 def _mount_private(device: str) -> None:
@@ -389,6 +398,9 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
 
 
 def _bind(source: str, target: str, flags: int) -> None:
+    if os.path.samefile(source, target):
+        # Bound already; a second bind would hide the first one and be undone by nobody.
+        return
     _mount(source, target, "none", MS_BIND, "")
     if flags:
         # Flags of a bind mount take a second call (mount(2)).

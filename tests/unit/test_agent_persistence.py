@@ -148,3 +148,19 @@ def test_failing_program_is_an_error() -> None:
     with pytest.raises(PersistenceError, match="exit status 3"):
         persistence._run(["sh", "-c", "exit 3"])
     assert persistence._run(["sh", "-c", "exit 3"], accept=3) == 3
+
+
+def test_what_is_bound_already_is_not_bound_again(tmp_path: Path) -> None:
+    """An agent that was restarted; a call of mount(2) would fail here, or (as root) change the machine."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    same = tmp_path / "shown"
+    same.symlink_to(folder)
+    persistence._bind(str(folder), str(same), MS_NOSUID)
+
+
+def test_private_disk_counts_as_mounted_only_where_it_shows(tmp_path: Path) -> None:
+    device = tmp_path / "vdb"
+    device.touch()
+    assert not persistence.is_mounted(str(device), str(tmp_path / "rw"))
+    assert not persistence.is_mounted(str(device), str(tmp_path))
