@@ -151,9 +151,18 @@ def test_show_completion_prints_a_script(nobody: Paths) -> None:
 # as a process
 
 
+# A test run started in the background of a shell ignores SIGINT, and so would every process it starts.
+_COMMAND = """\
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from insula.cli.main import main
+sys.exit(main())
+"""
+
+
 def start(paths: Paths, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", "import sys; from insula.cli.main import main; sys.exit(main())", *arguments],
+        [sys.executable, "-c", _COMMAND, *arguments],
         env={**os.environ, "INSULA_DATA_DIR": str(paths.data), "INSULA_RUNTIME_DIR": str(paths.runtime)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
