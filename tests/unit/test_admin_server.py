@@ -48,7 +48,7 @@ async def close(writer: asyncio.StreamWriter) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the server run until something is so."""
-    while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+    while not condition():
         await asyncio.sleep(0)
 
 
