@@ -13,7 +13,8 @@ from insula.admin.client import AdminClient
 from insula.cli import output
 from insula.cli.connection import explained, with_daemon_and_board
 from insula.cli.failures import REFUSED, CliError
-from insula.cli.progress import Board, Step
+from insula.cli.progress import Board
+from insula.cli.step import Step
 from insula.model import errors
 
 MAX_AT_ONCE = 16

@@ -1,8 +1,8 @@
 """Lines of progress on standard error: a spinner with the time taken on a terminal, plain lines elsewhere.
 
-Nothing is drawn for what is done within :data:`SHOW_AFTER_S`. A step that ends leaves one line ("work started
-in 3.2 s"), so what happened stays on the screen and in logs. Steps may run in parallel, one line each. For use
-inside a running event loop.
+Nothing is drawn for what is done within :data:`insula.cli.step.SHOW_AFTER_S`. A step that ends leaves one line ("work
+started in 3.2 s"), so what happened stays on the screen and in logs. Steps may run in parallel, one line each. For
+use inside a running event loop.
 """
 
 from __future__ import annotations
@@ -10,68 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
-from typing import Protocol
 
 from insula.cli.output import is_terminal, say
-from insula.cli.text import seconds_text, visible
+from insula.cli.step import SHOW_AFTER_S, Display, Step
+from insula.cli.text import seconds_text
 
-SHOW_AFTER_S = 0.5
 PLAIN_GAP_S = 2.0
 """Without a terminal a step that changes quickly gives a line this often."""
 PLAIN_REPEAT_S = 30.0
 """Without a terminal a long step reports again after this time, so that a log shows it is alive."""
-
-
-class Step:
-    """One piece of work, made by :meth:`Board.step`."""
-
-    def __init__(self, display: Display, subject: str, doing: str, done: str) -> None:
-        self._display = display
-        self.subject = subject
-        self.doing = doing
-        self.done = done
-        """What to report at the end, with the time taken; empty: nothing."""
-        self.note = ""
-        """What to report at the end instead, without a time ("was running already")."""
-        self.fraction: float | None = None
-        """0…1 where it is known."""
-        self._began = time.monotonic()
-
-    def update(self, doing: str | None = None, fraction: float | None = None) -> None:
-        """Say what is being done now, and how much of it is done if that is known."""
-        changed = doing is not None and doing != self.doing
-        self.doing = self.doing if doing is None else doing
-        self.fraction = None if fraction is None else min(max(fraction, 0.0), 1.0)
-        if changed:
-            self._display.changed(self)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    @property
-    def report(self) -> str:
-        if self.note:
-            return f"{self.subject} {self.note}"
-        return f"{self.subject} {self.done} in {seconds_text(self.seconds)}" if self.done else ""
-
-    @property
-    def line(self) -> str:
-        """What is going on, without the time."""
-        percent = "" if self.fraction is None else f" {self.fraction:4.0%}"
-        return visible(f"{self.subject}: {self.doing}") + percent
-
-
-class Display(Protocol):
-    def began(self, step: Step) -> None: ...
-
-    def changed(self, step: Step) -> None: ...
-
-    def ended(self, step: Step, report: str) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Board:

@@ -10,7 +10,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from insula.cli.progress import Step
+from insula.cli.step import Step
 from insula.cli.text import seconds_text
 
 REFRESH_PER_S = 8

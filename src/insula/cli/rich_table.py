@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from insula.cli.output import COLUMN_GAP, SWATCH, Cell, Column
+from insula.cli.table import COLUMN_GAP, SWATCH, Cell, Column
 from insula.cli.text import visible
 
 

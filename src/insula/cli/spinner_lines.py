@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from insula.cli.output import say
-from insula.cli.progress import SHOW_AFTER_S, Step
+from insula.cli.step import SHOW_AFTER_S, Step
 from insula.cli.text import visible
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SpinnerLines:
-    """A :class:`insula.cli.progress.Display`. The lines are redrawn by a thread of rich's; reports scroll by above."""
+    """A :class:`insula.cli.step.Display`. The lines are redrawn by a thread of rich's; reports scroll by above."""
 
     def __init__(self) -> None:
         self._steps: list[Step] = []

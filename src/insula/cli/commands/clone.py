@@ -10,8 +10,9 @@ from insula.admin.client import AdminClient
 from insula.cli import completion, output
 from insula.cli.connection import with_daemon_and_board
 from insula.cli.options import Json, Qube
-from insula.cli.progress import Board, Step
+from insula.cli.progress import Board
 from insula.cli.qubes import find_qube
+from insula.cli.step import Step
 from insula.cli.undo import removed_on_failure
 from insula.model.errors import QubesNoSuchPropertyError
 from insula.model.klass import Klass

@@ -16,7 +16,7 @@ from insula.cli import output
 from insula.cli.connection import with_running_daemon
 from insula.cli.failures import DEFAULT_TEMPLATE, REFUSED
 from insula.cli.options import Json
-from insula.cli.output import Cell, Column
+from insula.cli.table import Cell, Column
 from insula.cli.text import KIB, size_text
 from insula.daemon.paths import Paths
 from insula.hal.hostinfo import HostInfo, probe

@@ -11,7 +11,7 @@ from insula.cli import completion, output
 from insula.cli.connection import with_daemon
 from insula.cli.failures import USAGE, CliError, did_you_mean
 from insula.cli.options import Json, Qube
-from insula.cli.output import Column
+from insula.cli.table import Column
 from insula.model.errors import QubesFeatureNotFoundError
 
 app = typer.Typer(add_completion=False)

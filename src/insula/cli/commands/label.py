@@ -11,7 +11,7 @@ from insula.cli import completion, output
 from insula.cli.connection import with_daemon
 from insula.cli.failures import CliError, did_you_mean
 from insula.cli.options import Json
-from insula.cli.output import Column
+from insula.cli.table import Column
 from insula.model.errors import QubesLabelNotFoundError
 
 app = typer.Typer(add_completion=False, help="Colours that say how much you trust a qube.")

@@ -15,7 +15,7 @@ from insula.cli import completion, output
 from insula.cli.connection import with_daemon
 from insula.cli.label_colors import label_colors
 from insula.cli.options import Json, SomeQubes
-from insula.cli.output import Cell, Column
+from insula.cli.table import Cell, Column
 from insula.cli.text import KIB, size_text
 from insula.model.errors import QubesVMNotFoundError
 from insula.model.names import ADMIN_NAME

@@ -12,7 +12,7 @@ from insula.cli.commands.create import assignments
 from insula.cli.connection import with_daemon
 from insula.cli.failures import CliError, did_you_mean
 from insula.cli.options import Json
-from insula.cli.output import Column
+from insula.cli.table import Column
 from insula.cli.text import size_text
 from insula.model.errors import PermissionDenied, QubesPoolNotFoundError
 

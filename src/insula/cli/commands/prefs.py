@@ -11,7 +11,7 @@ from insula.cli import completion, output
 from insula.cli.connection import with_daemon
 from insula.cli.failures import USAGE, CliError, did_you_mean
 from insula.cli.options import Json
-from insula.cli.output import Cell, Column
+from insula.cli.table import Cell, Column
 from insula.model.errors import QubesNoSuchPropertyError
 
 NONE_WORD = "none"

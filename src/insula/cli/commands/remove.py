@@ -12,7 +12,7 @@ from insula.cli.batch import Words, run_on
 from insula.cli.failures import REFUSED, USAGE, CliError
 from insula.cli.options import Json, Qubes, Yes
 from insula.cli.output import is_terminal, say
-from insula.cli.progress import Step
+from insula.cli.step import Step
 from insula.cli.text import visible
 
 app = typer.Typer(add_completion=False)

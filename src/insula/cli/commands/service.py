@@ -12,7 +12,7 @@ from insula.cli import output
 from insula.cli.connection import with_daemon
 from insula.cli.failures import USAGE, CliError, did_you_mean
 from insula.cli.options import Json, Qube
-from insula.cli.output import Cell, Column
+from insula.cli.table import Cell, Column
 from insula.model.errors import QubesFeatureNotFoundError
 
 PREFIX = "service."

@@ -12,8 +12,8 @@ from insula.cli import output
 from insula.cli.batch import Words, run_on
 from insula.cli.connection import with_daemon
 from insula.cli.options import Json, Qubes
-from insula.cli.progress import Step
 from insula.cli.qubes import find_qube
+from insula.cli.step import Step
 
 app = typer.Typer(add_completion=False)
 

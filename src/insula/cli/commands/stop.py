@@ -14,7 +14,7 @@ from insula.cli.batch import Words, run_on
 from insula.cli.connection import with_daemon
 from insula.cli.failures import USAGE, CliError
 from insula.cli.options import Json, SomeQubes
-from insula.cli.progress import Step
+from insula.cli.step import Step
 from insula.cli.text import seconds_text
 from insula.model.errors import QubesVMNotStartedError, QubesVMShutdownTimeoutError
 from insula.model.names import ADMIN_NAME

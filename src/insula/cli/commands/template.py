@@ -21,9 +21,10 @@ from insula.cli.commands.remove import ask_before_removing
 from insula.cli.connection import with_daemon, with_daemon_and_board
 from insula.cli.failures import DEFAULT_TEMPLATE, CliError, did_you_mean
 from insula.cli.options import Json, Yes
-from insula.cli.output import Cell, Column
-from insula.cli.progress import Board, Step
+from insula.cli.progress import Board
 from insula.cli.qubes import find_qube
+from insula.cli.step import Step
+from insula.cli.table import Cell, Column
 from insula.cli.text import visible
 from insula.daemon.paths import Paths
 from insula.model.errors import QubesFeatureNotFoundError, QubesVMNotFoundError

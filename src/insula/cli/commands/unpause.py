@@ -7,7 +7,7 @@ import typer
 from insula.admin.client import AdminClient
 from insula.cli.batch import Words, run_on
 from insula.cli.options import Json, Qubes
-from insula.cli.progress import Step
+from insula.cli.step import Step
 
 app = typer.Typer(add_completion=False)
 

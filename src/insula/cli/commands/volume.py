@@ -17,8 +17,8 @@ from insula.cli import output
 from insula.cli.connection import with_daemon, with_daemon_and_board
 from insula.cli.failures import USAGE, CliError, did_you_mean
 from insula.cli.options import Json, Qube, SomeQubes, Volume
-from insula.cli.output import Cell, Column
 from insula.cli.progress import Board
+from insula.cli.table import Cell, Column
 from insula.cli.text import parse_size, size_text
 from insula.model.errors import PermissionDenied, QubesPropertyValueError, QubesVolumeNotFoundError
 from insula.model.property_parsing import flag
