@@ -762,6 +762,13 @@ async def test_pool_is_added_described_set_and_removed(daemon: AdminDaemon, clie
     assert await client.list_pools() == ["default", "linux-kernel"]
 
 
+async def test_pool_that_cannot_be_used_is_still_described(daemon: AdminDaemon, client: AdminClient) -> None:
+    """Its disk is not there."""
+    del daemon.engine.pools["default"]
+    info = await client.pool_info("default")
+    assert (info.driver, info.size, info.usage) == ("qcow2", None, None)
+
+
 @pytest.mark.parametrize(
     ("driver", "payload", "error"),
     [

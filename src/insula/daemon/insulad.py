@@ -12,6 +12,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from insula.lifecycle.kernels import Kernels
 from insula.lifecycle.manager import LifecycleEngine
 from insula.model.system import PoolConfig, System
 from insula.rpc.launcher import launch_session
+from insula.storage.pool import Pool, StorageError
 from insula.storage.registry import open_pool
 from insula.store.store import Store
 
@@ -39,6 +41,8 @@ log = logging.getLogger("insula.daemon")
 
 DEFAULT_POOL = "default"
 KERNEL_POOL = "linux-kernel"
+MAX_FILES = 16384
+"""Descriptors: ten a qube, two for each of the connections that the sockets take."""
 
 
 @contextmanager
@@ -72,6 +76,23 @@ def with_builtin_pools(system: System, paths: Paths) -> System:
     return system
 
 
+def usable_pools(system: System) -> Iterator[Pool]:
+    """Open the pools. One that cannot be used (its disk is not there) keeps only its own volumes from being used."""
+    for config in system.pools.values():
+        try:
+            yield open_pool(config)
+        except StorageError as error:
+            log.warning("pool %s cannot be used, nor can its volumes: %s", config.name, error)
+
+
+def raise_file_limit() -> None:
+    """Ask for as many descriptors as :data:`MAX_FILES`: the usual 1024 are too few for full tables of connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def serve(paths: Paths) -> None:
     """Run until told to end. :raise StoreError, DriverError, OSError: something the daemon needs is not there."""
     stop = asyncio.Event()
@@ -93,9 +114,9 @@ async def serve(paths: Paths) -> None:
             runtime_folder=paths.qube,
             console_folder=paths.logs,
         )
-        for config in store.system.pools.values():
-            host.pools[config.name] = open_pool(config)
-            rooms.push_async_callback(host.pools[config.name].aclose)
+        for pool in usable_pools(store.system):
+            host.pools[pool.name] = pool
+            rooms.push_async_callback(pool.aclose)
         engine = LifecycleEngine(host, paths.runtime / "qubes")
         await engine.recover()
         rooms.push_async_callback(engine.leave)
@@ -133,6 +154,7 @@ def main() -> None:
     # The QMP library reports each disconnect with a traceback; the driver says what matters.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
     os.umask(0o077)
+    raise_file_limit()
     paths = Paths.from_environment()
     paths.make()
     with single_instance(paths) as alone:

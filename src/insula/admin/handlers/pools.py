@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from insula.admin.arguments import parse_flag, parse_option_lines, parse_revisions_to_keep
 from insula.admin.call import Call, Context
-from insula.model.errors import PermissionDenied, ProtocolError, QubesException, QubesPoolInUseError
+from insula.model.errors import (
+    PermissionDenied,
+    ProtocolError,
+    QubesException,
+    QubesPoolInUseError,
+    QubesPoolNotFoundError,
+    StoragePoolException,
+)
 from insula.model.system import PoolConfig
 from insula.storage.pool import PoolUsage
 from insula.storage.registry import DRIVERS
@@ -16,6 +24,7 @@ from insula.storage.registry import DRIVERS
 MAX_POOL_NAME = 64
 """Characters; ours, the published interface names no limit."""
 
+_log = logging.getLogger("insula.admin")
 _POOL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -30,11 +39,15 @@ async def list_drivers(context: Context, call: Call) -> str:
 
 
 async def info(context: Context, call: Call) -> str:
-    """Sorted configuration, then size and usage in bytes."""
+    """Sorted configuration, then size and usage in bytes; without these where the pool cannot be used now."""
     pool = _pool(context, call)
-    live = context.engine.pool(pool.name)
-    config = {**live.config, **pool.options, "name": pool.name, "driver": pool.driver}
-    usage = await context.engine.pool_usage(pool.name)
+    config = {**pool.options, "name": pool.name, "driver": pool.driver}
+    try:
+        live, usage = context.engine.pool(pool.name), await context.engine.pool_usage(pool.name)
+    except (QubesPoolNotFoundError, StoragePoolException) as error:
+        _log.warning("pool %s: %s", pool.name, error)
+        return _lines(dict(sorted(config.items())))
+    config = {**live.config, **config}
     return _lines(dict(sorted(config.items()))) + _lines({"size": str(usage.size), "usage": str(usage.used)})
 
 
