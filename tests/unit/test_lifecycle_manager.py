@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from insula.hal.driver import MachineState
+from insula.hal.errors import DriverError
 from insula.lifecycle.engine import CreateRequest
 from insula.model.block import VolumeSpec
 from insula.model.errors import (
@@ -76,6 +77,15 @@ async def test_start_that_fails_at_any_step_leaves_nothing(bench: Bench, step: s
     assert all(guest.exit is not None for guest in bench.computer.guests.values())
     await bench.engine.start(WORK)
     assert bench.engine.power_state(WORK) is PowerState.RUNNING
+
+
+async def test_words_of_the_hypervisor_go_to_the_log_and_the_error_says_so(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.computer.script.fail_next("start_paused", DriverError("QEMU did not start", "qemu: line one\nline two"))
+    with pytest.raises(QubesException, match=r"QEMU did not start \(the daemon's log says more\)$"):
+        await bench.engine.start(WORK)
+    assert "line two" in caplog.text
 
 
 async def test_start_without_session_process_is_undone(bench: Bench) -> None:

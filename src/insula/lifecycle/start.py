@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from insula.hal.driver import RPC_CHANNEL, Disk, Machine, MachineSpec
-from insula.hal.errors import HalError
+from insula.hal.errors import DriverError, HalError
 from insula.lifecycle.host import Host, Session, log
 from insula.lifecycle.plan import StartPlan
 from insula.lifecycle.running import RunningQube
@@ -67,6 +67,12 @@ async def start_qube(host: Host, plan: StartPlan) -> tuple[RunningQube, Session]
                 result = await _run_steps(host, plan, steps, undo)
             except InsulaError as e:
                 raise StartFailed(plan.name, steps.current, str(e)) from e
+            except DriverError as e:
+                if e.detail:
+                    # Of any length and in the words of other programs: for the log.
+                    log.error("%s: %s: %s: %s", plan.name, steps.current, e, e.detail)
+                more = " (the daemon's log says more)" if e.detail else ""
+                raise StartFailed(plan.name, steps.current, f"{e}{more}") from e
             except (HalError, StorageError, OSError) as e:
                 raise StartFailed(plan.name, steps.current, str(e)) from e
             undo.pop_all()
