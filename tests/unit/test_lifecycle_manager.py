@@ -461,3 +461,14 @@ async def test_power_button_is_pressed_again_for_a_guest_that_did_not_hear_it(be
     guest.powers_off_when_asked = True
     await stopping
     assert guest.shutdown_requests == 2
+
+
+async def test_qube_with_a_volume_in_a_pool_that_is_not_there_can_be_removed(bench: Bench) -> None:
+    await bench.engine.pool_add("second", "qcow2", {"dir_path": str(bench.folder / "elsewhere"), "reserve_mib": "1"})
+    await bench.engine.create(CreateRequest("AppVM", QubeName("far"), "red", TEMPLATE, pools={"private": "second"}))
+    del bench.host.pools["second"]
+    with pytest.raises(QubesException, match="Pool 'second' of volume qubes/far/private cannot be used now"):
+        await bench.engine.start(QubeName("far"))
+    await bench.engine.remove(QubeName("far"))
+    assert bench.published[-1].name == "domain-delete"
+    assert "far" not in bench.host.store.system.qubes

@@ -61,11 +61,11 @@ class Host:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def pool_of(self, volume: VolumeSpec) -> Pool:
-        """:raise QubesPoolNotFoundError: the volume names a pool that is not configured."""
+        """:raise QubesPoolNotFoundError: the pool of the volume is not configured, or could not be opened."""
         try:
             return self.pools[volume.pool]
         except KeyError:
-            raise QubesPoolNotFoundError(f"No pool {volume.pool!r} (volume {volume.vid})") from None
+            raise QubesPoolNotFoundError(f"Pool {volume.pool!r} of volume {volume.vid} cannot be used now") from None
 
     def publish(self, subject: str, name: str, /, **kwargs: str) -> None:
         self.bus.publish(Event(subject, name, kwargs))

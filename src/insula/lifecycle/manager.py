@@ -223,7 +223,7 @@ class LifecycleEngine:
             for volume in disks_of(qube):
                 try:
                     await host.pool_of(volume).remove(volume)
-                except StorageError as e:
+                except (StorageError, QubesPoolNotFoundError) as e:
                     # The qube is gone; the next start of the daemon removes what is left.
                     log.error("%s: volume %s: %s", name, volume.name, e)
         host.publish("", "domain-delete", vm=name)
