@@ -40,6 +40,9 @@ LINGER_TIMEOUT = 30.0
 MAX_CONNECTIONS = 512
 """At a time on one socket, event listeners included; further ones are closed at once (MC-107)."""
 BACKLOG = 128
+TURNS_TO_ACCEPT = 3
+"""Turns of the loop from accepting a connection until it is handed to us; at the end those under way are waited for,
+else nobody would close them."""
 READ_SIZE = 65536
 
 _UCRED = struct.Struct("iII")
@@ -116,6 +119,8 @@ class AdminServer:
         assert self._server is not None
         self._server.close()
         self._path.unlink(missing_ok=True)
+        for _ in range(TURNS_TO_ACCEPT):
+            await asyncio.sleep(0)
         for task in tuple(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
