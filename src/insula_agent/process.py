@@ -15,7 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SIGHUP, SIGKILL, SIGPIPE, SIGXFSZ = 1, 9, 13, 25
+SIGHUP, SIGKILL = 1, 9
+_RESET_SIGNALS = (1, 2, 3, 10, 12, 13, 14, 15, 17, 18, 20, 21, 22, 24, 25)
+"""HUP INT QUIT USR1 USR2 PIPE ALRM TERM CHLD CONT TSTP TTIN TTOU XCPU XFSZ (signal(7))."""
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INHERITED = ("LANG", "LC_ALL", "TZ")
@@ -119,8 +121,9 @@ def _become(plan: Plan, stdin: int, stdout: int, stderr: int) -> None:
         os.dup2(copy, target)
     # Our own descriptors close themselves on exec; these may be some the agent was started with.
     os.closerange(3, _MAX_INHERITED)
-    _signal.signal(SIGPIPE, _signal.SIG_DFL)
-    _signal.signal(SIGXFSZ, _signal.SIG_DFL)
+    # What the agent, or whoever started it, ignores must not be ignored by the command: it would miss its hang-up.
+    for number in _RESET_SIGNALS:
+        _signal.signal(number, _signal.SIG_DFL)
     if plan.uid is not None:
         os.setgroups(plan.groups)
         os.setgid(plan.gid)

@@ -16,7 +16,7 @@ from insula import __version__
 from insula.cli import connection
 from insula.cli.catalogue import COMMANDS
 from insula.daemon.paths import Paths
-from insula.testing.cli_runner import Cli, Ran, run_cli, served_cli
+from insula.testing.cli_runner import PROGRAM, Cli, Ran, run_cli, served_cli
 
 PROCESS_TIMEOUT_S = 60
 
@@ -151,18 +151,9 @@ def test_show_completion_prints_a_script(nobody: Paths) -> None:
 # as a process
 
 
-# A test run started in the background of a shell ignores SIGINT, and so would every process it starts.
-_COMMAND = """\
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from insula.cli.main import main
-sys.exit(main())
-"""
-
-
 def start(paths: Paths, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", _COMMAND, *arguments],
+        [sys.executable, "-c", PROGRAM, *arguments],
         env={**os.environ, "INSULA_DATA_DIR": str(paths.data), "INSULA_RUNTIME_DIR": str(paths.runtime)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

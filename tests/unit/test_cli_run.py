@@ -24,7 +24,7 @@ from insula.cli.commands.run import command_line
 from insula.cli.failures import CliError
 from insula.model.errors import QubesException
 from insula.rpc.launcher import RunningSession, launch_session
-from insula.testing.cli_runner import Cli, served_cli
+from insula.testing.cli_runner import PROGRAM, Cli, served_cli
 
 TIMEOUT_S = 60
 AGENT_SERVICES = Path(insula_agent.__file__).with_name("rpc")
@@ -99,13 +99,12 @@ def guest(cli: Cli, tmp_path: Path) -> Iterator[Guest]:
 
 def command(cli: Cli, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of a ``insula run`` process."""
-    script = "import sys; from insula.cli.main import main; sys.exit(main())"
     environment = {
         **os.environ,
         "INSULA_DATA_DIR": str(cli.paths.data),
         "INSULA_RUNTIME_DIR": str(cli.paths.runtime),
     }
-    return [sys.executable, "-c", script, "run", *arguments], environment
+    return [sys.executable, "-c", PROGRAM, "run", *arguments], environment
 
 
 def run(cli: Cli, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

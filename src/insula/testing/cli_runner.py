@@ -30,6 +30,15 @@ T = TypeVar("T")
 
 THREAD_TIMEOUT_S = 60.0
 
+PROGRAM = """\
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from insula.cli.main import main
+sys.exit(main())
+"""
+"""For ``python -c``: the command as a process. A test run started in the background of a shell ignores SIGINT, and so
+would every process it starts."""
+
 
 class _TerminalText(io.TextIOWrapper):
     """Standard output or input that says it is a terminal."""
