@@ -119,7 +119,7 @@ class AdminServer:
         assert self._server is not None
         self._server.close()
         self._path.unlink(missing_ok=True)
-        for _ in range(TURNS_TO_ACCEPT):
+        for _turn in range(TURNS_TO_ACCEPT):
             await asyncio.sleep(0)
         for task in tuple(self._connections):
             task.cancel()
