@@ -1,0 +1,71 @@
+"""Bytes a second through a command's stdout and stdin, over the raw port of the same controller in the same guest.
+
+The time an empty command takes to start and end is subtracted from ours: a stream is compared with a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import time
+
+from insula.rpc.client import run as run_command
+from insula.testing.daemon import DaemonProcess
+from insula.testing.guest import build_template, create_app_qube, install
+from raw_port import RawPort
+from report import Case, publish
+
+MIB = 1 << 20
+SIZE = 48 * MIB
+RUNS = 5
+BAR = 0.8
+
+
+async def command_seconds(daemon: DaemonProcess, command: str, *, stdin: int | None, stdout: int) -> float:
+    begin = time.perf_counter()
+    code = await run_command(daemon.paths.rpc_socket("bench"), command, user="root", stdin=stdin, stdout=stdout)
+    assert code == 0
+    return time.perf_counter() - begin
+
+
+async def main() -> None:
+    built = await build_template()
+    figures: dict[str, list[float]] = {"raw out": [], "out": [], "raw in": [], "in": []}
+    async with DaemonProcess() as daemon:
+        await install(daemon.client, built)
+        await create_app_qube(daemon.client, "bench")
+        await daemon.client.start("bench")
+        null = os.open("/dev/null", os.O_RDWR)
+        data = os.memfd_create("data")
+        os.truncate(data, SIZE)
+        async with RawPort.open(daemon, "bench") as raw:
+            for _ in range(RUNS):
+                empty = await command_seconds(daemon, "exec true", stdin=null, stdout=null)
+                os.lseek(data, 0, os.SEEK_SET)
+                figures["raw out"].append(SIZE / await asyncio.to_thread(raw.from_guest_seconds, SIZE))
+                out = await command_seconds(daemon, f"exec head -c {SIZE} /dev/zero", stdin=null, stdout=null)
+                figures["out"].append(SIZE / (out - empty))
+                figures["raw in"].append(SIZE / await asyncio.to_thread(raw.to_guest_seconds, SIZE))
+                into = await command_seconds(daemon, "exec cat > /dev/null", stdin=data, stdout=null)
+                figures["in"].append(SIZE / (into - empty))
+                print({name: round(values[-1] / MIB, 1) for name, values in figures.items()}, file=sys.stderr)
+        os.close(data)
+        os.close(null)
+    median = {name: statistics.median(values) / MIB for name, values in figures.items()}
+    publish(
+        "channel_throughput",
+        [
+            Case(
+                f"channel_throughput {label}", median[ours], "MiB/s", median[f"raw {ours}"],
+                "a raw program on a port of the same controller", f"≥ {BAR} × baseline",
+                median[ours] >= BAR * median[f"raw {ours}"], RUNS,
+            )
+            for ours, label in (("out", "guest to host"), ("in", "host to guest"))
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,109 @@
+"""The raw channel to compare with: a small Python program in the guest on the port ``insula.gui``, and its host end.
+
+The port belongs to the same virtio-serial controller as ``insula.rpc``, the program reads and writes in the sizes the
+port's driver takes; there is no multiplexer, no flow control of ours and no session process between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from insula.hal.driver import GUI_CHANNEL
+from insula.hal.qemu.descriptors import connect
+from insula.rpc.client import run_collect
+from insula.testing.daemon import DaemonProcess
+
+REQUEST_SIZE = 32
+TIMEOUT_S = 120
+
+_PROGRAM = f"""
+import glob, os
+for name in glob.glob("/sys/class/virtio-ports/*/name"):
+    if open(name).read().strip() == {GUI_CHANNEL!r}:
+        port = os.open("/dev/" + name.split("/")[-2], os.O_RDWR)
+def read(size):
+    data = b""
+    while len(data) < size:
+        data += os.read(port, size - len(data))
+    return data
+block = bytes(32768)
+while True:
+    word, count = read({REQUEST_SIZE}).split()
+    count = int(count)
+    if word == b"echo":
+        os.write(port, read(count))
+    elif word == b"source":
+        while count:
+            count -= os.write(port, block[:count])
+    elif word == b"sink":
+        while count:
+            count -= len(os.read(port, min(count, 65536)))
+        os.write(port, b"done")
+    else:
+        break
+"""
+
+
+class RawPort:
+    """The host's end, connected."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, daemon: DaemonProcess, qube: str) -> AsyncIterator[RawPort]:
+        """Start the program in a running qube and connect to its port."""
+        command = f"exec python3 -I -S -c {shlex.quote(_PROGRAM)}"
+        program = asyncio.create_task(run_collect(daemon.paths.rpc_socket(qube), command, user="root"))
+        channel = connect(daemon.paths.qube(qube) / f"channel-{GUI_CHANNEL}.sock")
+        channel.setblocking(True)
+        channel.settimeout(TIMEOUT_S)
+        port = cls(channel)
+        try:
+            await asyncio.to_thread(port.echo_seconds)
+            yield port
+            port._ask("end", 0)
+            await program
+        finally:
+            channel.close()
+            program.cancel()
+
+    def _ask(self, word: str, count: int) -> None:
+        self._channel.sendall(f"{word} {count}".ljust(REQUEST_SIZE).encode())
+
+    def _receive(self, size: int) -> None:
+        buffer = bytearray(262144)
+        while size:
+            count = self._channel.recv_into(buffer, min(size, len(buffer)))
+            if not count:
+                raise ConnectionError("the machine closed the port")
+            size -= count
+
+    def echo_seconds(self) -> float:
+        """Round trip of one byte."""
+        self._ask("echo", 1)
+        begin = time.perf_counter()
+        self._channel.sendall(b"x")
+        self._receive(1)
+        return time.perf_counter() - begin
+
+    def from_guest_seconds(self, size: int) -> float:
+        begin = time.perf_counter()
+        self._ask("source", size)
+        self._receive(size)
+        return time.perf_counter() - begin
+
+    def to_guest_seconds(self, size: int) -> float:
+        begin = time.perf_counter()
+        self._ask("sink", size)
+        block = bytes(65536)
+        for _ in range(size // len(block)):
+            self._channel.sendall(block)
+        self._receive(4)
+        return time.perf_counter() - begin
