@@ -15,6 +15,8 @@ from insula.model.block import VolumeSpec
 from insula.model.errors import (
     QubesException,
     QubesMemoryError,
+    QubesNotImplementedError,
+    QubesValueError,
     QubesVMInUseError,
     QubesVMNotHaltedError,
     QubesVMNotPausedError,
@@ -472,3 +474,11 @@ async def test_qube_with_a_volume_in_a_pool_that_is_not_there_can_be_removed(ben
     await bench.engine.remove(QubeName("far"))
     assert bench.published[-1].name == "domain-delete"
     assert "far" not in bench.host.store.system.qubes
+
+
+async def test_encryption_that_does_not_exist_is_not_promised(bench: Bench) -> None:
+    with pytest.raises(QubesNotImplementedError):
+        await bench.engine.volume_set(WORK, "volatile", "ephemeral", value=True)
+    with pytest.raises(QubesValueError):
+        await bench.engine.volume_set(WORK, "private", "ephemeral", value=True)
+    assert not bench.host.store.system.get(WORK).volumes["volatile"].ephemeral

@@ -34,7 +34,7 @@ from insula.model.state import PowerState
 SESSION_RESTARTS = 5
 """How often in a row a session process is replaced; one that lived SESSION_STABLE_S starts the count anew."""
 SESSION_STABLE_S = 60.0
-SESSION_RESTART_DELAY_S = 0.1
+SESSION_RESTART_DELAY_S = 0.25
 
 
 class Supervisor:
@@ -154,8 +154,11 @@ class Supervisor:
             if failures > SESSION_RESTARTS:
                 log.error("%s: session process keeps ending (%s); no more calls until it is restarted", self.name, why)
                 return
-            log.warning("%s: session process ended (%s), starting another", self.name, why)
+            # A machine that ends takes its session along, and is seen to be gone only a moment later.
             await asyncio.sleep(SESSION_RESTART_DELAY_S * failures)
+            if running.machine.state is MachineState.GONE:
+                return
+            log.warning("%s: session process ended (%s), starting another", self.name, why)
             try:
                 self.session = await open_session(self.host, running.machine)
             except (OSError, HalError) as e:
