@@ -10,7 +10,8 @@ epoch, so streams of two epochs can never be mixed up.
 Sans I/O and without a clock: bytes in by :meth:`Mux.receive`, bytes out by :meth:`Mux.data_to_send` and
 :meth:`Mux.sent`; the caller drives retries by calling :meth:`Mux.start` again. Payload is handed on as it arrives,
 also in parts of a frame, so nothing but an unfinished header is ever buffered here; what the application has not
-:meth:`~Mux.consumed` is bounded by the credit granted to the peer.
+:meth:`~Mux.consumed` is bounded by the credit granted to the peer. Bulk payload is not copied on its way out, and on
+its way in only if the caller wants that: under software emulation copies are most of what a transfer costs.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ _HELLO_PREFIX = _HEADER.pack(0, HELLO, _HELLO_BODY.size) + MAGIC
 _HELLO_SIZE = _HEADER.size + _HELLO_BODY.size
 _PADDING = bytes(limits.MUX_MAX_DATA + 2 * _HEADER.size)
 """Completes any half-read frame of an old session, then reads as a PAD header wherever it is cut."""
+
+_SMALL = 4096
+"""Bytes of payload up to which joining it to its header costs less than keeping the two apart."""
 
 _BODY_SIZES = {PAD: 0, HELLO: _HELLO_BODY.size, OPEN: _TWO_U32.size, CREDIT: _U32.size, FIN: 0, RESET: _U32.size}
 
@@ -179,6 +183,9 @@ class Mux:
 
     ``role`` is :data:`HOST` (opens even streams, starts handshakes) or :data:`GUEST` (odd, answers them).
     Every method that sends only queues; nothing is lost but by a resync.
+
+    ``views``: the data of DataReceived is a view of what :meth:`receive` was given instead of a copy, for callers who
+    are done with an event, or make their own copy, before they use their buffer again.
     """
 
     def __init__(
@@ -187,12 +194,14 @@ class Mux:
         *,
         nonce: Callable[[int], bytes] = os.urandom,
         max_peer_streams: int = limits.MUX_MAX_STREAMS,
+        views: bool = False,
     ) -> None:
         if role not in (HOST, GUEST):
             raise ValueError(role)
         self._is_host = role == HOST
         self._make_nonce = nonce
         self._max_peer_streams = max_peer_streams
+        self._views = views
         self._state = _HUNTING
         self._nonce = _NO_NONCE
         self._hunted = 0
@@ -200,10 +209,14 @@ class Mux:
         """Input not yet understood: part of a header, of a control frame, or (hunting) of a HELLO."""
         self._body_left = 0
         self._body_stream = 0
-        self._queue: list[bytes] = []
+        self._queue: list[Buffer] = []
+        self._is_end: list[bool] = []
+        """For each queued buffer, whether a frame ends with it."""
         self._queued = 0
         self._head_sent = 0
-        """Bytes of the first queued frame the pipe has taken."""
+        """Bytes of the first queued buffer the pipe has taken."""
+        self._is_inside = False
+        """The pipe has taken earlier buffers of the frame to which the first queued one belongs."""
         self._clear_streams()
 
     def _clear_streams(self) -> None:
@@ -253,8 +266,7 @@ class Mux:
         """The pipe was closed at the other end: forget streams, half-read and unsent frames."""
         events: list[MuxEvent] = []
         self._begin_epoch(events)
-        self._queue.clear()
-        self._queued = self._head_sent = 0
+        self._clear_queue()
         self._partial = b""
         self._state = _HUNTING
         return events
@@ -272,12 +284,19 @@ class Mux:
 
     def _drop_queue(self) -> None:
         """Forget what is queued except the rest of a frame the pipe has begun to take: the peer is inside it."""
-        if self._head_sent:
-            del self._queue[1:]
-            self._queued = len(self._queue[0]) - self._head_sent
-        else:
-            self._queue.clear()
-            self._queued = 0
+        if not self._head_sent and not self._is_inside:
+            self._clear_queue()
+            return
+        kept = self._is_end.index(True) + 1
+        del self._queue[kept:]
+        del self._is_end[kept:]
+        self._queued = sum([len(buffer) for buffer in self._queue]) - self._head_sent
+
+    def _clear_queue(self) -> None:
+        self._queue.clear()
+        self._is_end.clear()
+        self._queued = self._head_sent = 0
+        self._is_inside = False
 
     def _begin_epoch(self, events: list[MuxEvent]) -> None:
         if self._state == _IN_SYNC:
@@ -310,9 +329,10 @@ class Mux:
 
     # --- output --------------------------------------------------------------------------------------------------
 
-    def _push(self, frame: bytes) -> None:
-        self._queue.append(frame)
-        self._queued += len(frame)
+    def _push(self, buffer: Buffer, *, is_end: bool = True) -> None:
+        self._queue.append(buffer)
+        self._is_end.append(is_end)
+        self._queued += len(buffer)
 
     def _push_control(self, stream: int, kind: int, body: bytes = b"") -> None:
         """Queue a frame the peer provoked; refuse to hoard them for one who does not read."""
@@ -332,8 +352,8 @@ class Mux:
         """
         buffers: list[Buffer] = []
         size = 0
-        for index, frame in enumerate(self._queue):
-            buffer: Buffer = memoryview(frame)[self._head_sent :] if index == 0 and self._head_sent else frame
+        for index, queued in enumerate(self._queue):
+            buffer: Buffer = memoryview(queued)[self._head_sent :] if index == 0 and self._head_sent else queued
             buffers.append(buffer)
             size += len(buffer)
             if size >= limit:
@@ -347,13 +367,15 @@ class Mux:
         self._queued -= count
         count += self._head_sent
         done = 0
-        for frame in self._queue:
-            if count < len(frame):
+        for buffer in self._queue:
+            if count < len(buffer):
                 break
-            count -= len(frame)
+            count -= len(buffer)
             done += 1
         if done:
+            self._is_inside = not self._is_end[done - 1]
             del self._queue[:done]
+            del self._is_end[:done]
         self._head_sent = count
 
     # --- streams, our side ---------------------------------------------------------------------------------------
@@ -395,24 +417,62 @@ class Mux:
         self._push(_HEADER.pack(stream, OPEN, _TWO_U32.size) + _TWO_U32.pack(port, window))
         return stream
 
-    def send(self, stream: int, data: Buffer) -> None:
+    def send(self, stream: int, data: Buffer, *more: Buffer) -> None:
         """Queue bytes; at most :meth:`writable` of them. Empty data sends nothing.
+
+        They are not copied if they are many: what is queued must not change. Several pieces go in one frame where
+        they fit one.
 
         :raise LocalProtocolError: more than may be sent, or the stream is closed for sending.
         """
-        size = len(data)
+        pieces = (data, *more)
+        size = sum([len(piece) for piece in pieces]) if more else len(data)
         if size > self.writable(stream):
             raise LocalProtocolError(f"{size} bytes for stream {stream}, writable {self.writable(stream)}")
         state = self._open_stream(stream)
         state.send_credit -= size
         if size <= limits.MUX_MAX_DATA:
-            if size:
-                self._push(b"".join((_HEADER.pack(stream, DATA, size), data)))
+            self._push_data(stream, size, pieces)
             return
-        view = memoryview(data)
-        for start in range(0, size, limits.MUX_MAX_DATA):
-            part = view[start : start + limits.MUX_MAX_DATA]
-            self._push(b"".join((_HEADER.pack(stream, DATA, len(part)), part)))
+        for piece in pieces:
+            view = memoryview(piece)
+            for start in range(0, len(view), limits.MUX_MAX_DATA):
+                part = view[start : start + limits.MUX_MAX_DATA]
+                self._push_data(stream, len(part), (part,))
+
+    def _push_data(self, stream: int, size: int, pieces: tuple[Buffer, ...]) -> None:
+        """Queue one frame: small pieces in front joined to the header, a large one as it is."""
+        if not size:
+            return
+        joined: list[Buffer] = [_HEADER.pack(stream, DATA, size)]
+        for index, piece in enumerate(pieces):
+            if len(piece) <= _SMALL:
+                joined.append(piece)
+                continue
+            if joined:
+                self._push(b"".join(joined), is_end=False)
+                joined = []
+            self._push(piece, is_end=index == len(pieces) - 1)
+        if joined:
+            self._push(b"".join(joined))
+
+    def begin(self, stream: int, size: int) -> bytes:
+        """Return the header of a frame of ``size`` bytes that the caller brings to the pipe by other means, body
+        included; nothing may be queued, and nothing else may come before the frame is complete.
+
+        :raise LocalProtocolError: more than may be sent, something is queued, or the stream is closed for sending.
+        """
+        if self._queued or not 0 < size <= min(self.writable(stream), limits.MUX_MAX_DATA):
+            raise LocalProtocolError(f"{size} bytes for stream {stream}, writable {self.writable(stream)}")
+        self._open_stream(stream).send_credit -= size
+        return _HEADER.pack(stream, DATA, size)
+
+    def complete(self, rest: bytes) -> None:
+        """Queue the rest of a frame made by :meth:`begin`; it survives a new handshake, as the peer is inside it."""
+        if self._queued:
+            raise LocalProtocolError("something is queued")
+        self._push(rest)
+        self._is_inside = True
 
     def finish(self, stream: int) -> None:
         """Send FIN: nothing more from us; the other direction stays open. Repeating it does nothing."""
@@ -446,7 +506,7 @@ class Mux:
 
     # --- input ---------------------------------------------------------------------------------------------------
 
-    def receive(self, untrusted_data: bytes) -> list[MuxEvent]:
+    def receive(self, untrusted_data: Buffer) -> list[MuxEvent]:
         """Take bytes from the pipe, in any split; return what they mean.
 
         :raise RemoteProtocolError: the guest broke the protocol, or a guest found no HELLO for too long. All streams
@@ -462,7 +522,7 @@ class Mux:
             raise
         return events
 
-    def _parse(self, untrusted_data: bytes, events: list[MuxEvent]) -> None:
+    def _parse(self, untrusted_data: Buffer, events: list[MuxEvent]) -> None:
         if self._partial:
             untrusted_data = self._partial + untrusted_data
             self._partial = b""
@@ -513,8 +573,9 @@ class Mux:
         self._control(stream, kind, view[_HEADER.size : _HEADER.size + length], events)
         return _HEADER.size + int(length)
 
-    def _hunt(self, untrusted_data: bytes, position: int, events: list[MuxEvent]) -> int:
+    def _hunt(self, untrusted_data: Buffer, position: int, events: list[MuxEvent]) -> int:
         """Skip to the next HELLO and handle it; return the position behind it, or -1 if there is none yet."""
+        untrusted_data = bytes(untrusted_data)
         found = untrusted_data.find(_HELLO_PREFIX, position)
         keep = found if found >= 0 else max(position, len(untrusted_data) - len(_HELLO_PREFIX) + 1)
         self._hunted += keep - position
@@ -544,7 +605,8 @@ class Mux:
         self._body_left -= len(part)
         if self._body_stream in self._streams:
             # A copy: a small view would keep the whole read alive for as long as the stream's reader pleases.
-            events.append(DataReceived(self._body_stream, bytes(part)))
+            data = part if self._views else bytes(part)
+            events.append(DataReceived(self._body_stream, data))  # type: ignore[arg-type] # a view reads like bytes
         return len(part)
 
     def _find(self, stream: int) -> _Stream | None:

@@ -442,6 +442,88 @@ def test_resync_keeps_rest_of_a_frame_the_pipe_has_begun(pair: Pair) -> None:
     assert merged(events) == [DataReceived(stream, b"a" * 1000), Reset(), Synced(1)]
 
 
+def test_resync_between_header_and_body_keeps_the_body(pair: Pair) -> None:
+    """Bulk is queued apart from its header; the pipe may have taken the header alone."""
+    stream = pair.host.open(513)
+    pair.settle()
+    pair.host.send(stream, b"a" * 10000)
+    pair.host.send(stream, b"b" * 10000)
+    header = bytes(pair.host.data_to_send()[0])
+    pair.host.sent(len(header))
+    pair.host.start(pad=False)
+    events = pair.guest.receive(header + take(pair.host))
+    assert merged(events) == [DataReceived(stream, b"a" * 10000), Reset(), Synced(1)]
+    assert pair.host.queued == 0
+
+
+def test_bulk_is_queued_without_a_copy(pair: Pair) -> None:
+    stream = pair.host.open(513)
+    pair.settle()
+    data = bytes(50000)
+    pair.host.send(stream, data)
+    assert any(buffer is data for buffer in pair.host.data_to_send())
+
+
+def test_pieces_go_in_one_frame_where_they_fit(pair: Pair) -> None:
+    stream = pair.host.open(513)
+    pair.settle()
+    pair.host.send(stream, b"head", b"x" * 5000, b"", b"tail")
+    assert take(pair.host) == frame(stream, mux.DATA, b"head" + b"x" * 5000 + b"tail")
+    pair.host.send(stream, b"head", bytes(limits.MUX_MAX_DATA))
+    assert take(pair.host) == frame(stream, mux.DATA, b"head") + frame(stream, mux.DATA, bytes(limits.MUX_MAX_DATA))
+    pair.host.send(stream, b"", b"")
+    assert pair.host.queued == 0
+
+
+def test_views_are_of_the_callers_buffer_and_copies_are_not(pair: Pair) -> None:
+    for views in (True, False):
+        host, guest = Mux(HOST), Mux(GUEST, views=views)
+        host.start()
+        guest.receive(take(host))
+        host.receive(take(guest))
+        stream = host.open(513)
+        host.send(stream, b"before")
+        buffer = bytearray(take(host))
+        (event,) = [e for e in guest.receive(memoryview(buffer)) if isinstance(e, DataReceived)]
+        buffer[-6:] = b"after!"
+        assert bytes(event.data) == (b"after!" if views else b"before")
+
+
+def test_handshake_in_a_view_split_anywhere() -> None:
+    host = Mux(HOST)
+    host.start()
+    greeting = memoryview(take(host))
+    for cut in range(len(greeting) - 200, len(greeting)):
+        guest = Mux(GUEST, views=True)
+        events = guest.receive(greeting[:cut]) + guest.receive(greeting[cut:])
+        assert events == [Synced(1)]
+
+
+def test_frame_brought_by_other_means_counts_and_is_completed_before_a_handshake(pair: Pair) -> None:
+    stream = pair.guest.open(512)
+    pair.settle()
+    before = pair.guest.writable(stream)
+    begun = pair.guest.begin(stream, 1000) + b"x" * 400
+    assert pair.guest.writable(stream) == before - 1000
+    pair.guest.complete(b"y" * 600)
+    pair.guest.start()
+    assert take(pair.guest).startswith(b"y" * 600 + frame(0, mux.HELLO, length=52))
+    assert merged(pair.host.receive(begun + b"y" * 600)) == [DataReceived(stream, b"x" * 400 + b"y" * 600)]
+
+
+def test_frame_brought_by_other_means_only_while_nothing_is_queued(pair: Pair) -> None:
+    stream = pair.guest.open(512)
+    with pytest.raises(LocalProtocolError):
+        pair.guest.begin(stream, 1)
+    pair.settle()
+    for size in (0, pair.guest.writable(stream) + 1, limits.MUX_MAX_DATA + 1):
+        with pytest.raises(LocalProtocolError):
+            pair.guest.begin(stream, size)
+    pair.guest.send(stream, b"x")
+    with pytest.raises(LocalProtocolError):
+        pair.guest.complete(b"rest")
+
+
 def test_transport_lost_forgets_everything(pair: Pair) -> None:
     stream = pair.guest.open(512)
     pair.guest.send(stream, b"x")
