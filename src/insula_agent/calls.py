@@ -16,9 +16,11 @@ from __future__ import annotations
 import os
 
 from insula_agent import process
+from insula_agent.conveyor import enlarge
 from insula_agent.link import Link, StreamHandler, StreamWriter
 from insula_agent.log import log
 from insula_agent.loop import READ, WRITE, Loop, Timer
+from insula_proto import limits, qrexec
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.mux import RESET_FAILED
 from insula_proto.qrexec import EXIT_PROBLEM, Hello, Stdin
@@ -32,8 +34,10 @@ HANDSHAKE_TIMEOUT = 120.0
 """Seconds a caller has to say HELLO (published: agents wait this long for the data channel)."""
 KILL_DELAY = 2.0
 """Seconds between SIGHUP and SIGKILL for a command whose caller has gone."""
-READ_SIZE = 32768 - 12 - 8
-"""Bytes read from a process at once: with both headers one write to the port."""
+READ_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
+"""Bytes read from a process at once: with their header one frame."""
+PIPE_SIZE = 262144
+"""Bytes of the pipes to and from a process: fewer changes between it and us than with the kernel's 64 KiB."""
 
 
 class StartFailed(Exception):
@@ -70,7 +74,7 @@ class Call(StreamHandler):
         """The process has ended. It is reaped only when nothing can be sent to its group any more: a zombie's number
         cannot belong to anybody else."""
         self._stdin = -1
-        self._stdin_queue: list[bytes] = []
+        self._stdin_queue: list[bytes | memoryview] = []
         self._stdin_ended = False
         self._unconsumed = 0
         """Bytes of the stream that belong to what is queued for stdin."""
@@ -105,6 +109,8 @@ class Call(StreamHandler):
             elif isinstance(message, Stdin):
                 self._stdin_ended = True
         self._pump_stdin()
+        # What could not be written outlives the buffer it is in.
+        self._stdin_queue = [bytes(rest) for rest in self._stdin_queue]
 
     def fin(self, stream: int) -> None:
         """The caller closed its end: normal after the exit code, else it has gone (a vchan has no half-close)."""
@@ -181,6 +187,8 @@ class Call(StreamHandler):
                 for fd in (own_stdin, own_stdout, own_stderr):
                     os.set_blocking(fd, False)
                     descriptors.remove(fd)
+                for fd in (own_stdin, own_stdout):
+                    enlarge(fd, PIPE_SIZE)
                 self._stdin = own_stdin
                 self._outputs = {own_stdout: True, own_stderr: False}
         finally:
@@ -251,8 +259,11 @@ class Call(StreamHandler):
 
     def _watch_outputs(self) -> None:
         """Listen to the process only while everything it said has been sent."""
+        may_read = self._writer is not None and self._writer.is_empty and self._link.has_room(self._stream)
+        if not may_read and self._outputs:
+            self._link.notify_writable(self._stream)
         for fd in self._outputs:
-            if self._writer is not None and self._writer.is_empty:
+            if may_read:
                 self._loop.watch(fd, READ, self._read_stdout if self._outputs[fd] else self._read_stderr)
             else:
                 self._loop.forget(fd)
@@ -270,12 +281,16 @@ class Call(StreamHandler):
         if not found or self._writer is None or not self._writer.is_empty:
             return
         fd = found[0]
+        header = self._channel.stdout_header if is_stdout else self._channel.stderr_header
+        if self._link.convey(self._stream, fd, header):
+            self._advance()
+            return
         try:
             data = os.read(fd, READ_SIZE)
         except BlockingIOError:
             return
         if data:
-            self._writer.write(*(self._channel.stdout(data) if is_stdout else self._channel.stderr(data)))
+            self._writer.write(header(len(data)), data)
         else:
             self._close_output(fd)
             self._writer.write(self._channel.stdout_end() if is_stdout else self._channel.stderr_end())

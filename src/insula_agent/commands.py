@@ -71,7 +71,7 @@ class _Waiting(StreamHandler):
 
     def data(self, stream: int, data: bytes) -> None:
         if self.call is None:
-            self._early.append(data)
+            self._early.append(bytes(data))
         else:
             self.call.data(stream, data)
 

@@ -12,6 +12,7 @@ import os
 import select
 import stat
 
+from insula_agent import conveyor
 from insula_agent.log import log
 from insula_agent.loop import HANGUP, READ, WRITE, Loop
 from insula_proto.errors import RemoteProtocolError
@@ -33,12 +34,23 @@ from insula_proto.mux import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from insula_proto.mux import Buffer
 
 MAX_WRITE = 32768
 """Bytes the kernel's port driver takes in one write."""
-READ_BURST = 131072
-"""Bytes read before they are parsed; the port driver hands out a page at a time."""
+FLUSH_SIZE = 262144
+"""Bytes handed to one writev(2), which writes piece after piece to a driver that knows single writes only."""
+SMALL_BUFFER = 4096
+"""Bytes up to which buffers are joined for a write; larger ones are written as they are."""
+PORT_PAGE = 4096
+"""The port driver receives into pages and hands out at most one a read (drivers/char/virtio_console.c)."""
+READ_PAGES = 32
+"""Pages asked for at once: readv(2) reads page after page from a driver that knows single reads only."""
+CONVEYED_HEADER = 64
+"""Bytes that the header of conveyed bytes has at most."""
+ENOUGH_ROOM = conveyor.SMALLEST + CONVEYED_HEADER
 RECONNECT_INTERVAL = 0.1
 """Seconds between looks at a port whose host is away."""
 
@@ -51,7 +63,10 @@ class StreamHandler:
     """What happens to a stream; override what matters."""
 
     def data(self, stream: int, data: bytes) -> None:
-        """Bytes came; they count against the window until :meth:`Link.consumed`."""
+        """Bytes came; they count against the window until :meth:`Link.consumed`.
+
+        ``data`` is a view of bytes, valid until this returns: whoever wants to keep some makes a copy.
+        """
 
     def fin(self, stream: int) -> None:
         """The host sends nothing more."""
@@ -90,6 +105,24 @@ def open_transport(device: str) -> int:
         raise TransportError(f"{device}: {error}") from error
 
 
+def _writes(buffers: Sequence[Buffer]) -> list[Buffer]:
+    """The same bytes in pieces of the size the driver takes, neighbouring small ones joined."""
+    writes: list[Buffer] = []
+    small: list[Buffer] = []
+    for buffer in buffers:
+        if len(buffer) <= SMALL_BUFFER:
+            small.append(buffer)
+            continue
+        if small:
+            writes.append(b"".join(small))
+            small = []
+        view = memoryview(buffer)
+        writes.extend([view[start : start + MAX_WRITE] for start in range(0, len(view), MAX_WRITE)])
+    if small:
+        writes.append(b"".join(small))
+    return writes
+
+
 class StreamWriter:
     """Bytes on their way into a stream, kept until credit comes.
 
@@ -106,6 +139,10 @@ class StreamWriter:
         return not self._pending
 
     def write(self, *data: bytes) -> None:
+        """Send in order; what belongs together goes in one frame if the stream has room for all of it."""
+        if not self._pending and sum([len(piece) for piece in data]) <= self._link.writable(self._stream):
+            self._link.send(self._stream, *data)
+            return
         self._pending.extend(data)
         self.flush()
 
@@ -140,11 +177,17 @@ class Link:
         self._device = device
         self._on_sync = on_sync
         self._accept = accept
-        self._mux = Mux(GUEST)
+        self._mux = Mux(GUEST, views=True)
+        self._buffer = memoryview(bytearray(READ_PAGES * PORT_PAGE))
+        self._pages = [self._buffer[start : start + PORT_PAGE] for start in range(0, len(self._buffer), PORT_PAGE)]
         self._fd = -1
         self._is_device = False
         self._handlers: dict[int, StreamHandler] = {}
         self._blocked: set[int] = set()
+        self._conveyor: conveyor.Conveyor | None = None
+        """Made when there is bulk to be sent for the first time."""
+        self.is_full = False
+        """The pipe takes nothing at present."""
         self.epoch = 0
         """Counts connections: what belongs to an earlier one must not speak on this one."""
         loop.before_wait(self.flush)
@@ -166,8 +209,35 @@ class Link:
     def writable(self, stream: int) -> int:
         return self._mux.writable(stream)
 
-    def send(self, stream: int, data: bytes) -> None:
-        self._mux.send(stream, data)
+    def send(self, stream: int, *data: bytes) -> None:
+        self._mux.send(stream, *data)
+
+    def convey(self, stream: int, pipe: int, make_header: Callable[[int], bytes]) -> bool:
+        """Send what waits in a process's pipe, as much as may be sent now; False: so little that it is better read.
+
+        ``make_header(size)`` returns what goes before ``size`` bytes on the stream.
+        """
+        available = conveyor.waiting(pipe) if conveyor.IS_POSSIBLE else 0
+        if available < conveyor.SMALLEST:
+            return False
+        self._conveyor = self._conveyor or conveyor.Conveyor()
+        self.flush()
+        for _ in range(conveyor.MAX_FRAMES):
+            room = self._mux.writable(stream) - CONVEYED_HEADER
+            size = conveyor.frame_size(min(available, room))
+            if self.is_full or self._mux.queued or not size:
+                break
+            header = make_header(size)
+            header = self._mux.begin(stream, len(header) + size) + header
+            rest = self._conveyor.put(header, pipe, size)
+            available -= size
+            if rest:
+                self._mux.complete(rest)
+        return True
+
+    def has_room(self, stream: int) -> bool:
+        """Whether enough can be sent to make it worth to produce more; if not, :meth:`notify_writable` helps."""
+        return not self.is_full and self._mux.writable(stream) >= ENOUGH_ROOM
 
     def consumed(self, stream: int, count: int) -> None:
         self._mux.consumed(stream, count)
@@ -191,31 +261,22 @@ class Link:
     # --- input ---------------------------------------------------------------------------------------------------
 
     def _ready(self, events: int) -> None:
-        data, is_at_end = self._read()
-        if data:
-            self._receive(data)
-        if is_at_end or (events & HANGUP and not data):
+        """Read what is there, at most what the buffer takes, and deal with all of it: the buffer is used again."""
+        try:
+            size = os.readv(self._fd, self._pages)
+        except BlockingIOError:
+            if events & HANGUP:
+                self._lost()
+        except OSError as error:
+            log(f"reading {self._device}: {error}")
             self._lost()
+        else:
+            if size:
+                self._receive(self._buffer[:size])
+            else:
+                self._lost()
 
-    def _read(self) -> tuple[bytes, bool]:
-        """Return what is there, at most about :data:`READ_BURST`, and whether the host is away."""
-        chunks: list[bytes] = []
-        size = 0
-        while size < READ_BURST:
-            try:
-                chunk = os.read(self._fd, READ_BURST)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                log(f"reading {self._device}: {error}")
-                return b"".join(chunks), True
-            if not chunk:
-                return b"".join(chunks), True
-            chunks.append(chunk)
-            size += len(chunk)
-        return b"".join(chunks), False
-
-    def _receive(self, untrusted_data: bytes) -> None:
+    def _receive(self, untrusted_data: memoryview) -> None:
         try:
             events = self._mux.receive(untrusted_data)
         except RemoteProtocolError as error:
@@ -277,21 +338,31 @@ class Link:
 
     def flush(self) -> None:
         """Write until the pipe is full; streams that waited for the queue to shrink go on."""
-        while self._fd >= 0 and self._mux.queued:
-            data = b"".join(self._mux.data_to_send(MAX_WRITE))[:MAX_WRITE]
+        while self._fd >= 0 and (self._mux.queued or self._conveyed):
             try:
-                self._mux.sent(os.write(self._fd, data))
+                if self._conveyor is not None:
+                    self._conveyor.move(self._fd)
+                if self._mux.queued:
+                    self._mux.sent(os.writev(self._fd, _writes(self._mux.data_to_send(FLUSH_SIZE))))
             except BlockingIOError:
+                self.is_full = True
                 self._loop.watch(self._fd, READ | WRITE, self._ready)
                 return
             except OSError as error:
                 log(f"writing {self._device}: {error}")
                 self._lost()
                 return
+            self.is_full = False
             for stream in tuple(self._blocked):
                 self._notify(stream)
         if self._fd >= 0:
+            self.is_full = False
             self._loop.watch(self._fd, READ, self._ready)
+
+    @property
+    def _conveyed(self) -> int:
+        """Bytes on the conveyor, which go before everything queued."""
+        return 0 if self._conveyor is None else self._conveyor.size
 
     # --- the host is away ----------------------------------------------------------------------------------------
 
@@ -300,6 +371,9 @@ class Link:
         if not self._is_device:
             os.close(self._fd)
         fd, self._fd = self._fd, -1
+        self.is_full = False
+        if self._conveyor is not None:
+            self._conveyor.clear()
         for event in self._mux.transport_lost():
             self._dispatch(event)
         if self._is_device:

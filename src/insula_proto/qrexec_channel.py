@@ -197,6 +197,12 @@ class _DataEnd(_Channel):
         self._require_sendable(kind)
         return qrexec.encode_data(kind, data)
 
+    def _header(self, kind: int, size: int) -> bytes:
+        self._require_sendable(kind)
+        if not 0 < size <= limits.QREXEC_MAX_CHUNK:
+            raise LocalProtocolError(f"data message of {size} bytes")
+        return qrexec.HEADER.pack(kind, size)
+
     def _end(self, kind: int) -> bytes:
         self._require_sendable(kind)
         self._ended.add(kind)
@@ -258,11 +264,19 @@ class ServiceEnd(_DataEnd):
     def stdout(self, data: bytes | memoryview) -> list[bytes]:
         return self._data(STDOUT, data)
 
+    def stdout_header(self, size: int) -> bytes:
+        """What goes before 1 to 65 536 bytes of output, for callers who do not want them copied."""
+        return self._header(STDOUT, size)
+
     def stdout_end(self) -> bytes:
         return self._end(STDOUT)
 
     def stderr(self, data: bytes | memoryview) -> list[bytes]:
         return self._data(STDERR, data)
+
+    def stderr_header(self, size: int) -> bytes:
+        """As :meth:`stdout_header`."""
+        return self._header(STDERR, size)
 
     def stderr_end(self) -> bytes:
         return self._end(STDERR)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from insula_agent import conveyor
 from insula_agent import link as link_module
 from insula_agent.link import Link, StreamHandler, StreamWriter, TransportError, open_transport
-from insula_agent.loop import Loop
+from insula_agent.loop import READ, Loop
 from insula_proto import limits
 from insula_proto.mux import HOST, DataReceived, Mux, MuxEvent, StreamOpened, StreamReset, Synced
 
@@ -56,14 +58,18 @@ class World:
         """One exchange: what the host has, one run of the agent's loop, what the agent answered."""
         while self.mux.queued:
             self.mux.sent(self.host.send(b"".join(self.mux.data_to_send())))
-        self.loop._exit_code = None
-        self.loop.after(0.005, lambda: self.loop.stop(0))
-        self.loop.run()
+        self.run_agent()
         try:
             while data := self.host.recv(1 << 18, socket.MSG_DONTWAIT):
                 self.events += self.mux.receive(data)
         except BlockingIOError:
             pass
+
+    def run_agent(self) -> None:
+        """One run of the agent's loop alone."""
+        self.loop._exit_code = None
+        self.loop.after(0.005, lambda: self.loop.stop(0))
+        self.loop.run()
 
     def until(self, condition: object, turns: int = 400) -> None:
         assert callable(condition)
@@ -132,6 +138,117 @@ def test_writer_waits_for_credit_and_loses_nothing(world: World) -> None:
     world.until(everything)
     assert received == payload
     assert handler.writer.is_empty
+
+
+class Conveying(Recorder):
+    """Sends all a pipe gives, as a call does."""
+
+    def __init__(self, world: World, pipe: int) -> None:
+        super().__init__()
+        self.world = world
+        self.pipe = pipe
+        self.conveyed = 0
+        self.stream = world.link.open(111, self)
+        self.sent = StreamWriter(world.link, self.stream)
+        self.advance()
+
+    def advance(self) -> None:
+        link = self.world.link
+        if self.sent.is_empty and link.has_room(self.stream):
+            self.world.loop.watch(self.pipe, READ, self.readable)
+        else:
+            self.world.loop.forget(self.pipe)
+            link.notify_writable(self.stream)
+
+    def readable(self, events: int) -> None:
+        if self.world.link.convey(self.stream, self.pipe, lambda size: b"<%d>" % size):
+            self.conveyed += 1
+            self.advance()
+        elif data := os.read(self.pipe, 65536):
+            self.sent.write(b"<%d>" % len(data), data)
+            self.advance()
+        else:
+            self.world.loop.forget(self.pipe)
+
+    def writable(self, stream: int) -> None:
+        self.sent.flush()
+        self.advance()
+
+
+def unwrapped(data: bytes) -> bytes:
+    """What is left of ``<SIZE>`` and that many bytes, repeated."""
+    parts = []
+    while data:
+        size, _, data = data.removeprefix(b"<").partition(b">")
+        parts.append(data[: int(size)])
+        data = data[int(size) :]
+    return b"".join(parts)
+
+
+def feed(pipe: int, payload: bytes, piece: int) -> threading.Thread:
+    def write() -> None:
+        with os.fdopen(pipe, "wb", buffering=0) as file:
+            for start in range(0, len(payload), piece):
+                rest = memoryview(payload)[start : start + piece]
+                while rest:
+                    rest = rest[file.write(rest) :]
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("piece", [100, 8192, 65536, 1 << 20])
+def test_bulk_is_conveyed_in_order_past_full_ports_and_spent_credit(world: World, piece: int) -> None:
+    world.host.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    payload = os.urandom(3 * limits.MUX_WINDOW)
+    pipe, writing = os.pipe2(os.O_NONBLOCK)
+    os.set_blocking(writing, True)
+    conveyor.enlarge(writing, 1 << 18)
+    handler = Conveying(world, pipe)
+    thread = feed(writing, payload, piece)
+    received = b""
+
+    def everything() -> bool:
+        nonlocal received
+        for event in world.events:
+            if isinstance(event, DataReceived):
+                received += event.data
+                world.mux.consumed(handler.stream, len(event.data))
+        world.events.clear()
+        return not thread.is_alive() and len(unwrapped(received)) == len(payload)
+
+    world.until(everything, turns=4000)
+    thread.join()
+    assert unwrapped(received) == payload
+    assert handler.conveyed or piece == 100
+    os.close(pipe)
+
+
+def test_little_is_not_conveyed(world: World) -> None:
+    pipe, writing = os.pipe()
+    os.write(writing, b"x" * (conveyor.SMALLEST - 1))
+    assert not world.link.convey(world.link.open(111, Recorder()), pipe, lambda size: b"")
+    assert conveyor.waiting(pipe) == conveyor.SMALLEST - 1
+    os.close(pipe)
+    os.close(writing)
+
+
+def test_host_starts_over_while_bulk_is_on_its_way_and_finds_its_hello(world: World) -> None:
+    world.host.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    pipe, writing = os.pipe2(os.O_NONBLOCK)
+    conveyor.enlarge(writing, 1 << 18)
+    handler = Conveying(world, pipe)
+    os.write(writing, bytes(1 << 18))
+    while not handler.conveyed:
+        world.run_agent()
+    world.events.clear()
+    world.mux.start()
+    world.until(lambda: any(isinstance(event, Synced) for event in world.events))
+    assert handler.log == ["closed 3"]
+    world.loop.forget(pipe)
+    os.close(pipe)
+    os.close(writing)
 
 
 def test_host_starts_over_streams_are_closed_and_a_new_epoch_begins(world: World) -> None:

@@ -1,0 +1,103 @@
+"""Output of a process on its way to the port without passing through this program.
+
+splice(2) moves pages from one pipe to another and from a pipe to the port. Under software emulation that is worth
+more than the copies it saves: the port driver takes 32 KiB in one write, but a whole pipe in one splice, and each of
+its buffers, when the host has taken it, wakes whoever waits for the port.
+
+The pages go through a pipe of our own. Linux's port driver (6.1, drivers/char/virtio_console.c) makes a buffer of as
+many pages as the pipe has, also when fewer are moved, and the host takes the empty rest for a fault of the device; so
+what is spliced to the port must be all there is in its pipe, and a process may write to its own at any moment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+OWN_PIPE = 524288
+"""Bytes of the pipe in between: 128 pages. It holds at most MAX_FRAMES frames and their headers, a page each."""
+MAX_FRAMES = 4
+FRAME_SIZE = 61440
+"""Bytes moved under one header: whole pages, so that none is shared by two frames and then copied."""
+SMALLEST = 8192
+"""Bytes below which reading and writing costs less. With header at most half of the smallest window of a stream: with
+more than half of it left no credit would come (docs/protocols/mux.md)."""
+
+IS_POSSIBLE = hasattr(os, "splice")
+"""Python has it since 3.10."""
+_PAGE = 4096
+_FIONREAD = 0x541B
+_F_SETPIPE_SZ = 1031
+"""<asm-generic/ioctls.h>, <linux/fcntl.h>; Python's ``fcntl`` has the latter since 3.10."""
+_NO_NUMBER = bytes(4)
+
+
+def enlarge(pipe: int, size: int) -> None:
+    """Make a pipe hold ``size`` bytes, where that is allowed."""
+    try:
+        fcntl.fcntl(pipe, _F_SETPIPE_SZ, size)
+    except OSError:
+        # Users have a limit, all their pipes together; root has none. The pipe works as it is.
+        return
+
+
+def waiting(pipe: int) -> int:
+    """Bytes that can be read from a pipe."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe, _FIONREAD, _NO_NUMBER))[0])
+
+
+def frame_size(available: int) -> int:
+    """Bytes to move under the next header; 0: not worth it."""
+    size = min(available, FRAME_SIZE) & ~(_PAGE - 1)
+    return size if size >= SMALLEST else 0
+
+
+class Conveyor:
+    """Our own pipe. What was put on it goes to the port before anything else may."""
+
+    def __init__(self) -> None:
+        self._out, self._in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        enlarge(self._in, OWN_PIPE)
+        self.size = 0
+        """Bytes on it."""
+
+    def put(self, header: bytes, pipe: int, size: int) -> bytes:
+        """Put a header and the next ``size`` bytes of a pipe on it.
+
+        :return: what must follow at once, because it did not fit; normally nothing.
+        """
+        try:
+            taken = os.write(self._in, header)
+        except BlockingIOError:
+            return header + _read_exactly(pipe, size)
+        moved = 0
+        try:
+            while moved < size and (count := os.splice(pipe, self._in, size - moved)):
+                moved += count
+        except BlockingIOError:
+            # Very small pieces fill our pipe, which counts pieces.
+            pass
+        self.size += taken + moved
+        return b"" if moved == size else _read_exactly(pipe, size - moved)
+
+    def move(self, port: int) -> None:
+        """Hand on all that the port takes. :raise BlockingIOError: it takes no more now. :raise OSError:"""
+        while self.size:
+            self.size -= os.splice(self._out, port, self.size)
+
+    def clear(self) -> None:
+        """Nobody is there to take what is on it."""
+        while self.size:
+            self.size -= len(os.read(self._out, self.size))
+
+
+def _read_exactly(pipe: int, size: int) -> bytes:
+    """Bytes that were there a moment ago; should somebody else have taken some, the frame is filled up."""
+    data = b""
+    try:
+        while len(data) < size and (part := os.read(pipe, size - len(data))):
+            data += part
+    except BlockingIOError:
+        pass
+    return data.ljust(size, b"\0")

@@ -1,0 +1,96 @@
+"""The conveyor between two pipes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from insula_agent import conveyor
+from insula_agent.conveyor import FRAME_SIZE, SMALLEST, Conveyor, enlarge, frame_size, waiting
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A process's output: what the agent reads from, and what the process writes to."""
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    enlarge(writing, 1 << 20)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.fixture
+def belt() -> Iterator[Conveyor]:
+    made = Conveyor()
+    yield made
+    os.close(made._in)
+    os.close(made._out)
+
+
+def test_header_and_bytes_come_out_in_order(pipe: tuple[int, int], belt: Conveyor) -> None:
+    payload = os.urandom(3 * FRAME_SIZE)
+    os.write(pipe[1], payload)
+    for header in (b"one", b"two", b"three"):
+        assert belt.put(header, pipe[0], FRAME_SIZE) == b""
+    reading, writing = os.pipe()
+    enlarge(writing, 1 << 20)
+    belt.move(writing)
+    assert belt.size == 0
+    parts = [payload[n * FRAME_SIZE : (n + 1) * FRAME_SIZE] for n in range(3)]
+    assert os.read(reading, 1 << 20) == b"one" + parts[0] + b"two" + parts[1] + b"three" + parts[2]
+    os.close(reading)
+    os.close(writing)
+
+
+def test_what_does_not_fit_is_given_back_in_order(pipe: tuple[int, int], belt: Conveyor) -> None:
+    """Our pipe counts pieces: 128 of 2000 bytes are all it holds."""
+    payload = os.urandom(200 * 2000)
+    for start in range(0, len(payload), 2000):
+        # A page each: what was spliced in cannot be added to.
+        filler, writing = os.pipe()
+        os.write(writing, payload[start : start + 2000])
+        assert os.splice(filler, pipe[1], 2000) == 2000
+        os.close(filler)
+        os.close(writing)
+    assert waiting(pipe[0]) == len(payload)
+    rest = belt.put(b"header", pipe[0], len(payload))
+    assert 0 < belt.size < len(payload)
+    assert os.read(belt._out, 1 << 20) + rest == b"header" + payload
+    belt.size = 0
+
+
+def test_no_room_for_the_header_gives_everything_back(pipe: tuple[int, int], belt: Conveyor) -> None:
+    os.write(belt._in, bytes(conveyor.OWN_PIPE))
+    os.write(pipe[1], b"x" * SMALLEST)
+    assert belt.put(b"header", pipe[0], SMALLEST) == b"header" + b"x" * SMALLEST
+
+
+def test_bytes_taken_by_somebody_else_are_filled_up(pipe: tuple[int, int], belt: Conveyor) -> None:
+    os.write(pipe[1], b"x" * 100)
+    assert belt.put(b"header", pipe[0], 150) == bytes(50)
+    assert belt.size == 106
+    belt.clear()
+    assert belt.size == 0
+
+
+def test_full_port_keeps_the_rest(pipe: tuple[int, int], belt: Conveyor) -> None:
+    os.write(pipe[1], b"x" * FRAME_SIZE)
+    belt.put(b"", pipe[0], FRAME_SIZE)
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    enlarge(writing, 8192)
+    with pytest.raises(BlockingIOError):
+        belt.move(writing)
+    assert belt.size == FRAME_SIZE - waiting(reading)
+    belt.clear()
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("available", "size"),
+    [(0, 0), (SMALLEST - 1, 0), (SMALLEST, SMALLEST), (20000, 16384), (1 << 20, FRAME_SIZE), (-64, 0)],
+)
+def test_frame_has_whole_pages(available: int, size: int) -> None:
+    assert frame_size(available) == size
