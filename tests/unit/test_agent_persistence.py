@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 from insula_agent import persistence
 from insula_agent.persistence import (
     BLANK_SIZE,
+    BLANK_STEP,
     MS_NODEV,
     MS_NOSUID,
     PersistenceError,
+    copy_for,
     find_disk,
     fragments,
+    is_blank,
     parse_ext,
     plan_binds,
     plan_private,
@@ -40,7 +44,7 @@ def head(image: Path) -> bytes:
 
 
 def test_fresh_ext4_needs_nothing(ext4: Path) -> None:
-    assert plan_private(head(ext4), SIZE) == (False, False, False)
+    assert plan_private(parse_ext(head(ext4)), SIZE, is_blank=False) == (False, False, False)
 
 
 def test_ext4_with_1k_blocks_has_the_right_size(tmp_path: Path) -> None:
@@ -54,26 +58,69 @@ def test_ext4_with_1k_blocks_has_the_right_size(tmp_path: Path) -> None:
 
 
 def test_grown_disk_is_grown_into(ext4: Path) -> None:
-    assert plan_private(head(ext4), 2 * SIZE) == (False, False, True)
+    assert plan_private(parse_ext(head(ext4)), 2 * SIZE, is_blank=False) == (False, False, True)
 
 
 @pytest.mark.parametrize("state", [0, 2, 3])
 def test_ext4_with_errors_or_not_clean_is_checked(ext4: Path, state: int) -> None:
     data = bytearray(head(ext4))
     struct.pack_into("<H", data, 1024 + 0x3A, state)
-    assert plan_private(bytes(data), SIZE) == (False, True, False)
+    assert plan_private(parse_ext(bytes(data)), SIZE, is_blank=False) == (False, True, False)
 
 
 def test_blank_disk_gets_a_file_system() -> None:
-    assert plan_private(bytes(BLANK_SIZE), SIZE) == (True, False, False)
+    assert plan_private(None, SIZE, is_blank=True) == (True, False, False)
+
+
+def test_disk_with_anything_unknown_is_left_alone() -> None:
+    with pytest.raises(PersistenceError):
+        plan_private(None, SIZE, is_blank=False)
 
 
 @pytest.mark.parametrize("position", [0, 4096, BLANK_SIZE - 1])
-def test_disk_with_anything_unknown_is_left_alone(position: int) -> None:
-    data = bytearray(BLANK_SIZE)
-    data[position] = 1
-    with pytest.raises(PersistenceError):
-        plan_private(bytes(data), SIZE)
+def test_disk_with_a_byte_at_its_beginning_is_not_blank(tmp_path: Path, position: int) -> None:
+    image = tmp_path / "disk"
+    with image.open("wb+", buffering=0) as file:
+        file.truncate(SIZE)
+        assert is_blank(file.fileno())
+        file.seek(position)
+        file.write(b"x")
+        assert not is_blank(file.fileno())
+
+
+def test_byte_behind_the_beginning_leaves_a_disk_blank(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    with image.open("wb+", buffering=0) as file:
+        file.seek(BLANK_SIZE)
+        file.write(b"x")
+        assert is_blank(file.fileno())
+
+
+@pytest.mark.parametrize("size", [0, 512, BLANK_STEP + 512])
+def test_small_disk_is_looked_at_to_its_end(tmp_path: Path, size: int) -> None:
+    image = tmp_path / "disk"
+    with image.open("wb+", buffering=0) as file:
+        file.truncate(size)
+        assert is_blank(file.fileno())
+        file.write(bytes(size) + b"x")
+        assert not is_blank(file.fileno())
+
+
+def test_home_is_a_copy_with_modes_and_links(tmp_path: Path) -> None:
+    source, target = tmp_path / "skel", tmp_path / "home"
+    (source / "folder").mkdir(parents=True)
+    (source / "folder" / "script").write_text("#!/bin/sh")
+    (source / "folder" / "script").chmod(0o750)
+    (source / "folder").chmod(0o711)
+    (source / ".link").symlink_to("/nowhere")
+    os.mkfifo(source / "pipe")
+    target.mkdir()
+    copy_for(str(source), str(target), os.getuid(), os.getgid())
+    assert sorted(path.name for path in target.iterdir()) == [".link", "folder"]
+    assert (target / ".link").readlink() == Path("/nowhere")
+    assert (target / "folder").stat().st_mode & 0o7777 == 0o711
+    assert (target / "folder" / "script").stat().st_mode & 0o7777 == 0o750
+    assert (target / "folder" / "script").read_text() == "#!/bin/sh"
 
 
 def test_too_little_is_no_file_system() -> None:
