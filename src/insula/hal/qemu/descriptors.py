@@ -7,6 +7,7 @@ needs no writable path, a client may connect before the VMM runs, and a later da
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -86,6 +87,8 @@ class MachineFiles:
                 undo.callback(remove_runtime_files, folder)
                 self.descriptors = self._open(stack)
                 self.status = stack.enter_context((folder / STATUS_FILE).open("wb", buffering=0))
+                # Held by whatever inherits the file, so that a start nobody finishes can be waited for (`is_starting`).
+                fcntl.flock(self.status, fcntl.LOCK_SH)
                 self.status.write(f"{self._spec.uuid}\n".encode())
                 undo.pop_all()
             self._stack = stack.pop_all()
@@ -189,6 +192,18 @@ class StatusNote:
 
     uuid: str
     pid: int
+
+
+def is_starting(runtime_dir: Path) -> bool:
+    """Whether a process lives that was started with the status file of this folder, noted there yet or not."""
+    try:
+        with (runtime_dir / STATUS_FILE).open("rb") as status:
+            fcntl.flock(status, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def read_status(runtime_dir: Path) -> StatusNote | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import weakref
 from collections.abc import Mapping
@@ -13,11 +14,13 @@ from insula.hal.driver import MachineSpec
 from insula.hal.errors import DriverError
 from insula.hal.hostinfo import HostInfo, probe
 from insula.hal.qemu.command import check_spec
-from insula.hal.qemu.descriptors import read_status, remove_runtime_files
+from insula.hal.qemu.descriptors import StatusNote, is_starting, read_status, remove_runtime_files
 from insula.hal.qemu.machine import QemuMachine
-from insula.hal.qemu.process import ProcessIdentity, VmmProcess
+from insula.hal.qemu.process import SPAWN_LIMIT_S, ProcessIdentity, VmmProcess
 
 _ALWAYS = frozenset({Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT})
+
+STATUS_POLL_S = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ class QemuDriver:
         bubblewrap noted the VMM's pid before the VMM ran. The note may be of long ago and the pid somebody else's by
         now, so the process must also carry the machine's uuid on its command line.
         """
-        note = read_status(runtime_dir)
+        note = await _settled_status(runtime_dir)
         identity = None if note is None else ProcessIdentity.of(note.pid)
         process = None if identity is None else VmmProcess.attach(identity)
         found = False
@@ -87,6 +90,15 @@ class QemuDriver:
     async def close(self) -> None:
         for machine in list(self._machines):
             await machine.release()
+
+
+async def _settled_status(runtime_dir: Path) -> StatusNote | None:
+    """The note, also of a VMM that is just being started by a daemon that was killed meanwhile."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SPAWN_LIMIT_S):
+            while read_status(runtime_dir) is None and is_starting(runtime_dir):  # noqa: ASYNC110 - a file tells
+                await asyncio.sleep(STATUS_POLL_S)
+    return read_status(runtime_dir)
 
 
 def _command_line(pid: int) -> list[bytes]:
