@@ -141,12 +141,20 @@ def exit_code(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
+def _signal_one(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
 def signal_group(pid: int, number: int) -> None:
     """Signal a process we have not reaped yet and everything in its group."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
-        return
+        # So young that it does not lead its group yet; not reaped, so the number is still its own.
+        _signal_one(pid, number)
     except PermissionError:
         # Every process left in the group changed its user; root is never told this.
         return

@@ -104,3 +104,13 @@ def test_signal_group_gone_is_no_error() -> None:
     code, output = run(process.plan_command(own_account(), b"echo $$", may_switch=False))
     assert code == 0
     process.signal_group(int(output), process.SIGHUP)
+
+
+def test_signal_group_reaches_a_child_that_does_not_lead_its_group_yet() -> None:
+    """Between fork and setsid; an agent that was told to end waited for such a command as long as it ran."""
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+        os._exit(0)
+    process.signal_group(pid, process.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
