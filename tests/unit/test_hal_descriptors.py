@@ -19,7 +19,7 @@ from insula.hal.qemu.descriptors import (
     MachineFiles,
     StatusNote,
     connect,
-    is_starting,
+    is_in_use,
     read_status,
     remove_runtime_files,
     socket_names,
@@ -173,10 +173,10 @@ def test_runtime_files_are_removed_but_for_logs_and_others(spec: MachineSpec) ->
 
 def test_a_start_is_under_way_while_an_heir_of_its_status_file_lives(tmp_path: Path) -> None:
     """MC-62: a daemon that is killed between fork and note leaves a start that the next one must wait for."""
-    assert not is_starting(tmp_path)
+    assert not is_in_use(tmp_path)
     with (tmp_path / STATUS_FILE).open("wb") as status:
         fcntl.flock(status, fcntl.LOCK_SH)
         heir = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[status.fileno()])
-    assert is_starting(tmp_path)
+    assert is_in_use(tmp_path)
     heir.communicate()
-    assert not is_starting(tmp_path)
+    assert not is_in_use(tmp_path)

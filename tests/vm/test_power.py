@@ -60,7 +60,7 @@ async def test_agent_that_never_answers_is_a_clear_timeout_with_the_console_kept
 ) -> None:
     """MC-98: the start fails in time, the machine is gone, the log says what the guest printed."""
     name = halted_qube
-    await daemon.client.set_property("kernelopts", "init=/bin/cat loglevel=7", name)
+    await daemon.client.set_property("kernelopts", "console=ttyS0 loglevel=7 systemd.unit=emergency.target", name)
     await daemon.client.set_property("qrexec_timeout", "12", name)
     begin = time.monotonic()
     with pytest.raises(QubesException, match=r"agent did not answer within 12 s.*console log"):

@@ -87,7 +87,7 @@ class MachineFiles:
                 undo.callback(remove_runtime_files, folder)
                 self.descriptors = self._open(stack)
                 self.status = stack.enter_context((folder / STATUS_FILE).open("wb", buffering=0))
-                # Held by whatever inherits the file, so that a start nobody finishes can be waited for (`is_starting`).
+                # Held by whatever inherits the file, so that a start nobody finishes can be waited for (`is_in_use`).
                 fcntl.flock(self.status, fcntl.LOCK_SH)
                 self.status.write(f"{self._spec.uuid}\n".encode())
                 undo.pop_all()
@@ -194,8 +194,9 @@ class StatusNote:
     pid: int
 
 
-def is_starting(runtime_dir: Path) -> bool:
-    """Whether a process lives that was started with the status file of this folder, noted there yet or not."""
+def is_in_use(runtime_dir: Path) -> bool:
+    """Whether a process lives that was started with the status file of this folder: a VMM, noted there yet or not, or
+    its sandbox."""
     try:
         with (runtime_dir / STATUS_FILE).open("rb") as status:
             fcntl.flock(status, fcntl.LOCK_EX | fcntl.LOCK_NB)

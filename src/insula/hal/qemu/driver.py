@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import weakref
 from collections.abc import Mapping
@@ -14,12 +13,13 @@ from insula.hal.driver import MachineSpec
 from insula.hal.errors import DriverError
 from insula.hal.hostinfo import HostInfo, probe
 from insula.hal.qemu.command import check_spec
-from insula.hal.qemu.descriptors import StatusNote, is_starting, read_status, remove_runtime_files
+from insula.hal.qemu.descriptors import is_in_use, read_status, remove_runtime_files
 from insula.hal.qemu.machine import QemuMachine
-from insula.hal.qemu.process import SPAWN_LIMIT_S, ProcessIdentity, VmmProcess
+from insula.hal.qemu.process import SANDBOX_END_LIMIT_S, SPAWN_LIMIT_S, ProcessIdentity, VmmProcess
 
 _ALWAYS = frozenset({Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT})
 
+DISCARD_LIMIT_S = SPAWN_LIMIT_S + SANDBOX_END_LIMIT_S
 STATUS_POLL_S = 0.02
 
 _log = logging.getLogger(__name__)
@@ -73,17 +73,15 @@ class QemuDriver:
         bubblewrap noted the VMM's pid before the VMM ran. The note may be of long ago and the pid somebody else's by
         now, so the process must also carry the machine's uuid on its command line.
         """
-        note = await _settled_status(runtime_dir)
-        identity = None if note is None else ProcessIdentity.of(note.pid)
-        process = None if identity is None else VmmProcess.attach(identity)
         found = False
-        if note is not None and process is not None:
-            if note.uuid.encode() in _command_line(note.pid):
-                _log.warning("ending VMM %d of %s, which nobody knows", note.pid, runtime_dir)
-                process.kill()
-                await process.wait()
-                found = True
-            process.close()
+        try:
+            async with asyncio.timeout(DISCARD_LIMIT_S):
+                # In use without a VMM to be seen: it is between fork and exec, or its sandbox is just ending.
+                while await _end_noted(runtime_dir) or is_in_use(runtime_dir):
+                    found = True
+                    await asyncio.sleep(STATUS_POLL_S)
+        except TimeoutError:
+            _log.error("something still runs in %s", runtime_dir)
         remove_runtime_files(runtime_dir)
         return found
 
@@ -92,13 +90,22 @@ class QemuDriver:
             await machine.release()
 
 
-async def _settled_status(runtime_dir: Path) -> StatusNote | None:
-    """The note, also of a VMM that is just being started by a daemon that was killed meanwhile."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(SPAWN_LIMIT_S):
-            while read_status(runtime_dir) is None and is_starting(runtime_dir):  # noqa: ASYNC110 - a file tells
-                await asyncio.sleep(STATUS_POLL_S)
-    return read_status(runtime_dir)
+async def _end_noted(runtime_dir: Path) -> bool:
+    """End the VMM that bubblewrap noted there; False if there is none."""
+    note = read_status(runtime_dir)
+    identity = None if note is None else ProcessIdentity.of(note.pid)
+    process = None if identity is None else VmmProcess.attach(identity)
+    if note is None or process is None:
+        return False
+    try:
+        if note.uuid.encode() not in _command_line(note.pid):
+            return False
+        _log.warning("ending VMM %d of %s, which nobody knows", note.pid, runtime_dir)
+        process.kill()
+        await process.wait()
+    finally:
+        process.close()
+    return True
 
 
 def _command_line(pid: int) -> list[bytes]:
