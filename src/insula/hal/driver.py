@@ -41,6 +41,8 @@ class ExitKind(StrEnum):
     """The guest powered itself off: its file systems are clean."""
     KILLED = "killed"
     """Ended by :meth:`Machine.kill`."""
+    FROZEN = "frozen"
+    """Ended by :meth:`Machine.freeze`."""
     CRASHED = "crashed"
     """The guest panicked or its monitor died."""
 
@@ -79,6 +81,12 @@ class MachineSpec:
     """Existing folder of this machine alone, owned by the daemon, mode 0700: sockets, console log."""
     channels: tuple[str, ...] = (RPC_CHANNEL, GUI_CHANNEL)
     debug: bool = False
+    freezable: bool = False
+    """Whether :meth:`Machine.freeze` can be used: the machine's memory is a file of its own from the start."""
+    seed: Path | None = None
+    """Start as a fork of the machine frozen into this folder (:meth:`Machine.freeze`) instead of booting. Memory,
+    vcpus, kernel, command line, channels and the names and order of the disks must be those of the frozen machine;
+    what the disks hold is the fork's own, where the root's chain ends in the layers the frozen one had written."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,18 @@ class Machine(Protocol):
         """Start the monitor with the guest not running yet.
 
         :raise DriverError: nothing was left behind.
+        :raise SeedUnusable: the spec's seed cannot be forked; a start without it may work.
+        """
+
+    async def freeze(self, folder: Path) -> None:
+        """End a paused, freezable machine and keep its memory and devices in ``folder`` as a *seed* for forks.
+
+        The machine is gone after it (:attr:`ExitKind.FROZEN`). ``folder`` must exist and be empty; what is written
+        there is checked when it is used: another version of the hypervisor, another Insula whose machines look
+        different, a truncated or altered file are refused (:exc:`insula.hal.errors.SeedUnusable`).
+
+        :raise DriverError: the machine was killed and the folder emptied; nothing can be forked.
+        :raise Unsupported: no Capability.FORK.
         """
 
     async def resume(self) -> None: ...
@@ -154,6 +174,15 @@ class Driver(Protocol):
 
     async def adopt(self, spec: MachineSpec, record: Mapping[str, str | int]) -> Machine | None:
         """Find a machine started by an earlier daemon; None if it is gone. Needs Capability.ADOPT."""
+
+    async def load_seed(self, folder: Path) -> None:
+        """Check a seed and have it ready for forks (a start does it by itself if need be). Needs Capability.FORK.
+
+        :raise SeedUnusable: damaged, incomplete, or made by another version.
+        """
+
+    def unload_seed(self, folder: Path) -> None:
+        """Forget a seed that :meth:`load_seed` or a start loaded; running forks keep what they have. Idempotent."""
 
     async def discard(self, runtime_dir: Path) -> bool:
         """End a machine of an earlier daemon of which only the run-time folder is known; whether there was one."""

@@ -2,6 +2,7 @@
 
 HalError
 ├── DriverError       the hypervisor refused or failed; the machine is gone or as before, the docstring says
+│   └── SeedUnusable  a frozen machine cannot be forked: damaged, or of another version
 ├── MachineGone       the machine ended before or during the call
 └── Unsupported       the driver lacks a capability
 """
@@ -21,6 +22,10 @@ class DriverError(HalError):
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.detail = detail
+
+
+class SeedUnusable(DriverError):
+    """A frozen machine cannot be forked; starting without it may work."""
 
 
 class MachineGone(HalError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -38,6 +38,9 @@ class BlockSource:
     unlink_top: bool = False
     """The top layer is thrown away: the driver unlinks it as soon as the machine has it open, so that
     nothing is left on the disk whatever ends the machine."""
+    key: bytes | None = field(default=None, repr=False, compare=False)
+    """Passphrase (32 random bytes) of a top layer encrypted with LUKS inside qcow2; None: not encrypted. Exists only in
+    memory: records of running machines leave it out, since the monitor has it by then."""
 
 
 @dataclass(frozen=True)
