@@ -15,7 +15,6 @@ from insula.model.block import VolumeSpec
 from insula.model.errors import (
     QubesException,
     QubesMemoryError,
-    QubesNotImplementedError,
     QubesValueError,
     QubesVMInUseError,
     QubesVMNotHaltedError,
@@ -476,9 +475,11 @@ async def test_qube_with_a_volume_in_a_pool_that_is_not_there_can_be_removed(ben
     assert "far" not in bench.host.store.system.qubes
 
 
-async def test_encryption_that_does_not_exist_is_not_promised(bench: Bench) -> None:
-    with pytest.raises(QubesNotImplementedError):
-        await bench.engine.volume_set(WORK, "volatile", "ephemeral", value=True)
-    with pytest.raises(QubesValueError):
-        await bench.engine.volume_set(WORK, "private", "ephemeral", value=True)
-    assert not bench.host.store.system.get(WORK).volumes["volatile"].ephemeral
+async def test_volatile_volume_can_be_made_ephemeral_and_plain_again_others_cannot(bench: Bench) -> None:
+    for value in (True, False):
+        await bench.engine.volume_set(WORK, "volatile", "ephemeral", value=value)
+        assert bench.host.store.system.get(WORK).volumes["volatile"].ephemeral is value
+    for volume in ("root", "private"):
+        with pytest.raises(QubesValueError):
+            await bench.engine.volume_set(WORK, volume, "ephemeral", value=True)
+        assert not bench.host.store.system.get(WORK).volumes[volume].ephemeral

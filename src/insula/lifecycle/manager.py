@@ -26,7 +26,6 @@ from insula.lifecycle.supervisor import Supervisor
 from insula.model.block import VolumeSpec
 from insula.model.errors import (
     QubesException,
-    QubesNotImplementedError,
     QubesPoolInUseError,
     QubesPoolNotFoundError,
     QubesValueError,
@@ -317,11 +316,6 @@ class LifecycleEngine:
                 self._require_halted(qube, f"change {field_name} of volume {volume} of")
             if field_name == "ephemeral" and value and (not spec.rw or spec.snap_on_start or spec.save_on_stop):
                 raise QubesValueError(f"Volume {volume} of {qube} is kept or a snapshot, so it cannot be ephemeral")
-            if field_name == "ephemeral" and value:
-                # Accepting it would be a promise; the pool could only refuse the next start.
-                raise QubesNotImplementedError(
-                    f"Volumes are not encrypted yet, so {volume} of {qube} cannot be ephemeral"
-                )
             async with _storage_errors():
                 if field_name == "revisions_to_keep" and spec.save_on_stop:
                     await pool.set_revisions_to_keep(spec, int(value))
