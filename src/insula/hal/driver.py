@@ -123,7 +123,8 @@ class Machine(Protocol):
         there is checked when it is used: another version of the hypervisor, another Insula whose machines look
         different, a truncated or altered file are refused (:exc:`insula.hal.errors.SeedUnusable`).
 
-        :raise DriverError: the machine was killed and the folder emptied; nothing can be forked.
+        :raise DriverError: the machine is not paused or not freezable, or the folder is not empty: nothing was done.
+            Or writing failed: the machine is gone, the folder empty again.
         :raise Unsupported: no Capability.FORK.
         """
 

@@ -9,7 +9,9 @@ each call yields to the loop once, so that callers cannot rely on it being atomi
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -19,12 +21,17 @@ from pathlib import Path
 
 from insula.hal.capabilities import Capability
 from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, MachineStats
-from insula.hal.errors import DriverError, MachineGone, Unsupported
+from insula.hal.errors import DriverError, MachineGone, SeedUnusable, Unsupported
+from insula.hal.preconditions import check_freeze
 
-ALL_CAPABILITIES = frozenset({Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT})
+ALL_CAPABILITIES = frozenset(
+    {Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT, Capability.FORK}
+)
 CONSOLE_NAME = "console.log"
 NOTE_NAME = "fake.machine"
 """File in the run-time folder while the machine lives."""
+SEED_NAMES = ("memory", "state", "seed.json")
+"""What a frozen machine leaves: two files of a few bytes, and what both must hash to."""
 
 
 class Script:
@@ -69,6 +76,8 @@ class FakeGuest:
     shutdown_requests: int = 0
     powers_off_when_asked: bool = True
     """Whether :meth:`FakeMachine.request_shutdown` is obeyed."""
+    is_fork: bool = False
+    """Whether it began as a fork of a seed instead of booting."""
     exit: MachineExit | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _host_ends: dict[str, int] = field(default_factory=dict)
@@ -154,6 +163,7 @@ class FakeHost:
         (spec.runtime_dir / CONSOLE_NAME).write_bytes(b"")
         guest = FakeGuest(spec, number, memory_kib=spec.memory_mib * 1024)
         guest.disk_sizes = {disk.name: disk.source.size for disk in spec.disks}
+        guest.is_fork = spec.seed is not None
         self.guests[number] = guest
         return guest
 
@@ -166,6 +176,39 @@ class FakeHost:
             if guest.spec.name == name:
                 return guest
         raise KeyError(name)
+
+
+def _shape(spec: MachineSpec) -> str:
+    """What a fork and its seed must have in common."""
+    disks = [[disk.name, disk.source.writable] for disk in spec.disks]
+    files = [str(spec.kernel), str(spec.initrd)]
+    return json.dumps([spec.memory_mib, spec.vcpus, files, spec.cmdline, spec.channels, disks])
+
+
+def write_seed(folder: Path, spec: MachineSpec) -> None:
+    """Freeze a machine that looks like ``spec``."""
+    memory, state, manifest = (folder / name for name in SEED_NAMES)
+    memory.write_bytes(b"memory of a fake machine")
+    state.write_bytes(b"its devices")
+    manifest.write_text(json.dumps({"shape": _shape(spec), "sha256": _sum(memory, state, _shape(spec))}))
+
+
+def read_seed(folder: Path) -> str:
+    """The shape of the machine frozen in a folder. :raise SeedUnusable:"""
+    memory, state, manifest = (folder / name for name in SEED_NAMES)
+    try:
+        note = json.loads(manifest.read_bytes())
+        shape, expected = str(note["shape"]), note["sha256"]
+        found = _sum(memory, state, shape)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SeedUnusable(f"the seed in {folder} is incomplete", str(error)) from error
+    if found != expected:
+        raise SeedUnusable(f"the seed in {folder} is damaged")
+    return shape
+
+
+def _sum(memory: Path, state: Path, shape: str) -> str:
+    return hashlib.sha256(b"\0".join([memory.read_bytes(), state.read_bytes(), shape.encode()])).hexdigest()
 
 
 class FakeMachine:
@@ -213,6 +256,8 @@ class FakeMachine:
                 raise DriverError(f"machine {self._spec.name!r} was started already")
             try:
                 await self._step("start_paused")
+                if self._spec.seed is not None:
+                    self._driver.require_seed(self._spec.seed, self._spec)
                 self._guest = self._driver.host.start(self._spec)
             except BaseException:
                 self._end_early(MachineExit(ExitKind.CRASHED, "did not start"))
@@ -225,6 +270,12 @@ class FakeMachine:
     async def pause(self) -> None:
         guest = await self._begin("pause", Capability.PAUSE)
         guest.state = MachineState.PAUSED
+
+    async def freeze(self, folder: Path) -> None:
+        guest = await self._begin("freeze", Capability.FORK)
+        check_freeze(self._spec, guest.state, folder)
+        write_seed(folder, self._spec)
+        guest.end(MachineExit(ExitKind.FROZEN))
 
     async def request_shutdown(self) -> None:
         guest = await self._begin("request_shutdown")
@@ -311,6 +362,8 @@ class FakeDriver:
         self.host = FakeHost() if host is None else host
         self._capabilities = capabilities
         self._machines: list[FakeMachine] = []
+        self._seeds: dict[Path, str] = {}
+        """Seeds in use: the shape of the machines each can start."""
 
     @property
     def name(self) -> str:
@@ -340,6 +393,25 @@ class FakeDriver:
             raise DriverError(f"machine {number} is {guest.spec.uuid}, not {spec.uuid}")
         return self._keep(FakeMachine(spec, self, guest))
 
+    async def load_seed(self, folder: Path) -> None:
+        await self.host.script.step(folder.name, "load_seed")
+        if Capability.FORK not in self._capabilities:
+            raise Unsupported(Capability.FORK, self.name)
+        if folder not in self._seeds:
+            self._seeds[folder] = read_seed(folder)
+
+    def unload_seed(self, folder: Path) -> None:
+        self._seeds.pop(folder, None)
+
+    def require_seed(self, folder: Path, spec: MachineSpec) -> None:
+        """Called by a machine that starts. :raise SeedUnusable: the seed is damaged or of another shape."""
+        if Capability.FORK not in self._capabilities:
+            raise Unsupported(Capability.FORK, self.name)
+        if folder not in self._seeds:
+            self._seeds[folder] = read_seed(folder)
+        if self._seeds[folder] != _shape(spec):
+            raise SeedUnusable(f"machine {spec.name!r} is built differently from the one frozen in {folder}")
+
     async def discard(self, runtime_dir: Path) -> bool:
         await self.host.script.step(runtime_dir.name, "discard")
         for guest in self.host.living():
@@ -354,6 +426,7 @@ class FakeDriver:
                 await machine.kill()
             machine.release()
         self._machines.clear()
+        self._seeds.clear()
 
     def _keep(self, machine: FakeMachine) -> FakeMachine:
         self._machines.append(machine)

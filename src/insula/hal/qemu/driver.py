@@ -10,7 +10,7 @@ from pathlib import Path
 
 from insula.hal.capabilities import Capability
 from insula.hal.driver import MachineSpec
-from insula.hal.errors import DriverError
+from insula.hal.errors import DriverError, Unsupported
 from insula.hal.hostinfo import HostInfo, probe
 from insula.hal.qemu.command import check_spec
 from insula.hal.qemu.descriptors import is_in_use, read_status, remove_runtime_files
@@ -50,6 +50,8 @@ class QemuDriver:
         return _ALWAYS | ({Capability.HARDWARE_VIRTUALIZATION} if self._host.accelerator.is_hardware else set())
 
     async def define(self, spec: MachineSpec) -> QemuMachine:
+        if spec.seed is not None or spec.freezable:
+            raise Unsupported(Capability.FORK, self.name)
         if self._host.problems:
             # Without a sandbox no qube: never a VMM with the host in reach.
             raise DriverError("; ".join(self._host.problems))
@@ -66,6 +68,12 @@ class QemuDriver:
         if machine is not None:
             self._machines.add(machine)
         return machine
+
+    async def load_seed(self, folder: Path) -> None:
+        raise Unsupported(Capability.FORK, self.name)
+
+    def unload_seed(self, folder: Path) -> None:
+        """Nothing is ever loaded."""
 
     async def discard(self, runtime_dir: Path) -> bool:
         """See :meth:`insula.hal.driver.Driver.discard`.

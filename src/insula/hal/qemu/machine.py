@@ -18,8 +18,9 @@ from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path, PurePosixPath
 
+from insula.hal.capabilities import Capability
 from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, MachineStats
-from insula.hal.errors import DriverError, HalError, MachineGone
+from insula.hal.errors import DriverError, HalError, MachineGone, Unsupported
 from insula.hal.hostinfo import HostInfo
 from insula.hal.qemu.command import channel_chardev, disk_node, vmm_argv
 from insula.hal.qemu.console import ConsoleLog, ConsoleReader
@@ -225,6 +226,10 @@ class QemuMachine:
                 self._state = MachineState.PAUSED
         finally:
             self._is_pausing = False
+
+    async def freeze(self, folder: Path) -> None:
+        self._require_started()
+        raise Unsupported(Capability.FORK, "qemu")
 
     async def request_shutdown(self) -> None:
         self._require_started()
