@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import secrets
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -39,8 +40,25 @@ class BlockSource:
     """The top layer is thrown away: the driver unlinks it as soon as the machine has it open, so that
     nothing is left on the disk whatever ends the machine."""
     key: bytes | None = field(default=None, repr=False, compare=False)
-    """Passphrase (32 random bytes) of a top layer encrypted with LUKS inside qcow2; None: not encrypted. Exists only in
-    memory: records of running machines leave it out, since the monitor has it by then."""
+    """Passphrase (:func:`new_key`) of a top layer encrypted with LUKS inside qcow2, to be given to QEMU's ``secret``
+    object byte for byte; None: not encrypted. Exists only in memory: records of running machines leave it out
+    (:meth:`without_key`), since the monitor has it by then."""
+    revision: str = field(default="", compare=False)
+    """Identity of the committed content below the top layer (:meth:`insula.storage.pool.Pool.revision_key`); empty if
+    there is none or it is not known any more."""
+
+    def without_key(self) -> BlockSource:
+        """What may be written down."""
+        return replace(self, key=None)
+
+
+KEY_BYTES = 32
+"""Random bytes in a key."""
+
+
+def new_key() -> bytes:
+    """A fresh passphrase: 256 random bits as 64 hexadecimal digits, because QEMU takes only UTF-8 for LUKS."""
+    return secrets.token_hex(KEY_BYTES).encode("ascii")
 
 
 @dataclass(frozen=True)
