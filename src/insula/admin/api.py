@@ -21,6 +21,7 @@ from insula.admin.handlers import (
     power,
     properties,
     qubes,
+    seeds,
     streams,
     tags,
     templates,
@@ -172,6 +173,10 @@ def _ours() -> Iterable[Method]:
     yield Method("insula.Shutdown", _DOM0, _NONE, _NONE, _I, _X, Answer(daemon.shut_down), "Stop everything")
     install = Answer(templates.install)
     yield Method("insula.template.Install", _DOM0, _SOME, _SOME, _I, _W, install, "Take in a built template")
+    list_seeds, build, drop = Answer(seeds.list_seeds), Answer(seeds.build), Answer(seeds.drop)
+    yield Method("insula.seed.List", _DOM0, _NONE, _NONE, _I, _R, list_seeds, "Frozen systems to fork from, as JSON")
+    yield Method("insula.seed.Build", _NOT_DOM0, _NONE, _NONE, _I, _W, build, "Have the seed for this qube or template")
+    yield Method("insula.seed.Drop", _DOM0, _SOME, _NONE, _I, _W, drop, "Remove a seed")
     plan = Answer(power.start_plan)
     yield Method("insula.vm.StartPlan", _VM, _NONE, _NONE, _I, _R, plan, "What a start would do, step by step, as JSON")
     yield Method("insula.vm.RpcSocket", _VM, _NONE, _NONE, _I, _X, Answer(power.rpc_socket), "Where commands are run")

@@ -10,7 +10,7 @@ blocking call, it is short, and doing it in a thread would mean that reads could
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,7 @@ from insula.admin.uploads import Uploads
 from insula.events.bus import EventBus
 from insula.events.types import Event
 from insula.lifecycle.engine import Engine
+from insula.lifecycle.seeds import Seed
 from insula.lifecycle.template import TemplateImage
 from insula.model.names import QubeName
 from insula.model.property_types import Runtime
@@ -52,6 +53,15 @@ class DaemonControl(Protocol):
 class TemplateService(Protocol):
     async def install(self, image: TemplateImage) -> None:
         """Make or renew the template's qube from files. :raise QubesException: nothing was changed."""
+
+    def seeds(self) -> Sequence[Seed]:
+        """Every seed there is, the one used last first."""
+
+    async def build_seed(self, name: QubeName) -> Seed:
+        """The seed for a qube, or for app qubes of a template; made if there is none. :raise QubesException:"""
+
+    def drop_seed(self, seed: str) -> bool:
+        """Remove a seed by its name; whether there was one."""
 
 
 @dataclass(frozen=True)

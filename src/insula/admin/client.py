@@ -12,6 +12,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from insula.admin import answers
 from insula.admin.answers import CurrentState, MalformedAnswer, PoolInfo, PropertyValue, QubeRow, VolumeInfo
@@ -346,6 +347,21 @@ class AdminClient:
         """
         await self.call("insula.template.Install", arg=name, payload=json.dumps(dict(image)).encode())
 
+    async def seeds(self) -> list[dict[str, Any]]:
+        """Seeds as ``insula.seed.List`` describes them."""
+        return _parsed_list(await self.call("insula.seed.List"))
+
+    async def build_seed(self, name: str) -> dict[str, Any]:
+        """Have the seed for a qube, or for app qubes of a template; returns when it can be used."""
+        answer = json.loads(answers.parse_text(await self.call("insula.seed.Build", name)))
+        if not isinstance(answer, dict):
+            raise MalformedAnswer("insula.seed.Build did not answer an object")
+        return answer
+
+    async def drop_seed(self, seed: str) -> None:
+        """Remove a seed."""
+        await self.call("insula.seed.Drop", arg=seed)
+
     async def wait_for(self, wanted: Sequence[str], dest: str = DOM0) -> EventRecord:
         """Return the first event of one of these names. :raise AccessRefused: the stream ended without one."""
         async with contextlib.aclosing(self.stream("admin.Events", dest)) as events:
@@ -455,3 +471,10 @@ def _result(method: str, end: admin.Response | None) -> bytes:
     if isinstance(end, Refused):
         raise AccessRefused(f"{method} was refused without an answer; the daemon's log says why")
     raise MalformedAnswer(f"{method} ended without a result")
+
+
+def _parsed_list(untrusted_answer: bytes) -> list[dict[str, Any]]:
+    answer = json.loads(answers.parse_text(untrusted_answer))
+    if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
+        raise MalformedAnswer("insula.seed.List did not answer a list of objects")
+    return answer

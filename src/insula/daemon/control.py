@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from insula import __version__
 from insula.lifecycle.host import Host
 from insula.lifecycle.manager import LifecycleEngine
+from insula.lifecycle.seeds import Seed
 from insula.lifecycle.template import TemplateImage, install_template, installed_key
 from insula.model.names import QubeName
 from insula.model.property_types import Runtime
@@ -50,7 +51,7 @@ class Control:
 
 
 class Templates:
-    """Takes in templates that were built outside the daemon."""
+    """Implements :class:`insula.admin.call.TemplateService`: templates that were built elsewhere, and their seeds."""
 
     def __init__(self, host: Host, engine: LifecycleEngine) -> None:
         self._host = host
@@ -67,3 +68,15 @@ class Templates:
             is_known = image.name in self._host.store.system.qubes
             state = self._engine.power_state(image.name) if is_known else None
             await install_template(self._host, image, state)
+        await self._engine.root_changed(image.name)
+        # The first start from a new template is to be as quick as any other.
+        await self._engine.want_seed(image.name)
+
+    def seeds(self) -> Sequence[Seed]:
+        return [] if self._engine.seeds is None else self._engine.seeds.all()
+
+    async def build_seed(self, name: QubeName) -> Seed:
+        return await self._engine.build_seed(name)
+
+    def drop_seed(self, seed: str) -> bool:
+        return self._engine.seeds is not None and self._engine.seeds.drop(seed)

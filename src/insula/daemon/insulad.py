@@ -31,6 +31,8 @@ from insula.hal.registry import open_driver
 from insula.lifecycle.host import Host
 from insula.lifecycle.kernels import Kernels
 from insula.lifecycle.manager import LifecycleEngine
+from insula.lifecycle.seed_keeper import SeedKeeper
+from insula.lifecycle.seeds import SeedStore
 from insula.model.system import PoolConfig, System
 from insula.rpc.launcher import launch_session
 from insula.storage.pool import Pool, StorageError
@@ -117,7 +119,7 @@ async def serve(paths: Paths) -> None:
         for pool in usable_pools(store.system):
             host.pools[pool.name] = pool
             rooms.push_async_callback(pool.aclose)
-        engine = LifecycleEngine(host, paths.runtime / "qubes")
+        engine = LifecycleEngine(host, paths.runtime / "qubes", SeedKeeper(host, SeedStore(paths.seeds)))
         await engine.recover()
         rooms.push_async_callback(engine.leave)
         context = Context(

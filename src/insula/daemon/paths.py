@@ -48,6 +48,11 @@ class Paths:
         return self.data / "templates"
 
     @property
+    def seeds(self) -> Path:
+        """Frozen systems that qubes are forked from; can be made anew at any time."""
+        return self.data / "seeds"
+
+    @property
     def logs(self) -> Path:
         return self.data / "logs"
 

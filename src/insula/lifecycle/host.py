@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from typing import Protocol
 
 from insula.events.bus import EventBus
 from insula.events.types import Event
-from insula.hal.driver import Driver
+from insula.hal.driver import Driver, Machine
 from insula.lifecycle.kernels import Kernels
 from insula.lifecycle.memory import MemoryLedger
+from insula.lifecycle.plan import StartPlan
+from insula.lifecycle.seeds import Seed
 from insula.model.block import VolumeSpec
 from insula.model.errors import QubesPoolNotFoundError
 from insula.storage.pool import Pool
@@ -43,6 +46,16 @@ class SessionLauncher(Protocol):
         """Start a session process; takes over ``channel``. :raise OSError: it could not be started."""
 
 
+class Seeds(Protocol):
+    """What a start asks (:class:`insula.lifecycle.seed_keeper.SeedKeeper`)."""
+
+    async def for_start(self, plan: StartPlan) -> Seed | None:
+        """The seed to fork from; None: boot."""
+
+    def unusable(self, seed: Seed, why: str) -> None:
+        """A start from it failed."""
+
+
 @dataclass
 class Host:
     """The rooms of one daemon."""
@@ -59,6 +72,8 @@ class Host:
     memory: MemoryLedger = field(default_factory=MemoryLedger)
     pools: dict[str, Pool] = field(default_factory=dict)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    seeds: Seeds | None = None
+    """None: every start boots."""
 
     def pool_of(self, volume: VolumeSpec) -> Pool:
         """:raise QubesPoolNotFoundError: the pool of the volume is not configured, or could not be opened."""
@@ -69,3 +84,20 @@ class Host:
 
     def publish(self, subject: str, name: str, /, **kwargs: str) -> None:
         self.bus.publish(Event(subject, name, kwargs))
+
+
+def keep_console(machine: Machine, folder: Path) -> None:
+    """Copy the machine's console log to where it outlives the run-time folder (the last one of each qube)."""
+    if machine.console_log.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copyfile(machine.console_log, folder / f"{machine.spec.name}.console.log")
+
+
+def host_timezone() -> str:
+    """Zone name of the host (``Europe/Vienna``); UTC where it cannot be told."""
+    try:
+        target = Path("/etc/localtime").resolve(strict=True)
+    except OSError:
+        return "UTC"
+    _, _, zone = str(target).partition("/zoneinfo/")
+    return zone or "UTC"

@@ -22,10 +22,13 @@ from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.host import Host, log
 from insula.lifecycle.plan import StartPlan, plan_start
 from insula.lifecycle.reconcile import reconcile
+from insula.lifecycle.seed_keeper import SeedKeeper, plan_app_of
+from insula.lifecycle.seeds import Seed
 from insula.lifecycle.supervisor import Supervisor
 from insula.model.block import VolumeSpec
 from insula.model.errors import (
     QubesException,
+    QubesNotImplementedError,
     QubesPoolInUseError,
     QubesPoolNotFoundError,
     QubesValueError,
@@ -36,6 +39,7 @@ from insula.model.errors import (
     QubesVolumeRevisionNotFoundError,
     StoragePoolException,
 )
+from insula.model.klass import Klass
 from insula.model.names import QubeName
 from insula.model.properties import resolve
 from insula.model.state import PowerState
@@ -51,8 +55,10 @@ STOP_ALL_TIMEOUT_S = 60.0
 class LifecycleEngine:
     """Implements :class:`insula.lifecycle.engine.Engine`."""
 
-    def __init__(self, host: Host, runtime_folders: Path) -> None:
+    def __init__(self, host: Host, runtime_folders: Path, seeds: SeedKeeper | None = None) -> None:
+        """:param seeds: None: every start boots."""
         self.host = host
+        self.seeds = host.seeds = seeds
         self._runtime_folders = runtime_folders
         self._supervisors: dict[QubeName, Supervisor] = {}
         self._locks: dict[QubeName, asyncio.Lock] = {}
@@ -64,6 +70,8 @@ class LifecycleEngine:
         """Find running qubes again and clear up after a crash."""
         for running in await reconcile(self.host, self._runtime_folders):
             await self._supervisor(QubeName(running.name)).adopt(running)
+        if self.seeds is not None:
+            await self.seeds.open()
 
     async def autostart(self) -> None:
         """Start the qubes whose property ``autostart`` says so; one that fails does not keep the others."""
@@ -75,6 +83,8 @@ class LifecycleEngine:
 
     async def leave(self) -> None:
         """The daemon ends, the machines stay."""
+        if self.seeds is not None:
+            await self.seeds.close()
         await asyncio.gather(*(s.leave() for s in self._supervisors.values()))
 
     async def stop_all(self, timeout_s: float = STOP_ALL_TIMEOUT_S) -> list[str]:
@@ -180,6 +190,42 @@ class LifecycleEngine:
             and other != name
             and resolve(system, system.get(other), "netvm").value == name
         ]
+
+    # -- seeds
+
+    async def root_changed(self, template: QubeName) -> None:
+        """The template's root has, or may have, a new content: have the seeds made from it renewed."""
+        if self.seeds is not None:
+            await self.seeds.root_changed(self._plans_on(template))
+
+    async def want_seed(self, template: QubeName) -> None:
+        """Have a seed for app qubes of this template made in the background, if there is none."""
+        if self.seeds is not None:
+            await self.seeds.want(self._app_plan(template))
+
+    async def build_seed(self, name: QubeName) -> Seed:
+        """The seed for a qube, or for an app qube with the defaults of a template; made now if there is none.
+
+        :raise QubesException:
+        """
+        if self.seeds is None:
+            raise QubesNotImplementedError("This daemon keeps no seeds")
+        is_template = self.host.store.system.get(name).klass is Klass.TEMPLATEVM
+        return await self.seeds.build(self._app_plan(name) if is_template else self.start_plan(name))
+
+    def _app_plan(self, template: QubeName) -> StartPlan:
+        emulated = Capability.HARDWARE_VIRTUALIZATION not in self.host.driver.capabilities
+        return plan_app_of(self.host.store.system, template, self.host.kernels.get, emulated=emulated)
+
+    def _plans_on(self, template: QubeName) -> list[StartPlan]:
+        """How qubes that start from the template's root would be started, one for each kind of seed."""
+        plans = [self._app_plan(template)]
+        for qube in self.host.store.system.sorted_qubes():
+            with suppress(QubesException):
+                plan = self.start_plan(qube.name)
+                if plan.root_owner == template:
+                    plans.append(plan)
+        return list({(p.seed_cmdline, p.memory_mib, p.vcpus, p.kernel.version): p for p in plans}.values())
 
     # -- existence
 
@@ -398,8 +444,10 @@ class LifecycleEngine:
         return self._supervisors[name]
 
     async def _after_shutdown(self, name: QubeName) -> None:
-        """A disposable that nobody named is gone with its machine."""
+        """A disposable that nobody named is gone with its machine; a template's seeds follow its root."""
         qube = self.host.store.system.qubes.get(name)
+        if qube is not None and qube.klass is Klass.TEMPLATEVM:
+            await self.root_changed(name)
         if qube is not None and qube.properties.get("auto_cleanup"):
             try:
                 await self.remove(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,17 @@ from insula.model.system import System
 
 DISK_ORDER = ("root", "private", "volatile")
 """vda, vdb, vdc; the guest finds them by their serial, the order is for people."""
+
+
+class StartMode(StrEnum):
+    """Values of the property ``start_mode``."""
+
+    WARM = "warm"
+    """As a fork of a seed, which is made first if there is none."""
+    COLD = "cold"
+    """Always boot: nothing is shared with any other qube but the template's files."""
+    AUTO = "auto"
+    """As a fork if there is a seed; else boot, and have a seed made for the next start."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,16 @@ class StartPlan:
     debug: bool
     net_qubes: tuple[QubeName, ...] = ()
     """Started before, nearest to the outside first."""
+    start_mode: StartMode = StartMode.AUTO
+    seed_cmdline: str = ""
+    """Kernel command line of a seed this qube may be forked from: without anything of the qube itself."""
+    root_owner: QubeName | None = None
+    """The template whose root it starts from a snapshot of; None: it has a root of its own and cannot be forked."""
+
+    @property
+    def may_fork(self) -> bool:
+        """Whether this qube can be a fork, if the hypervisor can and there is a seed."""
+        return self.start_mode is not StartMode.COLD and self.root_owner is not None
 
     def describe(self) -> list[str]:
         """The steps in order, one line each, for people."""
@@ -51,7 +73,10 @@ class StartPlan:
         for volume in self.volumes:
             lines.append(f"activate volume {volume.name}: {_volume_text(volume)}")
         lines.append(f"define the machine: {self.vcpus} vcpus, kernel {self.kernel.version}, options {self.cmdline!r}")
-        lines.append("start it paused, in its sandbox")
+        if self.may_fork:
+            lines.append(f"start it paused, in its sandbox: a fork of {self.root_owner}'s seed where there is one")
+        else:
+            lines.append("start it paused, in its sandbox")
         lines.append("start its session process and publish its keys")
         lines.append(f"let it run and wait up to {self.agent_timeout_s} s for its agent")
         return lines
@@ -89,6 +114,13 @@ def plan_start(
         )
     kernel = kernel_of(str(version))
     options = str(qube.properties.get("kernelopts") or "")
+    mode = StartMode(value("start_mode"))
+
+    def cmdline(*own: str) -> str:
+        # The person's options last, so that their word counts.
+        words = (kernel.cmdline, EMULATED_KERNEL_OPTIONS if emulated else "", *own, options)
+        return " ".join(filter(None, words))
+
     return StartPlan(
         name=name,
         klass=qube.klass,
@@ -97,23 +129,25 @@ def plan_start(
         memory_mib=int(value("memory")),
         vcpus=int(value("vcpus")),
         kernel=kernel,
-        cmdline=" ".join(
-            filter(
-                None,
-                (
-                    kernel.cmdline,
-                    EMULATED_KERNEL_OPTIONS if emulated else "",
-                    f"systemd.machine_id={qube.uuid.hex}",
-                    # Last, so that a person's word counts.
-                    options,
-                ),
-            )
-        ),
+        cmdline=cmdline(f"systemd.machine_id={qube.uuid.hex}"),
         volumes=tuple(qube.volumes[disk] for disk in DISK_ORDER if disk in qube.volumes),
         agent_timeout_s=int(value("qrexec_timeout")),
         debug=bool(value("debug")),
         net_qubes=_net_chain(system, qube),
+        start_mode=mode,
+        seed_cmdline=cmdline(),
+        root_owner=_root_owner(system, qube),
     )
+
+
+def _root_owner(system: System, qube: Qube) -> QubeName | None:
+    root = qube.volumes.get("root")
+    if root is None or not root.snap_on_start:
+        return None
+    owner = qube
+    while owner.template is not None:
+        owner = system.get(owner.template)
+    return owner.name
 
 
 def _refuse_prohibited(system: System, qube: Qube) -> None:

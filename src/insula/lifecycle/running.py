@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,15 @@ class RunningQube:
     def record(self, driver: str, *, ready: bool) -> MachineRecord:
         return MachineRecord(
             driver=driver,
-            spec=self.machine.spec,
+            spec=without_keys(self.machine.spec),
             volumes=self.volumes,
             machine=dict(self.machine.record()),
             started_at=self.started_at,
             ready=ready,
         )
+
+
+def without_keys(spec: MachineSpec) -> MachineSpec:
+    """The spec as it may be written down: keys of encrypted disks exist only in memory."""
+    disks = tuple(replace(disk, source=disk.source.without_key()) for disk in spec.disks)
+    return replace(spec, disks=disks)

@@ -11,21 +11,25 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from insula.hal.driver import RPC_CHANNEL, Disk, Machine, MachineSpec
-from insula.hal.errors import DriverError, HalError
-from insula.lifecycle.host import Host, Session, log
+from insula.hal.errors import DriverError, HalError, SeedUnusable
+from insula.lifecycle.host import Host, Session, host_timezone, keep_console, log
 from insula.lifecycle.plan import StartPlan
 from insula.lifecycle.running import RunningQube
-from insula.model.block import BlockSource, VolumeSpec
+from insula.lifecycle.seeds import Seed
+from insula.lifecycle.waiting import first_of
+from insula.model.block import BlockLayer, BlockSource, LayerFormat, VolumeSpec
 from insula.model.errors import InsulaError, QubesException
 from insula.model.names import QubeName
 from insula.model.qubesdb_keys import boot_keys
 from insula.storage.pool import StorageError
 
+FORK_LIMIT_S = 15
+"""For a fork's agent to answer: a tenth of a second, some seconds on a very busy machine."""
 RANDOM_SEED_BYTES = 64
 """Size of ``/qubes-random-seed`` before base64 (agent-services §11)."""
 
@@ -54,32 +58,52 @@ class _Steps:
         log.debug("%s: %s", self.name, step)
 
 
+class _NotFromSeed(Exception):
+    """The seed is at fault; booting may work."""
+
+
 async def start_qube(host: Host, plan: StartPlan) -> tuple[RunningQube, Session]:
     """Carry out a plan; returns when the agent has answered.
+
+    A seed that does not work out costs time, never the start: it is dropped, and the qube boots.
 
     :raise StartFailed: everything was undone, the qube is as before; the console log was kept.
     :raise QubesMemoryError: refused before anything was done.
     """
-    steps = _Steps(plan.name)
     with host.memory.promise(plan.name, plan.memory_mib):
-        async with AsyncExitStack() as undo:
+        seed = None if host.seeds is None else await host.seeds.for_start(plan)
+        if host.seeds is not None and seed is not None:
             try:
-                result = await _run_steps(host, plan, steps, undo)
-            except InsulaError as e:
-                raise StartFailed(plan.name, steps.current, str(e)) from e
-            except DriverError as e:
-                if e.detail:
-                    # Of any length and in the words of other programs: for the log.
-                    log.error("%s: %s: %s: %s", plan.name, steps.current, e, e.detail)
-                more = " (the daemon's log says more)" if e.detail else ""
-                raise StartFailed(plan.name, steps.current, f"{e}{more}") from e
-            except (HalError, StorageError, OSError) as e:
-                raise StartFailed(plan.name, steps.current, str(e)) from e
-            undo.pop_all()
-            return result
+                return await _start(host, plan, seed)
+            except _NotFromSeed as e:
+                host.seeds.unusable(seed, str(e))
+        return await _start(host, plan, None)
 
 
-async def _run_steps(host: Host, plan: StartPlan, steps: _Steps, undo: AsyncExitStack) -> tuple[RunningQube, Session]:
+async def _start(host: Host, plan: StartPlan, seed: Seed | None) -> tuple[RunningQube, Session]:
+    steps = _Steps(plan.name)
+    async with AsyncExitStack() as undo:
+        try:
+            result = await _run_steps(host, plan, seed, steps, undo)
+        except SeedUnusable as e:
+            raise _NotFromSeed(f"{e}. {e.detail}".strip()) from e
+        except InsulaError as e:
+            raise StartFailed(plan.name, steps.current, str(e)) from e
+        except DriverError as e:
+            if e.detail:
+                # Of any length and in the words of other programs: for the log.
+                log.error("%s: %s: %s: %s", plan.name, steps.current, e, e.detail)
+            more = " (the daemon's log says more)" if e.detail else ""
+            raise StartFailed(plan.name, steps.current, f"{e}{more}") from e
+        except (HalError, StorageError, OSError) as e:
+            raise StartFailed(plan.name, steps.current, str(e)) from e
+        undo.pop_all()
+        return result
+
+
+async def _run_steps(
+    host: Host, plan: StartPlan, seed: Seed | None, steps: _Steps, undo: AsyncExitStack
+) -> tuple[RunningQube, Session]:
     steps.begin("preparing its run-time folder")
     folder = host.runtime_folder(plan.name)
     _make_empty(folder)
@@ -92,6 +116,10 @@ async def _run_steps(host: Host, plan: StartPlan, steps: _Steps, undo: AsyncExit
         source = await pool.activate(volume)
         # Only what is ours is undone: a volume that somebody else left open is not discarded.
         undo.push_async_callback(pool.deactivate, volume, commit=False)
+        if seed is not None and volume.name == "root":
+            if source.revision != seed.key.root:
+                raise _NotFromSeed("the template's root changed while the start began")
+            source = _on_seed(source, seed)
         sources.append((volume, source))
 
     steps.begin("starting the machine")
@@ -105,10 +133,11 @@ async def _run_steps(host: Host, plan: StartPlan, steps: _Steps, undo: AsyncExit
             vcpus=plan.vcpus,
             kernel=plan.kernel.image,
             initrd=plan.kernel.initrd,
-            cmdline=plan.cmdline,
+            cmdline=plan.cmdline if seed is None else seed.key.cmdline,
             disks=tuple(Disk(volume.name, source) for volume, source in sources),
             runtime_dir=folder,
             debug=plan.debug,
+            seed=None if seed is None else seed.machine,
         )
     )
     undo.callback(keep_console, machine, host.console_folder)
@@ -130,9 +159,21 @@ async def _run_steps(host: Host, plan: StartPlan, steps: _Steps, undo: AsyncExit
     host.publish(plan.name, "domain-pre-unpaused")
     await machine.resume()
     host.publish(plan.name, "domain-unpaused")
-    await _wait_for_agent(machine, session, plan.agent_timeout_s)
+    if seed is None:
+        await _wait_for_agent(machine, session, plan.agent_timeout_s)
+    else:
+        try:
+            await _wait_for_agent(machine, session, min(plan.agent_timeout_s, FORK_LIMIT_S))
+        except QubesException as e:
+            raise _NotFromSeed(str(e)) from e
     host.store.put_machine(plan.name, running.record(host.driver.name, ready=True).to_json())
     return running, session
+
+
+def _on_seed(source: BlockSource, seed: Seed) -> BlockSource:
+    """The template's layers as the seed's system left them, under the fork's own overlay."""
+    frozen = BlockLayer(seed.root_layer, LayerFormat.QCOW2)
+    return replace(source, layers=(source.layers[0], frozen, *source.layers[1:]))
 
 
 def _make_empty(folder: Path) -> None:
@@ -168,33 +209,3 @@ async def _wait_for_agent(machine: Machine, session: Session, timeout_s: int) ->
         ) from None
     except ConnectionError as e:
         raise QubesException(f"its session process ended: {e}") from e
-
-
-async def first_of(*makers: Callable[[], Awaitable[None]]) -> None:
-    """Run all, return or raise what the first one does, cancel the others."""
-    tasks = [asyncio.ensure_future(make()) for make in makers]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def keep_console(machine: Machine, folder: Path) -> None:
-    """Move the machine's console log to where it outlives the run-time folder (the last one of each qube)."""
-    if machine.console_log.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.copyfile(machine.console_log, folder / f"{machine.spec.name}.console.log")
-
-
-def host_timezone() -> str:
-    """Zone name of the host (``Europe/Vienna``); UTC where it cannot be told."""
-    try:
-        target = Path("/etc/localtime").resolve(strict=True)
-    except OSError:
-        return "UTC"
-    _, _, zone = str(target).partition("/zoneinfo/")
-    return zone or "UTC"

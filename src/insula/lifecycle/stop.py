@@ -8,9 +8,8 @@ from contextlib import suppress
 
 from insula.hal.driver import ExitKind, Machine, MachineExit
 from insula.hal.errors import HalError
-from insula.lifecycle.host import Host, log
+from insula.lifecycle.host import Host, keep_console, log
 from insula.lifecycle.running import RunningQube
-from insula.lifecycle.start import keep_console
 from insula.model.block import VolumeSpec
 from insula.model.errors import InsulaError
 from insula.model.klass import Klass

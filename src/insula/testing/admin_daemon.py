@@ -25,6 +25,7 @@ from insula.admin.uploads import Uploads
 from insula.events.bus import EventBus
 from insula.lifecycle.create import plan_create
 from insula.lifecycle.engine import CreateRequest
+from insula.lifecycle.seeds import Seed, SeedKey
 from insula.lifecycle.template import TemplateImage
 from insula.model.klass import Klass
 from insula.model.names import QubeName
@@ -58,9 +59,24 @@ class FakeTemplates:
     """Implements :class:`insula.admin.call.TemplateService`."""
 
     installed: list[TemplateImage] = field(default_factory=list)
+    made: list[Seed] = field(default_factory=list)
 
     async def install(self, image: TemplateImage) -> None:
         self.installed.append(image)
+
+    def seeds(self) -> list[Seed]:
+        return self.made
+
+    async def build_seed(self, name: QubeName) -> Seed:
+        key = SeedKey(str(name), "1", "6.1 build", "quiet", 400, 2, ("root", "private", "volatile"), "fake")
+        seed = Seed(Path(key.name), key, 1_750_000_000.0, 1_750_000_000.0, 250 << 20)
+        self.made.append(seed)
+        return seed
+
+    def drop_seed(self, seed: str) -> bool:
+        left = [other for other in self.made if other.folder.name != seed]
+        was_there, self.made = len(left) < len(self.made), left
+        return was_there
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import typer
 from insula.admin.client import AdminClient
 from insula.cli import completion, output
 from insula.cli.batch import Words, run_on
+from insula.cli.commands import seed
 from insula.cli.commands.remove import ask_before_removing
 from insula.cli.connection import with_daemon, with_daemon_and_board
 from insula.cli.failures import DEFAULT_TEMPLATE, CliError, did_you_mean
@@ -40,6 +41,7 @@ CONTENT_KEY_FEATURE = "template-content-key"
 NOTHING = "-"
 
 app = typer.Typer(add_completion=False, help="Systems that qubes start from.")
+app.add_typer(seed.app, name="seed")
 
 
 def recipes(incomplete: str) -> list[str]:

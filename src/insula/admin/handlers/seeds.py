@@ -1,0 +1,43 @@
+"""Frozen systems that qubes are forked from: ours, beyond the published methods (docs/protocols/insula-admin.md)."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from insula.admin.call import Call, Context
+from insula.lifecycle.seeds import Seed
+from insula.model.errors import ProtocolError, QubesException
+
+_NAME = re.compile(r"[0-9a-f]{16}")
+
+
+async def list_seeds(context: Context, call: Call) -> str:
+    """JSON list, the one used last first."""
+    return json.dumps([_as_object(seed) for seed in context.templates.seeds()])
+
+
+async def build(context: Context, call: Call) -> str:
+    """JSON object of the seed; answers when it can be used."""
+    return json.dumps(_as_object(await context.templates.build_seed(call.dest.name)))
+
+
+async def drop(context: Context, call: Call) -> str:
+    if not _NAME.fullmatch(call.untrusted_arg):
+        raise ProtocolError(f"Not the name of a seed: {call.untrusted_arg[:64]!a}")
+    if not context.templates.drop_seed(call.untrusted_arg):
+        raise QubesException(f"There is no seed {call.untrusted_arg}")
+    return ""
+
+
+def _as_object(seed: Seed) -> dict[str, object]:
+    return {
+        "name": seed.folder.name,
+        "template": seed.key.template,
+        "kernel": seed.key.kernel.partition(" ")[0],
+        "memory_mib": seed.key.memory_mib,
+        "vcpus": seed.key.vcpus,
+        "size": seed.size,
+        "created_at": seed.created_at,
+        "used_at": seed.used_at,
+    }
