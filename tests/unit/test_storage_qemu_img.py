@@ -19,8 +19,7 @@ def raw(path: Path, content: bytes) -> BlockLayer:
 
 
 def empty_overlay(path: Path, size: int) -> BlockLayer:
-    with files.new_file(path) as fd:
-        qcow2_image.write_overlay(fd, size)
+    qcow2_image.write_overlay(path, size)
     return BlockLayer(path, LayerFormat.QCOW2)
 
 

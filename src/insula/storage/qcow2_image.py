@@ -1,15 +1,16 @@
-"""The qcow2 image header: writing an empty overlay and checking one that came back from a machine.
+"""The qcow2 image header: making an empty overlay and checking one that came back from a machine.
 
-A start must not wait for a tool per disk, so empty overlays are written here: header, one refcount table, one
-refcount block, an empty L1 table; 256 KiB long, of which 12 KiB are allocated. The header never names a
-backing file: chains come from the pool's manifests only (MC-65).
+A start must not wait for a tool per disk, so empty overlays are made here: header, one refcount table, one
+refcount block, an empty L1 table; 256 KiB long, of which 12 KiB are allocated. An encrypted one has a LUKS header as
+well, with the key slot in use 144 KiB more. The header never names a backing file: chains come from the pool's
+manifests only (MC-65).
 
 An overlay that a machine has written is untrusted: its monitor may have been taken over by the guest.
 :func:`parse_header` reads the fixed header alone and accepts only what this module writes, except that the
 tables may have moved and grown.
 
-Source of layout and constants: QEMU, ``docs/interop/qcow2.txt``, sections "Header", "Host cluster
-management" and "Cluster mapping"; all integers are big-endian.
+Source of layout and constants: QEMU, ``docs/interop/qcow2.txt``, sections "Header", "Header extensions", "Full disk
+encryption header pointer", "Host cluster management" and "Cluster mapping"; all integers are big-endian.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
+from insula.storage import files, luks
 from insula.storage.pool import StorageError
 
 MAGIC = 0x514649FB
@@ -35,6 +38,12 @@ MAX_HEADER_LENGTH = 4096
 ENTRY_SIZE = 8
 """Bytes per entry of the L1, L2 and refcount tables."""
 BYTES_PER_L1_ENTRY = CLUSTER_SIZE // ENTRY_SIZE * CLUSTER_SIZE
+CRYPT_NONE, CRYPT_LUKS = 0, 2
+"""Encryption methods."""
+_EXTENSION = struct.Struct(">II")
+"""Type and length of a header extension; the data follow, padded to 8 bytes. Type 0 ends the list."""
+_ENCRYPTION_HEADER = 0x0537BE77
+"""Extension: offset (a multiple of the cluster size) and length of the LUKS header, 8 bytes each."""
 
 _FIXED = struct.Struct(">IIQIIQIIQQIIQQQQII")
 """Bytes 0 to 103: magic, version, backing_file_offset, backing_file_size, cluster_bits, size, crypt_method,
@@ -55,24 +64,65 @@ class Header:
     """Virtual size in bytes."""
 
 
+@dataclass(frozen=True)
+class Image:
+    """An image file that is zero but for some pieces."""
+
+    length: int
+    """Bytes."""
+    pieces: tuple[tuple[int, bytes], ...]
+    """Offset and data; the header is the last one."""
+
+
+def write_overlay(path: Path, size: int) -> None:
+    """Make the file ``path``, a qcow2 image of ``size`` virtual bytes without any data. Does not sync.
+
+    :raise OSError: it exists, or cannot be made; nothing is left.
+    """
+    _write(path, overlay_image(size))
+
+
+def write_encrypted_overlay(path: Path, size: int, key: bytes) -> None:
+    """As :func:`write_overlay`, with what is written to it encrypted (LUKS).
+
+    :param key: the passphrase (:func:`insula.model.block.new_key`).
+    """
+    _write(path, overlay_image(size, luks.new_header(key)))
+
+
+def _write(path: Path, image: Image) -> None:
+    with files.new_file(path) as fd:
+        os.ftruncate(fd, image.length)
+        for offset, data in image.pieces:
+            os.pwrite(fd, data, offset)
+
+
 def _clusters(size: int) -> int:
     return -(-size // CLUSTER_SIZE)
 
 
-def write_overlay(fd: int, size: int) -> None:
-    """Make the empty file ``fd`` a qcow2 image of ``size`` virtual bytes without any data. Does not sync."""
+def overlay_image(size: int, encryption: luks.Header | None = None) -> Image:
+    """An image of ``size`` virtual bytes without any data."""
     l1_size = -(-size // BYTES_PER_L1_ENTRY)
-    l1_clusters = _clusters(l1_size * ENTRY_SIZE)
-    # cluster 0 header, 1 refcount table, 2 refcount block, from 3 on the L1 table
+    # cluster 0 header, 1 refcount table, 2 refcount block, from 3 on the L1 table, then the LUKS header
+    used = 3 + _clusters(l1_size * ENTRY_SIZE)
+    pieces = []
+    extensions = b""
+    if encryption is not None:
+        offset = used * CLUSTER_SIZE
+        used += _clusters(encryption.length)
+        extensions = _EXTENSION.pack(_ENCRYPTION_HEADER, 16) + struct.pack(">QQ", offset, encryption.length)
+        pieces += [(offset, encryption.header), (offset + luks.MATERIAL_OFFSET, encryption.key_material)]
     header = _FIXED.pack(
-        MAGIC, VERSION, 0, 0, CLUSTER_BITS, size, 0, l1_size, 3 * CLUSTER_SIZE, CLUSTER_SIZE, 1, 0, 0, 0, 0, 0,
-        REFCOUNT_ORDER, HEADER_LENGTH,
+        MAGIC, VERSION, 0, 0, CLUSTER_BITS, size, CRYPT_NONE if encryption is None else CRYPT_LUKS, l1_size,
+        3 * CLUSTER_SIZE, CLUSTER_SIZE, 1, 0, 0, 0, 0, 0, REFCOUNT_ORDER, HEADER_LENGTH,
     )  # fmt: skip
-    used = 3 + l1_clusters
-    os.ftruncate(fd, used * CLUSTER_SIZE)
-    os.pwrite(fd, struct.pack(">H", 1) * used, 2 * CLUSTER_SIZE)
-    os.pwrite(fd, struct.pack(">Q", 2 * CLUSTER_SIZE), CLUSTER_SIZE)
-    os.pwrite(fd, header + bytes(8), 0)  # the list of header extensions ends with type 0, length 0
+    pieces += [
+        (2 * CLUSTER_SIZE, struct.pack(">H", 1) * used),
+        (CLUSTER_SIZE, struct.pack(">Q", 2 * CLUSTER_SIZE)),
+        (0, header + extensions + _EXTENSION.pack(0, 0)),
+    ]
+    return Image(used * CLUSTER_SIZE, tuple(pieces))
 
 
 def parse_header(untrusted_header: bytes) -> Header:
@@ -95,7 +145,7 @@ def parse_header(untrusted_header: bytes) -> Header:
     if incompatible:
         # dirty and corrupt: unusable; external data file: names another file; the rest is never switched on
         raise BadImage(f"the overlay's header has the incompatible features {incompatible:#x}")
-    if cluster_bits != CLUSTER_BITS or refcount_order != REFCOUNT_ORDER or crypt_method or snapshots:
+    if cluster_bits != CLUSTER_BITS or refcount_order != REFCOUNT_ORDER or crypt_method != CRYPT_NONE or snapshots:
         raise BadImage("the overlay's header was changed")
     if not HEADER_LENGTH <= header_length <= MAX_HEADER_LENGTH:
         raise BadImage("the overlay's header has an impossible length")

@@ -207,8 +207,7 @@ class Qcow2Pool:
             return BlockSource((top, *below), revision.size, writable=True)
         size = revision.size if kind is _Kind.READ_ONLY else max(spec.size, revision.size)
         top = BlockLayer(self._folder.scratch_file(spec.vid, ".qcow2"), LayerFormat.QCOW2)
-        with files.new_file(top.path) as fd:
-            qcow2_image.write_overlay(fd, size)
+        qcow2_image.write_overlay(top.path, size)
         return BlockSource((top, *below), size, writable=spec.rw, unlink_top=True)
 
     async def mark_active(self, spec: VolumeSpec, source: BlockSource) -> None:

@@ -106,8 +106,7 @@ class VolumeFolder:
         """Record a fresh overlay over the newest revision as what a machine writes."""
         name = files.unique_name(".qcow2")
         # Not synced: what a power loss takes from it, it takes from the guest's uncommitted writes anyway.
-        with files.new_file(self.path / name) as fd:
-            qcow2_image.write_overlay(fd, manifest.size)
+        qcow2_image.write_overlay(self.path / name, manifest.size)
         self.save(manifest.opened(name))
         return BlockLayer(self.path / name, LayerFormat.QCOW2)
 
