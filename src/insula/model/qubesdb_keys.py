@@ -56,6 +56,18 @@ def boot_keys(
     return dict(sorted(keys.items()))
 
 
+SEED = "/insula-seed"
+"""``1``: this machine is nobody's; it is to boot up and wait to be frozen (docs/decisions/009-identity-at-fork.md)."""
+
+
+def seed_keys(timezone: str) -> dict[str, str]:
+    """All keys of a machine that is made into a seed. ``timezone``: as for :func:`boot_keys`."""
+    keys = {SEED: "1", "/name": "seed", "/default-user": "user", "/qubes-vm-type": "AppVM"}
+    if timezone:
+        keys["/qubes-timezone"] = timezone
+    return keys
+
+
 def vm_type(here: View) -> str:
     """``/qubes-vm-type``: what the guest is for, in the words its scripts know."""
     if here.subject.klass is Klass.TEMPLATEVM:
