@@ -9,7 +9,7 @@ from insula.model.features import set_feature
 from insula.model.klass import Klass
 from insula.model.names import ADMIN_NAME, QubeName
 from insula.model.properties import set_property
-from insula.model.qubesdb_keys import MAX_KEY, MAX_VALUE, RANDOM_SEED_BYTES, boot_keys
+from insula.model.qubesdb_keys import MAX_KEY, MAX_VALUE, RANDOM_SEED_BYTES, boot_keys, seed_keys
 from insula.model.system import System
 from insula.testing.systems import DISPOSABLE, NET, TEMPLATE, WORK, all_halted, small_system, with_qube_of
 
@@ -23,6 +23,7 @@ def keys_of(system: System, name: str) -> dict[str, str]:
 def test_app_qube_is_told_who_it_is() -> None:
     assert keys_of(small_system(), WORK) == {
         "/name": "work",
+        "/insula-machine-id": small_system().get(QubeName(WORK)).uuid.hex,
         "/type": "AppVM",
         "/default-user": "user",
         "/qubes-vm-type": "AppVM",
@@ -43,6 +44,16 @@ def test_app_qube_is_told_who_it_is() -> None:
         "/qubes-primary-dns": "10.139.1.1",
         "/qubes-secondary-dns": "10.139.1.2",
     }
+
+
+def test_machine_id_is_the_uuid_and_each_qube_has_its_own() -> None:
+    ids = {keys_of(small_system(), name)["/insula-machine-id"] for name in (WORK, NET, TEMPLATE)}
+    assert len(ids) == 3
+    assert all(len(value) == 32 and set(value) <= set("0123456789abcdef") for value in ids)
+
+
+def test_seed_is_told_that_it_is_one_and_nothing_of_any_qube_or_host() -> None:
+    assert seed_keys() == {"/insula-seed": "1"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -259,17 +260,39 @@ async def test_keys_are_served_and_only_the_guests_own_are_told(world: World) ->
 
     def received() -> bool:
         data = b"".join(e.data for e in world.events if isinstance(e, DataReceived) and e.stream == stream)
-        return len(qubesdb.Decoder().receive(data)) == 4
+        return len(qubesdb.Decoder().receive(data)) == 5
 
     await world.until(received)
     data = b"".join(e.data for e in world.events if isinstance(e, DataReceived) and e.stream == stream)
-    kinds = [message.kind for message in qubesdb.Decoder().receive(data)]
-    assert kinds == [qubesdb.RESP_MULTIREAD, qubesdb.RESP_MULTIREAD, qubesdb.RESP_OK, qubesdb.RESP_ERROR]
+    messages = qubesdb.Decoder().receive(data)
+    assert [message.kind for message in messages] == [
+        *[qubesdb.RESP_MULTIREAD] * 3,
+        qubesdb.RESP_OK,
+        qubesdb.RESP_ERROR,
+    ]
+    assert [message.path for message in messages[:3]] == ["/insula-clock", "/name", ""]
     await world.until(lambda: world.messages)
     assert world.messages == [KeyWritten("/dns/1/a", b"x")]
     world.mux.send(stream, keys.remove("/dns/1/a") + keys.remove("/name"))
     await world.until(lambda: len(world.messages) == 2)
     assert world.messages[1] == KeyRemoved("/dns/1/a")
+
+
+async def test_clock_is_the_time_at_which_the_keys_are_read(world: World) -> None:
+    await world.sync()
+    before = time.time_ns()
+    stream = world.mux.open(qubesdb.PORT)
+    keys = qubesdb.KeyClient()
+    world.mux.send(stream, keys.read_all())
+
+    def read() -> bool:
+        return any(isinstance(e, DataReceived) and e.stream == stream for e in world.events)
+
+    await world.until(read)
+    for event in world.events:
+        if isinstance(event, DataReceived):
+            keys.receive(event.data)
+    assert before <= int(keys.keys["/insula-clock"]) <= time.time_ns()
 
 
 async def test_key_writes_without_end_are_answered_with_errors_not_passed_on(world: World) -> None:

@@ -1,4 +1,4 @@
-"""What a guest is told at boot: the QubesDB keys of agent-services §11 that follow from the configuration.
+"""What a guest is told at boot: the QubesDB keys of agent-services §11 that follow from the configuration, and ours.
 
 Guests read these before anything else runs; network keys are there exactly if the qube has a net qube, so a qube
 without one has nothing to configure (MC-82).
@@ -17,6 +17,11 @@ from insula.model.property_types import Runtime
 from insula.model.property_view import View
 from insula.model.services import config_keys, persist_keys, service_keys
 from insula.model.system import System
+
+SEED_KEY = "/insula-seed"
+"""``1``: this machine is a seed; it boots up without an identity and waits to be frozen (docs/decisions/009)."""
+MACHINE_ID_KEY = "/insula-machine-id"
+"""The qube's machine-id(5), 32 hex digits: its uuid, so that it stays the same from start to start."""
 
 MAX_KEY = 63
 MAX_VALUE = 3072
@@ -56,16 +61,9 @@ def boot_keys(
     return dict(sorted(keys.items()))
 
 
-SEED = "/insula-seed"
-"""``1``: this machine is nobody's; it is to boot up and wait to be frozen (docs/decisions/009-identity-at-fork.md)."""
-
-
-def seed_keys(timezone: str) -> dict[str, str]:
-    """All keys of a machine that is made into a seed. ``timezone``: as for :func:`boot_keys`."""
-    keys = {SEED: "1", "/name": "seed", "/default-user": "user", "/qubes-vm-type": "AppVM"}
-    if timezone:
-        keys["/qubes-timezone"] = timezone
-    return keys
+def seed_keys() -> dict[str, str]:
+    """All keys of a machine that is made into a seed: nothing of a qube or of this host, for all forks keep it."""
+    return {SEED_KEY: "1"}
 
 
 def vm_type(here: View) -> str:
@@ -88,6 +86,7 @@ def _identity_keys(here: View) -> dict[str, str]:
     qube = here.subject
     return {
         "/name": qube.name,
+        MACHINE_ID_KEY: qube.uuid.hex,
         "/type": str(qube.klass),
         "/default-user": here.text("default_user"),
         "/qubes-vm-type": vm_type(here),

@@ -7,6 +7,7 @@ not finish it, or opens the control channel and does not say HELLO, is dropped a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -27,6 +28,10 @@ KEY_WRITES_PER_SECOND = 20
 SERVICE_REQUESTS_BURST = 20
 SERVICE_REQUESTS_PER_SECOND = 1
 """How often the daemon is told of a refused request; the refusal itself is always sent."""
+
+CLOCK_KEY = "/insula-clock"
+"""This host's time, decimal nanoseconds since the epoch, as of when the keys are read: a machine's own clock chip has
+whole seconds, and a fork's system clock stands where its seed was frozen."""
 
 
 class GuestListener(Protocol):
@@ -105,6 +110,8 @@ class _KeyStream(_Conversation):
         self.watch.owes(True)
 
     def data(self, untrusted_data: bytes) -> None:
+        if not self.server.is_synchronised:
+            self._services.keys[CLOCK_KEY] = str(time.time_ns()).encode("ascii")
         events = self.server.receive(untrusted_data)
         self.watch.owes(not self.server.is_between_messages)
         self.writer.write(self.server.take_output())
