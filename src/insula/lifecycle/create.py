@@ -52,7 +52,11 @@ def plan_create(system: System, request: CreateRequest, new_uuid: UUID, dispid: 
         tags=creation_tags(QubeName(request.created_by)),
     )
     if klass is Klass.DISPVM:
-        qube = qube.with_property("dispid", system.free_dispid(dispid))
+        wish = int(request.name.removeprefix("disp")) if request.disposable else dispid
+        qube = qube.with_property("dispid", system.free_dispid(wish))
+    if request.disposable:
+        tags = creation_tags(QubeName(request.created_by), disposable=True)
+        qube = qube.with_property("auto_cleanup", True).with_tags(tags)
     created = system.with_new_qube(qube)
     if template is not None:
         # Through the rules of the property: the template must be one, and of the right class.

@@ -29,6 +29,8 @@ class CreateRequest:
     pools: Mapping[str, str] = field(default_factory=dict)
     """Volume name → pool."""
     created_by: str = "dom0"
+    disposable: bool = False
+    """A DispVM that nobody named (it is called ``dispN``, N its number): it is gone when it ends (``auto_cleanup``)."""
 
 
 class Engine(Protocol):
@@ -36,6 +38,15 @@ class Engine(Protocol):
 
     async def create(self, request: CreateRequest) -> None:
         """:raise QubesVMAlreadyExistsError, QubesVMNotFoundError, QubesLabelNotFoundError, QubesException:"""
+
+    async def create_disposable(self, template: QubeName, created_by: QubeName) -> QubeName:
+        """A disposable that nobody named: one held ready, which runs, or a new one, halted. It is gone when it ends.
+
+        :raise QubesException: the template may not be used so.
+        """
+
+    async def preload_disposables(self, template: QubeName) -> None:
+        """See to it that as many disposables of the template are held ready as it says."""
 
     async def remove(self, name: QubeName) -> None:
         """:raise QubesVMInUseError: it runs, or something refers to it."""

@@ -18,6 +18,7 @@ from insula.hal.capabilities import Capability
 from insula.hal.driver import MachineStats
 from insula.hal.errors import HalError, MachineGone
 from insula.lifecycle.create import KERNEL_VOLUME, disks_of, plan_create, require_unborrowed
+from insula.lifecycle.disposables import Disposables, wanted_ready
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.host import Host, log
 from insula.lifecycle.plan import StartPlan, plan_start
@@ -59,6 +60,7 @@ class LifecycleEngine:
         """:param seeds: None: every start boots."""
         self.host = host
         self.seeds = host.seeds = seeds
+        self.disposables = Disposables(host, self)
         self._runtime_folders = runtime_folders
         self._supervisors: dict[QubeName, Supervisor] = {}
         self._locks: dict[QubeName, asyncio.Lock] = {}
@@ -74,7 +76,11 @@ class LifecycleEngine:
             await self.seeds.open()
 
     async def autostart(self) -> None:
-        """Start the qubes whose property ``autostart`` says so; one that fails does not keep the others."""
+        """Hold disposables ready from now on, and start the qubes whose property ``autostart`` says so.
+
+        One that fails does not keep the others.
+        """
+        await self.disposables.open()
         system = self.host.store.system
         names = [q.name for q in system.sorted_qubes() if q.klass.has_machine and resolve(system, q, "autostart").value]
         for result in await asyncio.gather(*map(self.start, names), return_exceptions=True):
@@ -83,6 +89,7 @@ class LifecycleEngine:
 
     async def leave(self) -> None:
         """The daemon ends, the machines stay."""
+        await self.disposables.close()
         if self.seeds is not None:
             await self.seeds.close()
         await asyncio.gather(*(s.leave() for s in self._supervisors.values()))
@@ -228,6 +235,12 @@ class LifecycleEngine:
         return list({(p.seed_cmdline, p.memory_mib, p.vcpus, p.kernel.version): p for p in plans}.values())
 
     # -- existence
+
+    async def create_disposable(self, template: QubeName, created_by: QubeName) -> QubeName:
+        return await self.disposables.create(template, created_by)
+
+    async def preload_disposables(self, template: QubeName) -> None:
+        await self.disposables.refill(template, wanted_ready(self.host.store.system).get(template, 0))
 
     async def create(self, request: CreateRequest) -> None:
         host = self.host

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from insula.hal.driver import RPC_CHANNEL, Disk, Machine, MachineSpec
 from insula.hal.errors import HalError
-from insula.lifecycle.host import Host, Session, host_timezone, keep_console, log
+from insula.lifecycle.host import Host, Session, keep_console, log
 from insula.lifecycle.plan import StartPlan
 from insula.lifecycle.seeds import MACHINE, ROOT_LAYER, SeedKey
 from insula.lifecycle.waiting import first_of
@@ -115,8 +115,7 @@ async def _root(host: Host, volume: VolumeSpec, folder: Path, undo: AsyncExitSta
     undo.push_async_callback(pool.deactivate, borrowed, commit=False)
     source.layers[0].path.unlink(missing_ok=True)
     layer = folder / ROOT_LAYER
-    with layer.open("xb") as file:
-        write_overlay(file.fileno(), source.size)
+    write_overlay(layer, source.size)
     return BlockSource((BlockLayer(layer, LayerFormat.QCOW2), *source.layers[1:]), source.size, writable=True)
 
 
@@ -137,7 +136,7 @@ async def _session(host: Host, machine: Machine) -> AsyncIterator[Session]:
             qid=spec.qid,
             channel=channel,
             rpc_socket=spec.runtime_dir / "rpc.sock",
-            keys=seed_keys(host_timezone()),
+            keys=seed_keys(),
         )
     except BaseException:
         channel.close()

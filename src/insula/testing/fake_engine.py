@@ -11,6 +11,7 @@ scripted::
 from __future__ import annotations
 
 import asyncio
+import secrets
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -38,9 +39,9 @@ from insula.model.errors import (
     StoragePoolException,
 )
 from insula.model.names import QubeName
-from insula.model.properties import view
+from insula.model.properties import allows_disposables, view
 from insula.model.state import PowerState
-from insula.model.system import PoolConfig
+from insula.model.system import MAX_DISPID, PoolConfig
 from insula.model.volumes import refreshed
 from insula.storage.pool import Pool, PoolUsage, Revision
 from insula.store.store import Store
@@ -195,6 +196,19 @@ class FakeEngine:
             await self.pools[volume.pool].create(volume)
         self._publish("", "domain-add", vm=request.name)
         self._publish(request.name, "domain-create-on-disk")
+
+    async def create_disposable(self, template: QubeName, created_by: QubeName) -> QubeName:
+        await self._scripted("create_disposable")
+        system = self.store.system
+        if not allows_disposables(system, system.get(template)):
+            raise QubesException(f"{template} does not have template_for_dispvms set")
+        name = QubeName(f"disp{system.free_dispid(secrets.randbelow(MAX_DISPID + 1))}")
+        label = system.get(template).label
+        await self.create(CreateRequest("DispVM", name, label, template, created_by=created_by, disposable=True))
+        return name
+
+    async def preload_disposables(self, template: QubeName) -> None:
+        await self._scripted("preload_disposables")
 
     async def remove(self, name: QubeName) -> None:
         await self._scripted("remove")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 
 from insula.admin.arguments import parse_words
 from insula.admin.call import Call, Context
@@ -12,7 +10,6 @@ from insula.lifecycle.engine import CreateRequest
 from insula.model.errors import (
     ProtocolError,
     QubesException,
-    QubesNotImplementedError,
     QubesVMAlreadyExistsError,
 )
 from insula.model.klass import Klass
@@ -21,8 +18,7 @@ from insula.model.names import QubeName, parse_qube_name
 from insula.model.properties import allows_disposables, view
 from insula.model.qube import Qube, parse_notes
 from insula.model.state import PowerState
-from insula.model.system import MAX_DISPID, System
-from insula.model.tags import creation_tags
+from insula.model.system import System
 from insula.model.volumes import VOLUME_NAMES
 
 
@@ -102,32 +98,16 @@ def _template(system: System, klass: Klass, untrusted_template: str) -> QubeName
 
 async def create_disposable(context: Context, call: Call) -> str:
     """Make a disposable of the destination, or of the caller's ``default_dispvm`` if that is dom0."""
-    if call.untrusted_arg == "preload":
-        raise QubesNotImplementedError("Disposables cannot be kept ready yet")
-    if call.untrusted_arg:
+    if call.untrusted_arg not in ("", "preload"):
         raise ProtocolError(f"Unknown argument: {call.untrusted_arg[:64]}")
     if call.untrusted_payload not in (b"", b"uuid"):
         raise ProtocolError("The payload must be empty or 'uuid'")
-    system = context.store.system
-    template = _disposable_template(system, call)
-    dispid = system.free_dispid(secrets.randbelow(MAX_DISPID + 1))
-    name = QubeName(f"disp{dispid}")
-    await context.engine.create(
-        CreateRequest(
-            klass=Klass.DISPVM, name=name, label=template.label, template=template.name, created_by=call.source.name
-        )
-    )
-    async with AsyncExitStack() as undo:
-        undo.push_async_callback(context.engine.remove, name)
-        qube = context.store.system.get(name)
-        made = (
-            qube.with_property("dispid", dispid)
-            .with_property("auto_cleanup", True)
-            .with_tags(creation_tags(call.source.name, disposable=True))
-        )
-        context.commit(context.store.system.with_qube(made))
-        undo.pop_all()
-    return f"uuid:{made.uuid}" if call.untrusted_payload else name
+    template = _disposable_template(context.store.system, call)
+    if call.untrusted_arg == "preload":
+        await context.engine.preload_disposables(template.name)
+        return ""
+    name = await context.engine.create_disposable(template.name, call.source.name)
+    return f"uuid:{context.store.system.get(name).uuid}" if call.untrusted_payload else name
 
 
 def _disposable_template(system: System, call: Call) -> Qube:
