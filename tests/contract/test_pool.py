@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -104,6 +105,42 @@ async def test_cancelled_create_has_made_nothing(pool: Pool) -> None:
             await task
         assert await pool.volumes() == []
     assert await pool.recover(frozenset()) == []
+
+
+async def test_prepared_volume_holds_from_the_start_what_was_written(pool: Pool) -> None:
+    def prepare(path: Path) -> None:
+        assert path.stat().st_size == SIZE
+        with path.open("r+b") as file:
+            file.write(b"\5" * 4096)
+
+    await pool.create(ROOT, prepare)
+    assert await read(pool, ROOT) == filled((0, 4096, 5))
+    assert await pool.revisions(ROOT) == []
+    await run(pool, ROOT, (4096, 4096, 6))
+    assert await read(pool, ROOT) == filled((0, 4096, 5), (4096, 4096, 6))
+
+
+async def test_failed_preparation_has_made_nothing(pool: Pool, tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise StorageError("no tool")
+
+    def shrink(path: Path) -> None:
+        os.truncate(path, 512)
+
+    with pytest.raises(StorageError, match="no tool"):
+        await pool.create(ROOT, fail)
+    with pytest.raises(StorageError, match="size"):
+        await pool.create(ROOT, shrink)
+    assert await pool.volumes() == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    await pool.create(ROOT)
+    assert await read(pool, ROOT) == bytes(SIZE)
+
+
+async def test_volumes_that_keep_nothing_are_not_prepared(pool: Pool) -> None:
+    for spec in (VOLATILE, APP):
+        await pool.create(spec, lambda path: pytest.fail(f"{path} was prepared"))
 
 
 async def test_create_of_volume_that_keeps_nothing_makes_none(pool: Pool) -> None:
@@ -278,9 +315,52 @@ async def test_volatile_reads_zero_each_time_and_leaves_nothing(pool: Pool) -> N
         assert await pool.usage(VOLATILE) == 0
 
 
-async def test_ephemeral_volume_refused_while_it_cannot_be_encrypted(pool: Pool) -> None:
-    with pytest.raises(StorageError, match="encrypt"):
-        await pool.activate(replace(VOLATILE, ephemeral=True))
+@pytest.mark.parametrize("spec", [VOLATILE, APP])
+async def test_ephemeral_volume_works_and_leaves_nothing_readable(pool: Pool, tmp_path: Path, spec: VolumeSpec) -> None:
+    """No file of the pool shows what was written, nor does one hold the key: neither while it runs nor afterwards."""
+    await pool.create(ROOT)
+    await run(pool, ROOT, (0, 4096, 1))
+    plain, encrypted = await pool.activate(spec), None
+    await pool.deactivate(spec, commit=False)
+    keys = set()
+    for _ in range(2):
+        encrypted = await pool.activate(replace(spec, ephemeral=True))
+        assert (encrypted.size, encrypted.writable, encrypted.layers[1:]) == (plain.size, True, plain.layers[1:])
+        assert guest_disk.content(encrypted) == (filled((0, 4096, 1)) if spec is APP else bytes(SIZE))
+        guest_disk.write(encrypted, 512, 8192, 0xA7)
+        assert guest_disk.content(encrypted)[512:8704] == bytes([0xA7]) * 8192
+        assert encrypted.key is not None
+        keys.add(encrypted.key)
+        found = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+        assert bytes([0xA7]) * 16 not in found
+        assert encrypted.key not in found
+        assert bytes.fromhex(encrypted.key.decode()) not in found
+        await pool.deactivate(replace(spec, ephemeral=True), commit=True)
+        assert not encrypted.layers[0].path.exists()
+    assert len(keys) == 2, "a key is used once"
+    assert await read(pool, ROOT) == filled((0, 4096, 1))
+
+
+async def test_key_is_not_in_what_is_shown_or_written_down(pool: Pool) -> None:
+    source = await pool.activate(replace(VOLATILE, ephemeral=True))
+    assert source.key is not None
+    assert source.key.decode() not in repr(source)
+    assert source.without_key().key is None
+    assert source.without_key() == source
+
+
+@pytest.mark.parametrize("rw", [True, False])
+async def test_volume_that_is_kept_cannot_be_ephemeral(pool: Pool, rw: bool) -> None:
+    await pool.create(ROOT)
+    with pytest.raises(StorageError, match="ephemeral"):
+        await pool.activate(replace(ROOT, ephemeral=True, rw=rw))
+    await run(pool, ROOT, (0, 512, 1))
+
+
+async def test_plain_volume_has_no_key(pool: Pool) -> None:
+    await pool.create(ROOT)
+    for spec in (ROOT, APP, VOLATILE):
+        assert (await pool.activate(spec)).key is None
 
 
 # Snapshots
@@ -335,6 +415,91 @@ async def test_source_of_running_snapshot_not_removed(pool: Pool) -> None:
     await pool.deactivate(APP, commit=False)
     await pool.remove(ROOT)
     assert await pool.volumes() == []
+
+
+async def test_first_layer_is_fresh_the_others_are_those_of_the_source(pool: Pool) -> None:
+    """So a caller may put a layer of its own between the two."""
+    await pool.create(ROOT)
+    await run(pool, ROOT, (0, 4096, 1))
+    one, two = await pool.activate(APP), await pool.activate(OTHER_APP)
+    assert one.layers[0] != two.layers[0]
+    assert one.layers[1:] == two.layers[1:]
+    assert len((await pool.activate(VOLATILE)).layers) == 1
+    # What is found running after a restart has such a layer.
+    own = replace(one.layers[0], path=one.layers[0].path.with_name("own"))
+    await pool.deactivate(APP, commit=False)
+    await pool.mark_active(APP, replace(one, layers=(one.layers[0], own, *one.layers[1:])))
+    assert not await pool.is_outdated(APP)
+    await run(pool, ROOT, (0, 4096, 2))
+    assert await pool.is_outdated(APP)
+
+
+# Identity of content
+
+
+async def test_revision_key_changes_with_the_content_and_only_then(pool: Pool) -> None:
+    spec = replace(ROOT, revisions_to_keep=1)
+    await pool.create(spec)
+    key = await pool.revision_key(spec)
+    seen = [key]
+
+    async def changed(operation: Awaitable[object]) -> None:
+        await operation
+        seen.append(await pool.revision_key(spec))
+        await pool.settle()
+        assert await pool.revision_key(spec) == seen[-1], "folding changes no content"
+
+    for byte in range(1, 5):
+        await changed(run(pool, spec, (0, 4096, byte)))
+    await changed(pool.revert(spec, (await pool.revisions(spec))[0].id))
+    await changed(pool.resize(spec, 2 * SIZE))
+    await changed(pool.clear(spec))
+    await changed(pool.import_stream(spec, stream(bytes(SIZE)), SIZE))
+    await pool.create(COPY)
+    await changed(pool.clone(COPY, spec))
+    assert len(set(seen)) == len(seen)
+    await run(pool, spec, (0, 512, 9), commit=False)
+    await pool.set_revisions_to_keep(spec, 0)
+    await pool.resize(spec, await pool.size(spec))
+    await pool.settle()
+    assert await pool.revision_key(spec) == seen[-1]
+
+
+async def test_revision_key_of_a_snapshot_is_that_of_its_source(pool: Pool) -> None:
+    await pool.create(ROOT)
+    key = await pool.revision_key(ROOT)
+    assert await pool.revision_key(APP) == await pool.revision_key(OTHER_APP) == key
+    source = await pool.activate(APP)
+    assert source.revision == key
+    await run(pool, ROOT, (0, 512, 1))
+    assert source.revision == key != await pool.revision_key(APP)
+    assert (await pool.activate(ROOT)).revision == await pool.revision_key(ROOT)
+
+
+async def test_revision_key_survives_a_restart(opener: Callable[[], Pool]) -> None:
+    first = opener()
+    await first.create(ROOT)
+    await run(first, ROOT, (0, 512, 1))
+    key = await first.revision_key(ROOT)
+    await first.aclose()
+    assert await opener().revision_key(ROOT) == key
+
+
+async def test_revision_keys_of_volumes_made_after_each_other_under_one_name_differ(pool: Pool) -> None:
+    keys = set()
+    for _ in range(5):
+        await pool.create(ROOT)
+        keys.add(await pool.revision_key(ROOT))
+        await pool.remove(ROOT)
+    await pool.create(COPY)
+    keys.add(await pool.revision_key(COPY))
+    assert len(keys) == 6
+
+
+async def test_what_keeps_nothing_has_no_revision_key(pool: Pool) -> None:
+    for spec in (VOLATILE, APP, ROOT):
+        with pytest.raises(NoSuchVolume):
+            await pool.revision_key(spec)
 
 
 # Revisions

@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 from insula.model.block import BlockSource, VolumeSpec
 from insula.storage import files
-from insula.storage.pool import NoSuchVolume, PoolUsage, Revision, StorageError
+from insula.storage.pool import NoSuchVolume, PoolUsage, Prepare, Revision, StorageError
 from insula.storage.transfer import blocking
 
 IMAGE: Final = "vmlinuz"
@@ -46,7 +46,7 @@ class KernelPool:
         names = [path.name for path in self._folder.iterdir() if (path / IMAGE).is_file()]
         return sorted(name for name in names if _VERSION.fullmatch(name))
 
-    async def create(self, spec: VolumeSpec) -> None:
+    async def create(self, spec: VolumeSpec, prepare: Prepare | None = None) -> None:
         """Nothing to make. :raise NoSuchVolume: there is no such kernel"""
         await self._require(spec)
 
@@ -65,6 +65,9 @@ class KernelPool:
     async def revisions(self, spec: VolumeSpec) -> list[Revision]:
         await self._require(spec)
         return []
+
+    async def revision_key(self, spec: VolumeSpec) -> str:
+        self._refuse(spec, "told apart by content")
 
     async def is_outdated(self, spec: VolumeSpec) -> bool:
         return False

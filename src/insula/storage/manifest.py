@@ -13,6 +13,7 @@ long, the common start of all chains is copied into one new layer of its own.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Set
@@ -37,6 +38,8 @@ LAYERS_MAX: Final = 64
 SIZE_MAX: Final = 16 * 1024**4
 """Largest virtual size in bytes: the largest file of ext4 (and so of a raw base) with 4 KiB blocks."""
 SECTOR: Final = 512
+CONTENT_KEY_DIGITS: Final = 32
+"""128 bits: two contents never share one by chance."""
 
 VID_MAX: Final = 200
 """Characters; a vid becomes part of one file name (at most 255 bytes) in the scratch folder."""
@@ -138,6 +141,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if revision.id == revision_id:
                 return revision
         raise NoSuchRevision(f"volume {self.vid} has no older revision {revision_id!r}")
+
+    @property
+    def content_key(self) -> str:
+        """Identity of the newest content (``Pool.revision_key``). Not of its layers: folding changes them alone.
+
+        The time, to less than a microsecond, tells apart volumes of one name that were made in one second.
+        """
+        newest = self.newest
+        identity = f"{self.vid} {newest.id} {newest.created!r} {newest.size}"
+        return hashlib.sha256(identity.encode("ascii")).hexdigest()[:CONTENT_KEY_DIGITS]
 
     # Changes: each returns the manifest to be written next.
 

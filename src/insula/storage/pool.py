@@ -8,7 +8,7 @@ whole blocks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +50,11 @@ class NoSuchVolume(StorageError): ...
 class NoSuchRevision(StorageError): ...
 
 
+Prepare = Callable[[Path], object]
+"""Writes the first content of a volume: called in a thread, before the volume exists, with the path of a raw file or
+device of the volume's size that is all zero, and keeps its size. What it raises the caller gets; nothing was made."""
+
+
 class Pool(Protocol):
     """Methods take the :class:`VolumeSpec`; ``spec.vid`` names the volume. All raise StorageError on failure.
 
@@ -67,8 +72,10 @@ class Pool(Protocol):
     def config(self) -> Mapping[str, str]:
         """Configuration as shown by ``admin.pool.Info`` (without name and driver)."""
 
-    async def create(self, spec: VolumeSpec) -> None:
+    async def create(self, spec: VolumeSpec, prepare: Prepare | None = None) -> None:
         """Make an empty volume (reads as zero). No-op on disk for volumes that keep nothing.
+
+        :param prepare: writes what the volume holds from the start.
 
         If it raises, or is cancelled, it has made nothing; a volume of that vid that exists is somebody else's.
 
@@ -92,7 +99,12 @@ class Pool(Protocol):
     async def activate(self, spec: VolumeSpec) -> BlockSource:
         """Prepare for a start: overlay, snapshot or volatile, as the flags say. If it raises, nothing is active.
 
+        The first layer is fresh and this machine's alone, the others (none for a volatile volume) are the committed
+        content that ``BlockSource.revision`` names; layers put between the two by the caller are no business of the
+        pool. ``ephemeral``: the first layer is encrypted with ``BlockSource.key``, which exists nowhere else.
+
         :raise NoSpace: :raise VolumeBusy: it is active, or was when the daemon ended and nothing settled it yet
+        :raise StorageError: it is ``ephemeral`` and kept, which contradict each other
 
         What must survive (``save_on_stop``) is recorded on disk: after a crash of the daemon the volume is
         still active, until :meth:`deactivate` says what becomes of it.
@@ -113,6 +125,14 @@ class Pool(Protocol):
 
     async def is_outdated(self, spec: VolumeSpec) -> bool:
         """For an active snapshot: whether its source has a newer revision by now."""
+
+    async def revision_key(self, spec: VolumeSpec) -> str:
+        """Identity of the committed content that the next activation starts from (a snapshot's is its source's): 32 hex
+        digits that change with the content and its size, and only then. Never used again, not even by a volume of the
+        same name that is made later.
+
+        :raise NoSuchVolume: there is none, or a volume that keeps nothing
+        """
 
     async def revisions(self, spec: VolumeSpec) -> list[Revision]:
         """Older revisions that :meth:`revert` accepts, oldest first."""

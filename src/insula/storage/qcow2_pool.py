@@ -19,11 +19,11 @@ from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
-from insula.model.block import BlockLayer, BlockSource, LayerFormat, VolumeSpec
+from insula.model.block import BlockLayer, BlockSource, LayerFormat, VolumeSpec, new_key
 from insula.storage import files, qcow2_image, transfer
 from insula.storage.housekeeping import Housekeeper
 from insula.storage.manifest import LAYERS_MAX, LAYERS_WANTED, REVISIONS_MAX, Manifest, check_size
-from insula.storage.pool import NoSuchVolume, PoolUsage, Revision, StorageError, VolumeBusy
+from insula.storage.pool import NoSuchVolume, PoolUsage, Prepare, Revision, StorageError, VolumeBusy
 from insula.storage.transfer import blocking
 from insula.storage.turns import Turns
 from insula.storage.volume_folder import Clock, PoolFolder, VolumeFolder
@@ -92,7 +92,7 @@ class Qcow2Pool:
 
     # Existence
 
-    async def create(self, spec: VolumeSpec) -> None:
+    async def create(self, spec: VolumeSpec, prepare: Prepare | None = None) -> None:
         check_size(spec.size)
         volume = self._folder.volume(spec.vid)
         if not _Kind.of(spec).has_record:
@@ -101,7 +101,7 @@ class Qcow2Pool:
         def make() -> None:
             self._space.check(0, f"creating volume {spec.vid}")
             with self._folder.new_volume(spec.vid) as staged:
-                staged.populate((staged.new_base(spec.size),), spec.size)
+                staged.populate((staged.new_base(spec.size, prepare),), spec.size)
 
         async with self._turns.hold(volume.vid):
             await blocking(f"creating volume {spec.vid}", make, undo=lambda _: self._remove(volume))
@@ -155,9 +155,9 @@ class Qcow2Pool:
 
     async def activate(self, spec: VolumeSpec) -> BlockSource:
         kind = _Kind.of(spec)
-        if spec.ephemeral:
+        if spec.ephemeral and kind.has_record:
             # Refused rather than ignored: the owner was promised that nothing readable reaches the disk.
-            raise StorageError(f"pool {self.name} cannot encrypt volume {spec.vid}, which is ephemeral")
+            raise StorageError(f"volume {spec.vid} is kept, so it cannot be ephemeral")
         base_vid = self._base_vid(spec, kind)
         keys = (spec.vid,) if base_vid is None else (spec.vid, base_vid)
         patient = base_vid is not None and self._housekeeper.is_busy(base_vid) and await self._has_long_chain(base_vid)
@@ -189,10 +189,8 @@ class Qcow2Pool:
     def _open(self, spec: VolumeSpec, kind: _Kind, base_vid: str | None) -> BlockSource:
         self._space.check(0, f"starting with volume {spec.vid}")
         if base_vid is None:
-            top = BlockLayer(self._folder.scratch_file(spec.vid, ".raw"), LayerFormat.RAW)
-            with files.new_file(top.path) as fd:
-                os.ftruncate(fd, spec.size)
-            return BlockSource((top,), spec.size, writable=spec.rw, unlink_top=True)
+            top, key = self._scratch_layer(spec, spec.size, LayerFormat.RAW)
+            return BlockSource((top,), spec.size, writable=spec.rw, unlink_top=True, key=key)
         base = self._folder.volume(base_vid)
         manifest = base.load() if kind is _Kind.SNAPSHOT else _load_settled(base)
         revision = manifest.newest
@@ -204,11 +202,29 @@ class Qcow2Pool:
         below = tuple(reversed(base.layers(revision.chain)))
         if kind is _Kind.KEPT:
             top = base.open_overlay(manifest)
-            return BlockSource((top, *below), revision.size, writable=True)
+            return BlockSource((top, *below), revision.size, writable=True, revision=manifest.content_key)
         size = revision.size if kind is _Kind.READ_ONLY else max(spec.size, revision.size)
-        top = BlockLayer(self._folder.scratch_file(spec.vid, ".qcow2"), LayerFormat.QCOW2)
-        qcow2_image.write_overlay(top.path, size)
-        return BlockSource((top, *below), size, writable=spec.rw, unlink_top=True)
+        top, key = self._scratch_layer(spec, size, LayerFormat.QCOW2)
+        return BlockSource(
+            (top, *below), size, writable=spec.rw, unlink_top=True, key=key, revision=manifest.content_key
+        )
+
+    def _scratch_layer(self, spec: VolumeSpec, size: int, plain: LayerFormat) -> tuple[BlockLayer, bytes | None]:
+        """An empty layer that is thrown away, and its key. Not synced: nobody needs it after a power loss.
+
+        :param plain: its format if it is not encrypted.
+        """
+        layer_format = LayerFormat.QCOW2 if spec.ephemeral else plain
+        path = self._folder.scratch_file(spec.vid, f".{layer_format.value}")
+        key = new_key() if spec.ephemeral else None
+        if key is not None:
+            qcow2_image.write_encrypted_overlay(path, size, key)
+        elif layer_format is LayerFormat.QCOW2:
+            qcow2_image.write_overlay(path, size)
+        else:
+            with files.new_file(path) as fd:
+                os.ftruncate(fd, size)
+        return BlockLayer(path, layer_format), key
 
     async def mark_active(self, spec: VolumeSpec, source: BlockSource) -> None:
         self._folder.volume(spec.vid)
@@ -251,10 +267,19 @@ class Qcow2Pool:
             return False
         base = self._folder.volume(spec.source)
         manifest = await blocking(f"reading volume {base.vid}", base.load)
-        # Layers in use are not folded, so a chain that differs shows another content.
-        return tuple(reversed(source.layers[1:])) != base.layers(manifest.newest.chain)
+        # Layers in use are not folded, so a chain that differs shows another content. Others than the source's are from
+        # whoever prepared the machine.
+        started_from = [layer for layer in reversed(source.layers[1:]) if layer.path.parent == base.path]
+        return tuple(started_from) != base.layers(manifest.newest.chain)
 
     # Content
+
+    async def revision_key(self, spec: VolumeSpec) -> str:
+        base_vid = self._base_vid(spec, _Kind.of(spec))
+        if base_vid is None:
+            raise NoSuchVolume(f"volume {spec.vid} keeps nothing")
+        manifest = await blocking(f"reading volume {base_vid}", self._folder.volume(base_vid).load)
+        return manifest.content_key
 
     async def revisions(self, spec: VolumeSpec) -> list[Revision]:
         if not _Kind.of(spec).has_record:

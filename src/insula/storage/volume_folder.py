@@ -35,7 +35,7 @@ from insula.storage.manifest import (
     first_manifest,
     is_layer_file,
 )
-from insula.storage.pool import NoSuchVolume, StorageError
+from insula.storage.pool import NoSuchVolume, Prepare, StorageError
 
 MANIFEST = "manifest.json"
 SCRATCH = ".scratch"
@@ -75,10 +75,16 @@ class VolumeFolder:
 
     # Making files. They count only once a manifest that names them is saved.
 
-    def new_base(self, size: int) -> Layer:
-        """A raw layer that reads as zero."""
+    def new_base(self, size: int, prepare: Prepare | None = None) -> Layer:
+        """A raw layer that reads as zero but for what ``prepare`` writes."""
         layer = Layer(files.unique_name(".raw"), LayerFormat.RAW, size)
-        files.create_sparse(self.path / layer.file, size)
+        path = self.path / layer.file
+        files.create_sparse(path, size)
+        if prepare is not None:
+            prepare(path)
+            if path.stat().st_size != size:
+                raise StorageError(f"preparing volume {self.vid} changed its size")
+            files.sync_file(path)
         return layer
 
     def adopt_base(self, staged: Path, size: int) -> Layer:
