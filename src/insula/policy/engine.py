@@ -55,9 +55,9 @@ class Explanation:
     """All rules, in order. Empty if the request was denied before rules were looked at."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Case:
-    """A request with its words looked up."""
+    """A request with its words looked up. Not frozen only because one is made for every call, and that costs."""
 
     request: Request
     source: str
