@@ -1,8 +1,8 @@
 """The header of a LUKS1 volume: a fresh master key, wrapped for one passphrase.
 
 Written here and not by ``qemu-img create``, which takes seconds, most of them to find out how slow a passphrase can be
-made to try on this machine. That protects passphrases of people. Ours are 256 random bits (:func:`insula.model.block.
-new_key`), which nobody finds by trying, so the smallest iteration count of the specification is enough.
+made to try on this machine. That protects passphrases of people. Ours are 192 random bits
+(:func:`insula.model.block.new_key`), so the smallest iteration count of the specification is enough.
 
 Nothing here reads a header, and no header is used again once its machine has ended.
 
@@ -67,7 +67,7 @@ class Header:
 def new_header(passphrase: bytes) -> Header:
     """A volume with a random master key that ``passphrase`` opens.
 
-    :param passphrase: at least 256 random bits: the wrapping is not made slow to try.
+    :param passphrase: too many random bits to be found by trying: the wrapping is not made slow to try.
     """
     master_key = os.urandom(KEY_SIZE)
     digest_salt, slot_salt = os.urandom(SALT_SIZE), os.urandom(SALT_SIZE)
