@@ -39,6 +39,10 @@ LOADED_LIMIT = 3
 """Seeds held in memory, of which each takes what its system uses (about 200 MiB, once for all of its forks)."""
 
 
+_NOBODY = UUID(int=2**128 - 1)
+"""Identifier of the qube that is only planned (the "max" of RFC 9562)."""
+
+
 @dataclass
 class _Build:
     """A seed that is wanted or being made."""
@@ -265,7 +269,7 @@ def plan_app_of(
     name = next(name for name in (QubeName(f"app-{n}") for n in number) if name not in system.qubes)
     label = next(iter(system.labels.values())).name
     request = CreateRequest(klass=Klass.APPVM, name=name, label=label, template=template)
-    return plan_start(plan_create(system, request, UUID(int=0)), name, kernel_of, emulated=emulated)
+    return plan_start(plan_create(system, request, _NOBODY), name, kernel_of, emulated=emulated)
 
 
 def replace_root(key: SeedKey, root: str) -> SeedKey:

@@ -178,8 +178,10 @@ class Supervisor:
         self.running = self.session = None
         self._state = PowerState.HALTED
         self.host.publish(self.name, "domain-shutdown")
-        await self._after_shutdown(self.name)
-        self._ended.set()
+        try:
+            await self._after_shutdown(self.name)
+        finally:
+            self._ended.set()
 
     # -- what a user asks
 

@@ -18,6 +18,8 @@ from insula.lifecycle.host import Host
 from insula.lifecycle.kernels import Kernels
 from insula.lifecycle.manager import LifecycleEngine
 from insula.lifecycle.memory import MemoryLedger
+from insula.lifecycle.seed_keeper import SeedKeeper
+from insula.lifecycle.seeds import SeedStore
 from insula.model.names import QubeName
 from insula.model.state import PowerState
 from insula.model.system import PoolConfig
@@ -32,8 +34,11 @@ WORK = QubeName("work")
 class Bench:
     """One daemon's rooms; ``crash`` and ``reopen`` play a kill -9 and the next daemon."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, with_seeds: bool = False) -> None:
+        """``with_seeds``: starts may be forks; without, every start boots."""
         self.folder = folder
+        self.seeds = SeedStore(folder / "seeds")
+        self._with_seeds = with_seeds
         self.computer = FakeHost()
         self.sessions = FakeSessions()
         self.available_mib = 8192
@@ -68,7 +73,8 @@ class Bench:
         for config in store.system.pools.values():
             self.host.pools[config.name] = open_pool(config)
             self._rooms.push_async_callback(self.host.pools[config.name].aclose)
-        self.engine = LifecycleEngine(self.host, self.folder / "run")
+        keeper = SeedKeeper(self.host, self.seeds) if self._with_seeds else None
+        self.engine = LifecycleEngine(self.host, self.folder / "run", keeper)
         await self.engine.recover()
 
     async def crash(self) -> None:
@@ -98,9 +104,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def engine_bench(folder: Path) -> AsyncIterator[Bench]:
+async def engine_bench(folder: Path, *, with_seeds: bool = False) -> AsyncIterator[Bench]:
     """A bench with a template and an app qube, ``work``, both halted."""
-    bench = Bench(folder)
+    bench = Bench(folder, with_seeds=with_seeds)
     (folder / "run").mkdir()
     image = folder / "image"
     image.write_bytes(b"kernel")
