@@ -2,7 +2,7 @@ from uuid import UUID
 
 import pytest
 
-from insula.lifecycle.create import borrowers_of, disks_of, plan_create, require_unborrowed
+from insula.lifecycle.create import borrowers_of, disks_of, first_content, plan_create, require_unborrowed
 from insula.lifecycle.engine import CreateRequest
 from insula.model.errors import (
     QubesException,
@@ -93,3 +93,22 @@ def test_template_in_use_is_named_with_its_borrowers(system: System) -> None:
     assert borrowers_of(system, WORK) == []
     with pytest.raises(QubesVMInUseError, match="work"):
         require_unborrowed(system, TEMPLATE)
+
+
+def test_kept_private_volumes_alone_have_a_file_system_from_the_start(system: System) -> None:
+    system = plan_create(system, request(template=TEMPLATE), UUID(int=2))
+    filled = [v.vid for q in system.sorted_qubes() for v in disks_of(q) if first_content(v) is not None]
+    assert filled == ["qubes/debian-12/private", "qubes/work/private"]
+
+
+@pytest.mark.parametrize(("option", "ephemeral"), [("True", True), ("False", False), (None, False)])
+def test_volatile_volume_is_ephemeral_where_its_pool_says_so(
+    system: System, option: str | None, ephemeral: bool
+) -> None:
+    options = {} if option is None else {"ephemeral_volatile": option}
+    system = system.with_pool(PoolConfig("big", "qcow2", options))
+    qube = plan_create(system, request(template=TEMPLATE, pools={"volatile": "big"}), UUID(int=2)).get(WORK)
+    assert qube.volumes["volatile"].ephemeral is ephemeral
+    assert not qube.volumes["private"].ephemeral
+    other = plan_create(system, request(template=TEMPLATE, pools={"private": "big"}), UUID(int=2)).get(WORK)
+    assert [v.name for v in other.volumes.values() if v.ephemeral] == []

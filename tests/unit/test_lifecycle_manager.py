@@ -31,6 +31,7 @@ from insula.storage.pool import NoSpace
 from insula.store.errors import StoreError
 from insula.store.store import Store
 from insula.testing.lifecycle_bench import TEMPLATE, WORK, Bench, engine_bench
+from insula_agent.persistence import parse_ext
 
 
 @pytest.fixture
@@ -483,3 +484,16 @@ async def test_volatile_volume_can_be_made_ephemeral_and_plain_again_others_cann
         with pytest.raises(QubesValueError):
             await bench.engine.volume_set(WORK, volume, "ephemeral", value=True)
         assert not bench.host.store.system.get(WORK).volumes[volume].ephemeral
+
+
+async def test_created_qube_has_a_formatted_private_volume_without_older_revisions(bench: Bench) -> None:
+    name = QubeName("fresh")
+    await bench.engine.create(CreateRequest("AppVM", name, "red", TEMPLATE))
+    private = bench.host.store.system.get(name).volumes["private"]
+    pieces = bench.host.pool_of(private).export(private)
+    found = parse_ext(await anext(pieces))
+    await pieces.aclose()  # type: ignore[attr-defined]
+    assert found is not None
+    assert (found.size, found.is_clean) == (private.size, True)
+    assert await bench.engine.volume_revisions(name, "private") == []
+    assert 0 < await bench.engine.volume_usage(name, "private") < private.size // 256

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from insula.model.errors import QubesException, QubesValueError
 from insula.model.klass import Klass
 from insula.model.names import ADMIN_NAME, QubeName
 from insula.model.system import PoolConfig, System
-from insula.model.volumes import default_pools, parse_volume_size, refreshed, volumes_for
+from insula.model.volumes import as_started, default_pools, parse_volume_size, refreshed, volumes_for
 from insula.testing.systems import DISPOSABLE, TEMPLATE, WORK, small_system, with_qube_of
 
 POOLS = dict.fromkeys(("root", "private", "volatile", "kernel"), "default")
@@ -52,6 +54,22 @@ def test_disposable_keeps_nothing_and_has_root_of_its_templates_template() -> No
         "volatile": ("throw-away", 12, None),
         "kernel": ("ro", 0, None),
     }
+
+
+def test_all_a_disposable_writes_is_encrypted_what_others_write_is_not() -> None:
+    system = with_qube_of(small_system(), Klass.STANDALONEVM, "alone")
+    for name in (DISPOSABLE, WORK, TEMPLATE, "alone"):
+        qube = system.get(name)
+        started = {volume.name: as_started(qube, volume) for volume in qube.volumes.values()}
+        expected = name == DISPOSABLE
+        assert [v.ephemeral for v in started.values()] == [expected, expected, expected, False]
+        assert all(replace(started[v.name], ephemeral=v.ephemeral) == v for v in qube.volumes.values())
+
+
+def test_chosen_encryption_of_a_volatile_volume_is_kept_at_its_start() -> None:
+    qube = small_system().get(WORK)
+    chosen = replace(qube.volumes["volatile"], ephemeral=True)
+    assert as_started(qube, chosen).ephemeral
 
 
 def test_disposable_of_standalone_has_that_ones_root() -> None:

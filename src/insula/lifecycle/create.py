@@ -20,6 +20,8 @@ from insula.model.state import PowerState
 from insula.model.system import System
 from insula.model.tags import creation_tags, with_kept_tags
 from insula.model.volumes import default_pools, refreshed, volumes_for
+from insula.storage.ext4 import format_or_leave_blank
+from insula.storage.pool import Prepare
 
 KERNEL_VOLUME = "kernel"
 """Not a disk: its vid is the version of the kernel the qube is started with."""
@@ -65,7 +67,15 @@ def plan_create(system: System, request: CreateRequest, new_uuid: UUID, dispid: 
     volumes = (
         volumes_for(klass, request.name, template, default_pools(system), chosen=chosen) if (klass.has_machine) else {}
     )
+    volumes = {name: _with_pool_defaults(system, volume) for name, volume in volumes.items()}
     return refreshed(with_kept_tags(created.with_qube(replace(qube, volumes=volumes))))
+
+
+def _with_pool_defaults(system: System, volume: VolumeSpec) -> VolumeSpec:
+    """A new volume as its pool's options want it (admin-api §5)."""
+    if volume.name != "volatile":
+        return volume
+    return replace(volume, ephemeral=system.pool(volume.pool).options.get("ephemeral_volatile") == str(True))
 
 
 def _all_halted(_name: QubeName) -> PowerState:
@@ -86,6 +96,14 @@ def _template(system: System, klass: Klass, request: CreateRequest) -> Qube | No
 def disks_of(qube: Qube) -> list[VolumeSpec]:
     """The volumes of a qube that live in storage pools."""
     return [volume for name, volume in qube.volumes.items() if name != KERNEL_VOLUME]
+
+
+def first_content(volume: VolumeSpec) -> Prepare | None:
+    """What a new volume holds from the start: a private volume that is kept, a file system; others nothing (None).
+
+    Volumes that are filled at once from elsewhere (a clone, an import, a template's root) replace it.
+    """
+    return format_or_leave_blank if volume.name == "private" and volume.save_on_stop else None
 
 
 def borrowers_of(system: System, name: QubeName) -> list[QubeName]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from insula.hal.capabilities import Capability
 from insula.hal.driver import MachineStats
 from insula.hal.errors import HalError, MachineGone
-from insula.lifecycle.create import KERNEL_VOLUME, disks_of, plan_create, require_unborrowed
+from insula.lifecycle.create import KERNEL_VOLUME, disks_of, first_content, plan_create, require_unborrowed
 from insula.lifecycle.disposables import Disposables, wanted_ready
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.host import Host, log
@@ -250,7 +250,7 @@ class LifecycleEngine:
             made: list[VolumeSpec] = []
             try:
                 for volume in disks_of(system.get(request.name)):
-                    await host.pool_of(volume).create(volume)
+                    await host.pool_of(volume).create(volume, first_content(volume))
                     # Only what this call made is removed again, never a volume that was there.
                     made.append(volume)
                 # Others may have changed the system while volumes were made.

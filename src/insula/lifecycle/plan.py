@@ -21,6 +21,7 @@ from insula.model.names import QubeName
 from insula.model.properties import resolve
 from insula.model.qube import Qube
 from insula.model.system import System
+from insula.model.volumes import as_started
 
 DISK_ORDER = ("root", "private", "volatile")
 """vda, vdb, vdc; the guest finds them by their serial, the order is for people."""
@@ -83,11 +84,12 @@ class StartPlan:
 
 
 def _volume_text(volume: VolumeSpec) -> str:
+    end = "encrypted, its key thrown away at the end" if volume.ephemeral else "thrown away at the end"
     if volume.snap_on_start:
-        return f"snapshot of {volume.source} in pool {volume.pool}, thrown away at the end"
+        return f"snapshot of {volume.source} in pool {volume.pool}, {end}"
     if volume.save_on_stop:
         return f"{volume.vid} in pool {volume.pool}, kept"
-    return f"{volume.size} bytes of pool {volume.pool}, thrown away at the end"
+    return f"{volume.size} bytes of pool {volume.pool}, {end}"
 
 
 def plan_start(
@@ -130,7 +132,7 @@ def plan_start(
         vcpus=int(value("vcpus")),
         kernel=kernel,
         cmdline=cmdline(f"systemd.machine_id={qube.uuid.hex}"),
-        volumes=tuple(qube.volumes[disk] for disk in DISK_ORDER if disk in qube.volumes),
+        volumes=tuple(as_started(qube, qube.volumes[disk]) for disk in DISK_ORDER if disk in qube.volumes),
         agent_timeout_s=int(value("qrexec_timeout")),
         debug=bool(value("debug")),
         net_qubes=_net_chain(system, qube),

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from insula.lifecycle.create import disks_of, plan_create
+from insula.lifecycle.create import disks_of, first_content, plan_create
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.host import Host
 from insula.model.block import VolumeSpec
@@ -95,7 +95,7 @@ async def install_template(host: Host, image: TemplateImage, state: PowerState |
     try:
         if is_new:
             for volume in volumes.values():
-                await host.pool_of(volume).create(volume)
+                await host.pool_of(volume).create(volume, first_content(volume))
                 made.append(volume)
         await host.pool_of(volumes["root"]).import_file(volumes["root"], image.root_image)
         host.store.commit(plan_install(host.store.system, image, size, template_uuid))

@@ -121,6 +121,17 @@ def refreshed(system: System) -> System:
     return current
 
 
+def as_started(qube: Qube, volume: VolumeSpec) -> VolumeSpec:
+    """The volume as a start activates it: whatever a disposable writes is encrypted with a key that is never kept.
+
+    Its volumes are thrown away with it; encrypted, nothing of them can be read from the disk afterwards either. The
+    published setting ``ephemeral`` stays what it is: a choice, for volatile volumes of any qube.
+    """
+    if qube.klass is Klass.DISPVM and volume.rw and not volume.save_on_stop:
+        return replace(volume, ephemeral=True)
+    return volume
+
+
 def _refreshed_volumes(system: System, qube: Qube) -> dict[str, VolumeSpec]:
     fresh = dict(qube.volumes)
     for name, volume in qube.volumes.items():
