@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,12 +203,14 @@ class LifecycleEngine:
     async def root_changed(self, template: QubeName) -> None:
         """The template's root has, or may have, a new content: have the seeds made from it renewed."""
         if self.seeds is not None:
-            await self.seeds.root_changed(self._plans_on(template))
+            with _only_logged(f"seeds of {template}"):
+                await self.seeds.root_changed(self._plans_on(template))
 
     async def want_seed(self, template: QubeName) -> None:
         """Have a seed for app qubes of this template made in the background, if there is none."""
         if self.seeds is not None:
-            await self.seeds.want(self._app_plan(template))
+            with _only_logged(f"seeds of {template}"):
+                await self.seeds.want(self._app_plan(template))
 
     async def build_seed(self, name: QubeName) -> Seed:
         """The seed for a qube, or for an app qube with the defaults of a template; made now if there is none.
@@ -226,7 +228,9 @@ class LifecycleEngine:
 
     def _plans_on(self, template: QubeName) -> list[StartPlan]:
         """How qubes that start from the template's root would be started, one for each kind of seed."""
-        plans = [self._app_plan(template)]
+        plans = []
+        with suppress(QubesException):
+            plans.append(self._app_plan(template))
         for qube in self.host.store.system.sorted_qubes():
             with suppress(QubesException):
                 plan = self.start_plan(qube.name)
@@ -489,6 +493,15 @@ class LifecycleEngine:
         state = self.power_state(name)
         if state is not PowerState.HALTED:
             raise QubesVMNotHaltedError(f"Cannot {doing} {name}: it is {state.value.lower()}, stop it first")
+
+
+@contextmanager
+def _only_logged(what: str) -> Iterator[None]:
+    """For what is done on the side: its failure must not be that of the operation that led to it."""
+    try:
+        yield
+    except (QubesException, StorageError, OSError) as e:
+        log.warning("%s: %s", what, e)
 
 
 @asynccontextmanager
