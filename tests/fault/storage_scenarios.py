@@ -7,6 +7,7 @@ A scenario starts from a prepared pool on the disk, does one operation, and name
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +96,15 @@ async def _tidy(pool: Qcow2Pool) -> None:
     await pool.settle()
 
 
+def _fill(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        for start in range(0, SIZE, SIZE // 4):
+            os.pwrite(fd, bytes([6]) * (SIZE // 4), start)
+    finally:
+        os.close(fd)
+
+
 @dataclass(frozen=True)
 class Scenario:
     operation: Callable[[Qcow2Pool], Awaitable[object]]
@@ -105,10 +115,13 @@ class Scenario:
 SAME: Contents = {ROOT.vid: {2}, COPY.vid: {3}, NEW.vid: {GONE}}
 SCENARIOS: dict[str, Scenario] = {
     "create": Scenario(lambda pool: pool.create(NEW), SAME | {NEW.vid: {GONE, 0}}),
+    "create prepared": Scenario(lambda pool: pool.create(NEW, _fill), SAME | {NEW.vid: {GONE, 6}}),
     "remove": Scenario(lambda pool: pool.remove(COPY), SAME | {COPY.vid: {3, GONE}}),
     "activate": Scenario(lambda pool: pool.activate(ROOT), SAME),
     "activate snapshot": Scenario(lambda pool: pool.activate(APP), SAME),
     "activate volatile": Scenario(lambda pool: pool.activate(VOLATILE), SAME),
+    "activate ephemeral snapshot": Scenario(lambda pool: pool.activate(replace(APP, ephemeral=True)), SAME),
+    "activate ephemeral volatile": Scenario(lambda pool: pool.activate(replace(VOLATILE, ephemeral=True)), SAME),
     "commit": Scenario(lambda pool: pool.deactivate(ROOT, commit=True), SAME | {ROOT.vid: {2, 5}}, prepare_active),
     "discard": Scenario(lambda pool: pool.deactivate(ROOT, commit=False), SAME, prepare_active),
     "clone to new": Scenario(lambda pool: pool.clone(ROOT, NEW), SAME | {NEW.vid: {GONE, 2}}),
