@@ -255,6 +255,19 @@ def test_record_that_contradicts_itself_refused(damage: Callable[[Any], Any]) ->
         m.decode(msgspec.json.encode(damage(record)), VID)
 
 
+@pytest.mark.parametrize("size", [0, -512, 513, m.SIZE_MAX + 512])
+def test_record_with_a_layer_of_impossible_size_refused(size: int) -> None:
+    record = msgspec.json.decode(m.encode(manifest(chain(0))))
+    record["revisions"][0]["chain"][0]["size"] = size
+    with pytest.raises(StorageError, match="size"):
+        m.decode(msgspec.json.encode(record), VID)
+
+
+def test_deeply_nested_record_refused() -> None:
+    with pytest.raises(StorageError, match="cannot be read"):
+        m.decode(b'{"version":1,"vid":' + b"[" * 100_000, VID)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_as_record_raise_storage_error_only(data: bytes) -> None:
     with pytest.raises(StorageError):

@@ -233,7 +233,7 @@ def decode(data: bytes, vid: str) -> Manifest:
         if version != FORMAT_VERSION:
             raise StorageError(f"{where} has version {version}; this program knows version {FORMAT_VERSION}")
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StorageError(f"{where} cannot be read: {error}") from error
     problem = _contradiction(manifest, vid)
     if problem:
@@ -254,7 +254,8 @@ def _contradiction(manifest: Manifest, vid: str) -> str | None:
     if manifest.dirty is not None and not is_layer_file(manifest.dirty):
         return "a file name is malformed"
     for revision in manifest.revisions:
-        if not 0 < revision.size <= SIZE_MAX or revision.size % SECTOR:
+        sizes = [revision.size, *(layer.size for layer in revision.chain)]
+        if any(not 0 < size <= SIZE_MAX or size % SECTOR for size in sizes):
             return "a size is impossible"
         files = [layer.file for layer in revision.chain]
         if not files or len(set(files)) != len(files) or manifest.dirty in files:
