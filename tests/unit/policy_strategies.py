@@ -1,5 +1,7 @@
 """Rules, requests and snapshots for property tests of policy."""
 
+from collections.abc import Sequence
+
 from hypothesis import strategies as st
 
 from insula.policy.decisions import Request
@@ -23,8 +25,8 @@ _REDIRECTS = _QUBE | _OF | st.just("@dispvm")
 
 
 @st.composite
-def rules(draw: st.DrawFn) -> Rule:
-    action = draw(st.sampled_from(Action))
+def rules(draw: st.DrawFn, actions: Sequence[Action] = tuple(Action)) -> Rule:
+    action = draw(st.sampled_from(actions))
     target = draw(_TARGETS)
     redirect = draw(_REDIRECTS | st.none()) if action is not Action.DENY else None
     if action is Action.ALLOW and target == DEFAULT and redirect is None:

@@ -38,7 +38,7 @@ class DiskFolder:
                 for entry in entries:
                     if len(found) == MAX_NAMES:
                         raise FolderError(f"it has more than {MAX_NAMES} entries")
-                    if not entry.is_dir():
+                    if not _is_folder(entry):
                         found.append(entry.name)
         except (OSError, ValueError) as error:
             raise FolderError(_reason(error)) from error
@@ -46,6 +46,13 @@ class DiskFolder:
 
     def read(self, path: str) -> str:
         return read_text(self.path / path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link in a circle; reading it will say so
 
 
 def read_bytes(path: Path) -> bytes:

@@ -72,7 +72,7 @@ def parse_line(untrusted_line: str, location: Location) -> Line | None:
     if stripped.startswith("!"):
         return _directive(words)
     if len(words) < 5:
-        raise LineError("a rule is SERVICE ARGUMENT SOURCE TARGET ACTION, and parameters; a word is missing")
+        raise LineError("a rule is SERVICE ARGUMENT SOURCE TARGET ACTION [PARAMETER…], a word is missing")
     service, argument, *rest = words
     check_call(service, argument)
     return _rule(location, service, argument, rest)
@@ -92,7 +92,7 @@ def parse_old_line(untrusted_line: str, service: str, argument: str, location: L
             raise LineError(f"{words[0][:_MAX_SHOWN]!a} cannot stand in a file in the old syntax")
         return directive
     if len(words) < 3:
-        raise LineError("a line in the old syntax is SOURCE TARGET ACTION, and parameters; a word is missing")
+        raise LineError("a line in the old syntax is SOURCE TARGET ACTION[,PARAMETER…], a word is missing")
     return _rule(location, service, argument, words)
 
 
