@@ -68,9 +68,9 @@ def vmm_pid(daemon: DaemonProcess) -> int:
 
 
 def session_pids(daemon: DaemonProcess) -> list[int]:
-    """Descendants of this daemon that are a session, or the sandbox of one; the daemon has one qube."""
+    """Descendants of this daemon that are a session; the daemon has one qube."""
     assert daemon.process is not None
-    return [pid for pid in descendants(daemon.process.pid) if b"insula.rpc.session" in command_line(pid)]
+    return [pid for pid in descendants(daemon.process.pid) if command_line(pid).startswith(b"insula-session ")]
 
 
 def command_line(pid: int) -> bytes:
@@ -148,8 +148,7 @@ async def test_killed_session_process_is_replaced_and_commands_work_again(daemon
         killed = session_pids(daemon)
         assert killed
         for pid in killed:
-            with suppress(ProcessLookupError):  # the sandbox goes with the session and the other way round
-                os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(PATIENCE_S):
             while set(killed) & set(session_pids(daemon)) or not await answers(daemon):
                 await asyncio.sleep(0.05)

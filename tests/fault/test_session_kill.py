@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -129,7 +131,6 @@ async def test_between_two_sessions_callers_are_told_there_is_none(qube: FakeQub
 
 @pytest.mark.parametrize("microseconds", [0, 500, 1000, 1500, 2000, 3000, 4000, 5000, 7000, 10000, 20000, 50000])
 async def test_kill_while_its_sandbox_is_being_made_leaves_no_process(tmp_path: Path, microseconds: int) -> None:
-    """bubblewrap's child does not die with it at every moment of the start; the daemon sees to that."""
     qube = FakeQube(tmp_path)
     try:
         session = await qube.start_session()
@@ -143,3 +144,62 @@ async def test_kill_while_its_sandbox_is_being_made_leaves_no_process(tmp_path: 
             await run_collect(qube.rpc_socket, "true", timeout=PATIENCE)
     finally:
         await qube.close()
+
+
+async def test_parent_of_sessions_killed_next_session_comes_from_another(qube: FakeQube) -> None:
+    parent = qube.launcher.parent_pid
+    assert parent is not None
+    assert qube.session is not None
+    killed, qube.session = qube.session, None
+    os.kill(parent, signal.SIGKILL)
+    assert f"exit code {-signal.SIGKILL}" in await asyncio.wait_for(killed.wait_closed(), PATIENCE)
+    await ended([parent, killed.pid])
+    await qube.start_session()
+    await qube.ready()
+    await answers(qube, "after")
+    assert qube.launcher.parent_pid != parent
+
+
+DAEMON = """
+import asyncio, pathlib, socket, sys
+from insula.rpc.launcher import SessionLauncher
+async def main():
+    folder = pathlib.Path(sys.argv[1])
+    async with SessionLauncher() as launch:
+        pids, guests = [], []
+        for number in (1, 2):
+            channel, guest = socket.socketpair()
+            guests.append(guest)
+            session = await launch(name="q", qid=number, channel=channel, rpc_socket=folder / str(number), keys={})
+            pids.append(session.pid)
+        print(launch.parent_pid, *pids, flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+async def test_daemon_killed_parent_and_sessions_end(tmp_path: Path, number: signal.Signals) -> None:
+    daemon = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DAEMON, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert daemon.stdout is not None
+    pids = [int(word) for word in (await asyncio.wait_for(daemon.stdout.readline(), PATIENCE)).split()]
+    assert len(pids) == 3
+    daemon.send_signal(number)
+    assert await asyncio.wait_for(daemon.wait(), PATIENCE) == -number
+    await ended(pids)
+
+
+async def ended(pids: list[int]) -> None:
+    """Their own parent is gone too: waiting for them is the business of the system's first process."""
+    async with asyncio.timeout(PATIENCE):
+        while any(state(pid) not in ("", "Z") for pid in pids):
+            await asyncio.sleep(0.02)
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

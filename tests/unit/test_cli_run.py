@@ -23,7 +23,7 @@ from insula.cli import streams
 from insula.cli.commands.run import command_line
 from insula.cli.failures import CliError
 from insula.model.errors import QubesException
-from insula.rpc.launcher import RunningSession, launch_session
+from insula.rpc.launcher import RunningSession, SessionLauncher
 from insula.testing.cli_runner import PROGRAM, Cli, served_cli
 
 TIMEOUT_S = 60
@@ -38,6 +38,7 @@ class Guest:
         self._rpc_socket = folder / "work" / "rpc.sock"
         self._rpc_socket.parent.mkdir()
         self._keys = folder / "keys"
+        self._launcher = SessionLauncher()
         self._session: RunningSession | None = None
         self._agent: subprocess.Popen[bytes] | None = None
 
@@ -47,7 +48,7 @@ class Guest:
 
     async def _boot(self) -> None:
         ours, theirs = socket.socketpair()
-        self._session = await launch_session(
+        self._session = await self._launcher(
             name="work",
             qid=1,
             channel=ours,
@@ -77,6 +78,7 @@ class Guest:
             self._agent.wait()
         if self._session is not None:
             self._cli.await_in_daemon(self._session.close())
+        self._cli.await_in_daemon(self._launcher.close())
 
 
 @pytest.fixture

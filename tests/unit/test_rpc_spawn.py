@@ -1,92 +1,105 @@
-"""The sandbox of a session: what it shows, proved by running a probe inside."""
-
 from __future__ import annotations
 
-import json
+import asyncio
 import os
-import subprocess
-import sys
+import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from insula.rpc.spawn import SESSION_UID_BASE, sandbox_command, session_command
+from insula.preload.forks import PreloadedParent
+from insula.rpc import control, spawn
+from insula.rpc.control import Configure
+from insula.rpc.launcher import listen
+from insula.rpc.spawn import SESSION_PROGRAM, SESSION_UID_BASE, SessionSpec, session_uid, spawn_session
+from insula_proto import limits
+from insula_proto.errors import LocalProtocolError
 
-PROBE = """
-import json, os, socket, sys
-sys.path[:0] = sys.argv[1].split(':')
-import insula.rpc.session
-def status():
-    try:
-        return dict(line.split(':', 1) for line in open('/proc/self/status').read().splitlines())
-    except FileNotFoundError:
-        return {}
-def writable(path):
-    try:
-        open(path + '/probe', 'w').close()
-        return True
-    except OSError:
-        return False
-facts = {
-    'uid': os.getuid(), 'pid': os.getpid(), 'environment': dict(os.environ), 'root': sorted(os.listdir('/')),
-    'host': socket.gethostname(), 'interfaces': [name for _, name in socket.if_nameindex()],
-    'writable': [path for path in ('/', '/usr', '/usr/bin', '/tmp') if writable(path)],
-    'namespaces': {}, 'capabilities': status().get('CapEff', '').strip(),
-}
-print(json.dumps(facts))
-"""
+PATIENCE = 30.0
 
 
-def probe(uid: int | None) -> dict[str, object]:
-    command = session_command(0, 1, 2)
-    folders = command[command.index("-c") + 2]
-    probing = [*command[: command.index("-c")], "-c", PROBE, folders]
-    done = subprocess.run(
-        sandbox_command(probing, uid), capture_output=True, text=True, check=False, timeout=30,
-        env={**os.environ, "SECRET": "planted"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert isinstance(facts, dict)
-    return facts
+@pytest.fixture
+async def parent() -> AsyncIterator[PreloadedParent]:
+    async with PreloadedParent([SESSION_PROGRAM]) as made:
+        yield made
 
 
-USERS = [None, SESSION_UID_BASE + 7] if os.geteuid() == 0 else [None]
+def test_session_uid_is_one_a_qube_for_root_and_ours_for_others() -> None:
+    expected = [SESSION_UID_BASE + 1, SESSION_UID_BASE + 2] if os.geteuid() == 0 else [None, None]
+    assert [session_uid(1), session_uid(2)] == expected
 
 
-@pytest.mark.parametrize("uid", USERS)
-def test_sandbox_session_can_be_imported_and_sees_nothing_else(uid: int | None) -> None:
-    facts = probe(uid)
-    assert facts["host"] == "session"
-    assert facts["writable"] == []
-    assert facts["interfaces"] in ([], ["lo"])
-    # Only the way to the Python installation may show, wherever that is.
-    seen = set(map(str, facts["root"])) - {Path(sys.base_prefix).resolve().parts[1]}  # type: ignore[call-overload]
-    assert not {"etc", "home", "tmp", "var", "run", "dev", "work", "root"} & seen
-    assert "SECRET" not in facts["environment"]  # type: ignore[operator]
-    assert int(facts["capabilities"] or "0", 16) == 0  # type: ignore[call-overload]
-    if uid is not None:
-        assert facts["uid"] == uid
+async def test_session_has_the_descriptors_and_ends_when_told(parent: PreloadedParent, tmp_path: Path) -> None:
+    channel, guest = socket.socketpair()
+    guest.setblocking(False)
+    with channel, guest, listen(tmp_path / "rpc.sock") as listener:
+        session = await spawn_session(parent, SessionSpec("work", 7, "user"), channel, listener)
+        async with asyncio.timeout(PATIENCE):
+            assert await asyncio.get_running_loop().sock_recv(guest, 1)
+            await session.send(control.Shutdown())
+            assert await session.wait() == 0
+            assert await session.receive() is None
+            await session.close()
+        assert session.last_words() == ""
 
 
-def test_sandbox_of_the_daemons_own_user_has_all_namespaces() -> None:
-    command = sandbox_command(["true"], None)
-    for name in ("user", "pid", "net", "ipc", "uts"):
-        assert f"--unshare-{name}" in command
-    assert "--die-with-parent" in command
-    assert command[-2:] == ["--", "true"]
+async def test_session_that_breaks_ends_with_a_traceback_though_it_has_no_file(parent: PreloadedParent) -> None:
+    channel, guest = socket.socketpair()
+    # Without an address it cannot listen.
+    with channel, guest, socket.socket(socket.AF_UNIX) as listener:
+        session = await spawn_session(parent, SessionSpec("work", 7, "user"), channel, listener)
+        async with asyncio.timeout(PATIENCE):
+            assert await session.wait() == 70
+            await session.close()
+    assert "Traceback" in session.last_words()
+    assert "in configure" in session.last_words()
 
 
-def test_sandbox_of_another_user_gives_up_root_before_the_program_runs() -> None:
-    command = sandbox_command(["true"], 1879048199)
-    assert command.index("/usr/bin/setpriv") < command.index("/usr/bin/unshare") < command.index("true")
-    assert "--reuid=1879048199" in command
-    assert "--clear-groups" in command
-    assert "--no-new-privs" in command
+async def test_session_that_prints_without_end_is_remembered_by_its_last_words(
+    parent: PreloadedParent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spawn, "MAX_STDERR", 20)
+    channel, guest = socket.socketpair()
+    with channel, guest, socket.socket(socket.AF_UNIX) as listener:
+        session = await spawn_session(parent, SessionSpec("work", 7, "user"), channel, listener)
+        async with asyncio.timeout(PATIENCE):
+            await session.wait()
+            await session.close()
+    assert len(session.last_words()) == 20
+    assert session.last_words().endswith("\n")
 
 
-def test_session_command_is_isolated_and_names_every_folder() -> None:
-    command = session_command(3, 4, 5)
-    assert command[1:4] == ["-I", "-S", "-B"]
-    assert command[-3:] == ["3", "4", "5"]
-    assert Path(command[0]).is_relative_to(Path(sys.base_prefix).resolve())
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SessionSpec("work", 7, "user", {"no-slash": b""}),
+        SessionSpec("work", 7, "user", {"/name": bytes(limits.QUBESDB_MAX_VALUE + 1)}),
+        SessionSpec("work", 7, "user", {f"/{n}": b"" for n in range(limits.QUBESDB_MAX_KEYS + 1)}),
+    ],
+)
+async def test_session_with_keys_that_cannot_be_told_is_not_started(parent: PreloadedParent, spec: SessionSpec) -> None:
+    channel, guest = socket.socketpair()
+    with channel, guest, socket.socket(socket.AF_UNIX) as listener:
+        descriptors = set(Path("/proc/self/fd").iterdir())
+        with pytest.raises((LocalProtocolError, ValueError)):
+            await spawn_session(parent, spec, channel, listener)
+        assert set(Path("/proc/self/fd").iterdir()) == descriptors
+
+
+async def test_program_that_was_not_preloaded_is_an_error_of_the_start(
+    parent: PreloadedParent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spawn, "SESSION_PROGRAM", "insula.rpc.nonesuch")
+    channel, guest = socket.socketpair()
+    with channel, guest, socket.socket(socket.AF_UNIX) as listener:
+        with pytest.raises(OSError, match="not preloaded"):
+            await spawn_session(parent, SessionSpec("work", 7, "user"), channel, listener)
+        assert channel.fileno() >= 0
+
+
+def test_first_messages_begin_with_who_the_qube_is() -> None:
+    first = spawn._first_messages(SessionSpec("work", 7, "user", {"/name": b"work"}))
+    assert [type(control.decode_to_session(data)) for data in first] == [
+        Configure, control.SetKey, control.Begin,
+    ]  # fmt: skip

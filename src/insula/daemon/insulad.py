@@ -34,7 +34,7 @@ from insula.lifecycle.manager import LifecycleEngine
 from insula.lifecycle.seed_keeper import SeedKeeper
 from insula.lifecycle.seeds import SeedStore
 from insula.model.system import PoolConfig, System
-from insula.rpc.launcher import launch_session
+from insula.rpc.launcher import SessionLauncher
 from insula.storage.pool import Pool, StorageError
 from insula.storage.registry import open_pool
 from insula.store.store import Store
@@ -107,6 +107,7 @@ async def serve(paths: Paths) -> None:
         bus = EventBus()
         driver = await open_driver()
         rooms.push_async_callback(driver.close)
+        launch_session = await rooms.enter_async_context(SessionLauncher())
         host = Host(
             store=store,
             bus=bus,

@@ -7,7 +7,10 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+from insula.preload.forks import PreloadedParent
 from insula.rpc.control import (
     AgentLost,
     AgentReady,
@@ -19,7 +22,7 @@ from insula.rpc.control import (
     Shutdown,
 )
 from insula.rpc.sockets import address
-from insula.rpc.spawn import SessionProcess, SessionSpec, spawn_session
+from insula.rpc.spawn import SESSION_PROGRAM, SessionProcess, SessionSpec, spawn_session
 from insula_proto.errors import RemoteProtocolError
 
 SHUTDOWN_TIMEOUT = 2.0
@@ -50,7 +53,7 @@ class RunningSession:
 
     @property
     def pid(self) -> int:
-        """Process id of the sandbox; killing it kills the session."""
+        """Process id of the session on the host."""
         return self._process.pid
 
     async def wait_ready(self) -> None:
@@ -141,23 +144,52 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-async def launch_session(
-    *,
-    name: str,
-    qid: int,
-    channel: socket.socket,
-    rpc_socket: Path,
-    keys: Mapping[str, str],
-    on_message: Callable[[str, FromSession], None] | None = None,
-) -> RunningSession:
-    """Start the session process of a qube; takes over ``channel``. Clients find it at ``rpc_socket``.
+class SessionLauncher:
+    """Starts session processes; owns the preloaded parent they come from. They end with it.
 
-    :raise OSError: it could not be started; ``channel`` is still the caller's then.
+    ``async with SessionLauncher() as launch: session = await launch(name=…, …)``. Without the context the first call
+    starts the parent; :meth:`close` is needed in any case.
     """
-    with listen(rpc_socket) as listener:
-        spec = SessionSpec(
-            name, qid, keys.get(DEFAULT_USER_KEY, DEFAULT_USER), {path: value.encode() for path, value in keys.items()}
-        )
-        process = await spawn_session(spec, channel, listener)
-    channel.close()
-    return RunningSession(name, process, on_message)
+
+    def __init__(self) -> None:
+        self._parent = PreloadedParent([SESSION_PROGRAM])
+
+    async def __aenter__(self) -> Self:
+        """Have the parent begin with its imports; the first session waits for them, nobody else. :raise OSError:"""
+        await self._parent.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def parent_pid(self) -> int | None:
+        """Of the preloaded parent that runs at present."""
+        return self._parent.pid
+
+    async def close(self) -> None:
+        """End the parent and every session; idempotent."""
+        await self._parent.close()
+
+    async def __call__(
+        self,
+        *,
+        name: str,
+        qid: int,
+        channel: socket.socket,
+        rpc_socket: Path,
+        keys: Mapping[str, str],
+        on_message: Callable[[str, FromSession], None] | None = None,
+    ) -> RunningSession:
+        """Start the session process of a qube; takes over ``channel``. Clients find it at ``rpc_socket``.
+
+        :raise OSError: it could not be started; ``channel`` is still the caller's then.
+        """
+        user = keys.get(DEFAULT_USER_KEY, DEFAULT_USER)
+        spec = SessionSpec(name, qid, user, {path: value.encode() for path, value in keys.items()})
+        with listen(rpc_socket) as listener:
+            process = await spawn_session(self._parent, spec, channel, listener)
+        channel.close()
+        return RunningSession(name, process, on_message)

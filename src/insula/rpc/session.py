@@ -1,10 +1,12 @@
 """``insula-session``: the process that talks to one qube's agent, the only host code that parses what a guest wrote.
 
-It has three descriptors and nothing else (``insula.rpc.spawn`` makes the sandbox): the channel to the guest, the
-listening ``rpc.sock``, and a socket to the daemon. It ends when the machine or the daemon is gone, or when told to.
-Calls end with it; the next session of the same guest begins with a handshake that resets what this one left.
+It is forked from the preloaded parent into its sandbox (``insula.preload``), with three descriptors and nothing else:
+the channel to the guest, the listening ``rpc.sock``, and a socket to the daemon. It ends when the machine or the daemon
+is gone, or when told to. Calls end with it; the next session of the same guest begins with a handshake that resets what
+this one left.
 
-It imports the standard library, ``msgspec`` and ``insula_proto``.
+It imports the standard library, ``msgspec`` and ``insula_proto``, all of it at the top of a module: there is no file to
+import from any more when it runs.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import asyncio
 import socket
 import sys
 from collections import deque
+from collections.abc import Sequence
 
+from insula.preload import title
 from insula.rpc import control
 from insula.rpc.callers import CallServer, CallTable
 from insula.rpc.channel import Channel, StreamHandler
@@ -104,6 +108,7 @@ class Session:
     def _obey(self, message: ToSession) -> None:
         if isinstance(message, Configure):
             self._name = message.name
+            title.show(f"insula-session {message.name}")
             self._server.configure(self._channel, message.domain, message.default_user)
         elif isinstance(message, SetKey):
             if len(self._guest.keys) >= limits.QUBESDB_MAX_KEYS and message.path not in self._guest.keys:
@@ -201,11 +206,7 @@ async def serve(channel: socket.socket, listener: socket.socket, daemon: socket.
         session.close()
 
 
-def main(arguments: list[str]) -> int:
-    """``session CHANNEL LISTENER DAEMON``: three descriptor numbers."""
-    sockets = [socket.socket(fileno=int(number)) for number in arguments]
-    return asyncio.run(serve(*sockets))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def main(descriptors: Sequence[int]) -> int:
+    """Program of the preloaded parent; the descriptors are channel, listener and daemon."""
+    channel, listener, daemon = (socket.socket(fileno=number) for number in descriptors)
+    return asyncio.run(serve(channel, listener, daemon))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import insula_proto
 from insula.rpc.control import FromSession
-from insula.rpc.launcher import RunningSession, launch_session
+from insula.rpc.launcher import RunningSession, SessionLauncher
 
 READY_TIMEOUT = 30.0
 AGENT_FOLDER = Path(insula_proto.__file__ or "").parents[1] / "insula_agent"
@@ -38,6 +38,7 @@ class FakeQube:
         self.host_end, self.guest_end = socket.socketpair()
         self.keys: dict[str, str] = {"/name": "work", "/default-user": own_user()}
         self.messages: list[FromSession] = []
+        self.launcher = SessionLauncher()
         self.session: RunningSession | None = None
         self.agent: asyncio.subprocess.Process | None = None
         self.python = [sys.executable]
@@ -66,7 +67,7 @@ class FakeQube:
                 on_message(name, message)
 
         channel = self.host_end.dup()
-        self.session = await launch_session(
+        self.session = await self.launcher(
             name="work", qid=7, channel=channel, rpc_socket=self.rpc_socket, keys=self.keys, on_message=keep
         )
         return self.session
@@ -97,6 +98,7 @@ class FakeQube:
         if self.agent is not None:
             # SIGTERM: the agent ends the commands it still runs.
             await self.kill_agent(signal.SIGTERM)
+        await self.launcher.close()
         self.host_end.close()
         self.guest_end.close()
 

@@ -1,0 +1,102 @@
+"""What the daemon and the preloaded parent tell each other: msgpack, one message a packet of a SOCK_SEQPACKET pair.
+
+:class:`Fork` comes with descriptors (SCM_RIGHTS): where the process's stderr goes, then those its program gets, in
+order. :class:`Forked` comes with one, a pidfd. Neither side reads anything here that a qube wrote.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from insula_proto.errors import LocalProtocolError, RemoteProtocolError
+
+MAX_MESSAGE = 4096
+"""Bytes of a packet."""
+MAX_DESCRIPTORS = 16
+"""Of one process, its stderr included."""
+MAX_REASON = 500
+
+Number = Annotated[int, Meta(ge=0, le=2**53)]
+Name = Annotated[str, Meta(min_length=1, max_length=100)]
+Reason = Annotated[str, Meta(max_length=MAX_REASON)]
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all; the class name is the tag on the wire."""
+
+
+# --- daemon to parent --------------------------------------------------------------------------------------------
+
+
+class Fork(_Message, frozen=True, tag=True):
+    """Make a process. Nothing here says which qube it is for: what the parent knows, later processes inherit."""
+
+    number: Number
+    """Of this request, in the answers."""
+    program: Name
+    """Module whose ``main`` is run; the parent was told of it at its start."""
+    uid: Annotated[int, Meta(ge=1, le=0xFFFFFFFE)] | None
+    """Host user and group to become; None: stay who we are."""
+    files: Annotated[int, Meta(ge=16, le=65536)]
+    """RLIMIT_NOFILE."""
+    address_space: Annotated[int, Meta(ge=2**26, le=2**46)]
+    """RLIMIT_AS in bytes."""
+
+
+# --- parent to daemon --------------------------------------------------------------------------------------------
+
+
+class Forked(_Message, frozen=True, tag=True):
+    """It runs in its sandbox; with its pidfd."""
+
+    number: Number
+    pid: Annotated[int, Meta(ge=1, le=2**31)]
+
+
+class Failed(_Message, frozen=True, tag=True):
+    """It could not be made; nothing of it is left."""
+
+    number: Number
+    reason: Reason
+
+
+class Ended(_Message, frozen=True, tag=True):
+    """A process that was Forked has ended and was waited for."""
+
+    number: Number
+    code: Annotated[int, Meta(ge=-64, le=255)]
+    """Exit code, or minus the number of the signal that ended it."""
+
+
+FromParent = Forked | Failed | Ended
+
+_encoder = msgspec.msgpack.Encoder()
+_to_parent: msgspec.msgpack.Decoder[Fork] = msgspec.msgpack.Decoder(Fork)
+_from_parent: msgspec.msgpack.Decoder[FromParent] = msgspec.msgpack.Decoder(FromParent)
+
+
+def encode(message: Fork | FromParent) -> bytes:
+    """:raise LocalProtocolError: the other side would refuse it."""
+    data = _encoder.encode(message)
+    if len(data) > MAX_MESSAGE:
+        raise LocalProtocolError(f"message of {len(data)} bytes")
+    return data
+
+
+def decode_to_parent(data: bytes) -> Fork:
+    """:raise RemoteProtocolError: not a request."""
+    try:
+        return _to_parent.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(f"request to the parent: {error}") from error
+
+
+def decode_from_parent(data: bytes) -> FromParent:
+    """:raise RemoteProtocolError: not an answer."""
+    try:
+        return _from_parent.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(f"answer of the parent: {error}") from error
