@@ -19,6 +19,7 @@ from insula.hal.hostinfo import HostInfo, Tool, probe
 from insula.hal.qemu.console import OLD_LOG_NAME
 from insula.hal.qemu.descriptors import STATUS_FILE
 from insula.hal.qemu.driver import QemuDriver
+from insula.hal.qemu.process import VMM_NICENESS
 from insula.hal.qemu.sandbox import VMM_FILES_LIMIT, vmm_uid
 from insula.model.block import MIB, BlockLayer, BlockSource, LayerFormat
 from insula.testing import tiny_guest
@@ -150,6 +151,19 @@ def test_vmm_resources_are_limited(machine: Machine, host: HostInfo) -> None:
     assert found["Max core file size"] == ["0", "0"]
     assert found["Max open files"] == [str(host.files_limit)] * 2
     assert host.files_limit <= VMM_FILES_LIMIT
+
+
+# What it gets of the CPU
+
+
+def test_every_thread_of_the_vmm_yields_to_the_daemon(machine: Machine) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    threads = [int(task.name) for task in (proc(machine) / "task").iterdir()]
+    assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(own + VMM_NICENESS, 19)}
+
+
+def test_vmm_is_not_in_the_daemons_process_group(machine: Machine) -> None:
+    assert os.getpgid(int(machine.record()["pid"])) != os.getpgid(0)
 
 
 # What it holds

@@ -34,6 +34,10 @@ MAX_INFO = 4096
 """Bytes of bubblewrap's report; it writes about 250."""
 OUTPUT_LIMIT = 64 * 1024
 """Bytes kept of what bubblewrap and the VMM print."""
+NICE = "/usr/bin/nice"
+VMM_NICENESS = 10
+"""Added to the daemon's own (nice(2)): guests may have every core that nobody else needs, but what serves the user
+comes first. It counts within one scheduling group: a cgroup, or a session where there is autogroup (sched(7))."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -243,13 +247,16 @@ def _popen(argv: Sequence[str], fds: Sequence[int], output: int, user: HostUser 
     # Not asyncio's: its child watcher costs a thread for each process, and the fork itself takes a millisecond or two.
     try:
         return subprocess.Popen(
-            argv,
+            # Lowered by a program of its own: set from here it would come after the VMM's first threads.
+            (NICE, "-n", str(VMM_NICENESS), *argv),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd="/",
             env={},
             pass_fds=fds,
+            # Not the daemon's: what a terminal sends to the daemon's group is not for machines that outlive it.
+            process_group=0,
             user=None if user is None else user.uid,
             group=None if user is None else user.uid,
             extra_groups=None if user is None else user.groups,
