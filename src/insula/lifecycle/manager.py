@@ -1,7 +1,7 @@
-"""The engine behind the Admin API: one :class:`Supervisor` a qube, and the operations that need a qube halted.
+"""The engine behind the Admin API: one :class:`Supervisor` a qube that is or was on, and what makes and removes qubes.
 
-Operations on one qube exclude each other (``_lock_of``), so that no volume is resized while a start activates it
-(MC-57); different qubes never wait for each other.
+Its other parts: :mod:`volumes` (with what keeps operations on one qube apart), :mod:`pools`, :mod:`disposables`,
+:mod:`seed_keeper`.
 """
 
 from __future__ import annotations
@@ -9,62 +9,55 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from insula.hal.capabilities import Capability
-from insula.hal.driver import MachineStats
+from insula.hal.driver import Machine, MachineStats
 from insula.hal.errors import HalError, MachineGone
-from insula.lifecycle.create import KERNEL_VOLUME, disks_of, first_content, plan_create, require_unborrowed
+from insula.lifecycle.create import disks_of, first_content, plan_create, require_unborrowed
 from insula.lifecycle.disposables import Disposables, wanted_ready
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.host import Host, log
 from insula.lifecycle.plan import StartPlan, plan_start
+from insula.lifecycle.pools import PoolOperations
 from insula.lifecycle.reconcile import reconcile
 from insula.lifecycle.seed_keeper import SeedKeeper, plan_app_of
 from insula.lifecycle.seeds import Seed
 from insula.lifecycle.supervisor import Supervisor
+from insula.lifecycle.volumes import VolumeOperations
 from insula.model.block import VolumeSpec
 from insula.model.errors import (
     QubesException,
     QubesNotImplementedError,
-    QubesPoolInUseError,
     QubesPoolNotFoundError,
-    QubesValueError,
     QubesVMInUseError,
-    QubesVMNotHaltedError,
     QubesVMNotStartedError,
-    QubesVolumeNotFoundError,
-    QubesVolumeRevisionNotFoundError,
     StoragePoolException,
 )
 from insula.model.klass import Klass
 from insula.model.names import QubeName
 from insula.model.properties import resolve
 from insula.model.state import PowerState
-from insula.model.system import MAX_DISPID, PoolConfig
-from insula.model.volumes import refreshed
-from insula.storage.pool import NoSuchRevision, Pool, PoolUsage, Revision, StorageError
-from insula.storage.registry import check_separate, open_pool
+from insula.model.system import MAX_DISPID
+from insula.storage.pool import StorageError
 
 STOP_ALL_TIMEOUT_S = 60.0
 """For :meth:`LifecycleEngine.stop_all`; what is still on after that is killed."""
 
 
-class LifecycleEngine:
+class LifecycleEngine(VolumeOperations, PoolOperations):
     """Implements :class:`insula.lifecycle.engine.Engine`."""
 
     def __init__(self, host: Host, runtime_folders: Path, seeds: SeedKeeper | None = None) -> None:
         """:param seeds: None: every start boots."""
-        self.host = host
+        VolumeOperations.__init__(self, host)
+        PoolOperations.__init__(self)
         self.seeds = host.seeds = seeds
         self.disposables = Disposables(host, self)
         self._runtime_folders = runtime_folders
         self._supervisors: dict[QubeName, Supervisor] = {}
-        self._locks: dict[QubeName, asyncio.Lock] = {}
-        self._pools_lock = asyncio.Lock()
 
     # -- the daemon's beginning and end
 
@@ -175,6 +168,10 @@ class LifecycleEngine:
             return await supervisor.running.machine.stats()
         except MachineGone:
             return None
+
+    def _machine(self, name: QubeName) -> Machine | None:
+        supervisor = self._supervisors.get(name)
+        return supervisor.running.machine if supervisor and supervisor.running else None
 
     def start_time(self, name: QubeName) -> float | None:
         supervisor = self._supervisors.get(name)
@@ -291,154 +288,6 @@ class LifecycleEngine:
                     log.error("%s: volume %s: %s", name, volume.name, e)
         host.publish("", "domain-delete", vm=name)
 
-    # -- volumes
-
-    async def volume_usage(self, qube: QubeName, volume: str) -> int:
-        if volume == KERNEL_VOLUME:
-            return 0
-        spec, pool = self._volume(qube, volume)
-        async with _storage_errors():
-            return await pool.usage(spec)
-
-    async def volume_is_outdated(self, qube: QubeName, volume: str) -> bool:
-        spec, pool = self._volume(qube, volume)
-        if not spec.snap_on_start or not self.power_state(qube).is_on:
-            return False
-        async with _storage_errors():
-            return await pool.is_outdated(spec)
-
-    async def volume_revisions(self, qube: QubeName, volume: str) -> list[Revision]:
-        spec, pool = self._volume(qube, volume)
-        async with _storage_errors():
-            return await pool.revisions(spec) if spec.save_on_stop else []
-
-    async def volume_revert(self, qube: QubeName, volume: str, revision: str) -> None:
-        async with self._halted(qube, "revert a volume of"):
-            spec, pool = self._volume(qube, volume)
-            async with _storage_errors():
-                await pool.revert(spec, revision)
-                # An older revision may be smaller.
-                self._change_volume(qube, replace(spec, size=await pool.size(spec)))
-
-    async def volume_resize(self, qube: QubeName, volume: str, size: int) -> None:
-        async with self._alone(qube):
-            spec, pool = self._volume(qube, volume)
-            if size < spec.size:
-                raise StoragePoolException(
-                    f"Volume {volume} of {qube} has {spec.size} bytes; shrinking to {size} would lose data"
-                )
-            async with _storage_errors():
-                if spec.save_on_stop:
-                    await pool.resize(spec, size)
-                self._change_volume(qube, replace(spec, size=size))
-                await self._resize_running(qube, volume, size)
-
-    async def _resize_running(self, qube: QubeName, volume: str, size: int) -> None:
-        supervisor = self._supervisors.get(qube)
-        if supervisor is None or supervisor.running is None:
-            return
-        if Capability.RESIZE_DISK not in self.host.driver.capabilities:
-            return
-        try:
-            await supervisor.running.machine.resize_disk(volume, size)
-        except HalError as e:
-            raise StoragePoolException(f"{qube} sees the new size of {volume} at its next start: {e}") from e
-
-    async def volume_clear(self, qube: QubeName, volume: str) -> None:
-        async with self._halted(qube, "clear a volume of"):
-            spec, pool = self._volume(qube, volume)
-            async with _storage_errors():
-                await pool.clear(spec)
-
-    async def volume_clone(self, source: tuple[QubeName, str], target: tuple[QubeName, str]) -> None:
-        async with self._halted(target[0], "replace a volume of"):
-            source_spec, source_pool = self._volume(*source)
-            spec, pool = self._volume(*target)
-            if source_pool is not pool:
-                raise StoragePoolException(
-                    f"Volumes are cloned within one pool; {source_spec.vid} is in {source_spec.pool},"
-                    f" {spec.vid} in {spec.pool}. Use import to copy between pools"
-                )
-            async with _storage_errors():
-                await pool.clone(source_spec, spec)
-                self._change_volume(target[0], replace(spec, size=await pool.size(source_spec)))
-
-    async def volume_import(self, qube: QubeName, volume: str, data: AsyncIterable[bytes], size: int | None) -> None:
-        async with self._halted(qube, "import a volume of"):
-            spec, pool = self._volume(qube, volume)
-            new_size = spec.size if size is None else size
-            async with _storage_errors():
-                await pool.import_stream(spec, data, new_size)
-                self._change_volume(qube, replace(spec, size=new_size))
-
-    async def volume_set(self, qube: QubeName, volume: str, field_name: str, value: int | bool) -> None:
-        async with self._alone(qube):
-            spec, pool = self._volume(qube, volume)
-            changes_snapshots = field_name == "revisions_to_keep" and (value == -1) != (spec.revisions_to_keep == -1)
-            if field_name != "revisions_to_keep" or changes_snapshots:
-                self._require_halted(qube, f"change {field_name} of volume {volume} of")
-            if field_name == "ephemeral" and value and (not spec.rw or spec.snap_on_start or spec.save_on_stop):
-                raise QubesValueError(f"Volume {volume} of {qube} is kept or a snapshot, so it cannot be ephemeral")
-            async with _storage_errors():
-                if field_name == "revisions_to_keep" and spec.save_on_stop:
-                    await pool.set_revisions_to_keep(spec, int(value))
-            changed = {
-                "revisions_to_keep": lambda: replace(spec, revisions_to_keep=int(value)),
-                "rw": lambda: replace(spec, rw=bool(value)),
-                "ephemeral": lambda: replace(spec, ephemeral=bool(value)),
-            }
-            self._change_volume(qube, changed[field_name]())
-
-    def _volume(self, qube: QubeName, volume: str) -> tuple[VolumeSpec, Pool]:
-        try:
-            spec = self.host.store.system.get(qube).volumes[volume]
-        except KeyError:
-            raise QubesVolumeNotFoundError(f"{qube} has no volume {volume!a}") from None
-        if volume == KERNEL_VOLUME:
-            raise StoragePoolException(f"The kernel of {qube} is set by its property 'kernel', not as a volume")
-        return spec, self.host.pool_of(spec)
-
-    def _change_volume(self, qube: QubeName, spec: VolumeSpec) -> None:
-        system = self.host.store.system
-        self.host.store.commit(refreshed(system.with_qube(system.get(qube).with_volume(spec))))
-
-    # -- pools
-
-    def pool(self, name: str) -> Pool:
-        try:
-            return self.host.pools[name]
-        except KeyError:
-            raise QubesPoolNotFoundError(f"No such pool: {name!a}") from None
-
-    async def pool_usage(self, name: str) -> PoolUsage:
-        async with _storage_errors():
-            return await self.pool(name).pool_usage()
-
-    async def pool_add(self, name: str, driver: str, options: Mapping[str, str]) -> None:
-        host = self.host
-        async with self._pools_lock:
-            if name in host.store.system.pools:
-                raise QubesPoolInUseError(f"There is a pool {name} already")
-            config = PoolConfig(name, driver, options)
-            async with _storage_errors():
-                check_separate(config, host.store.system.pools.values())
-                pool = open_pool(config)
-                await pool.recover(frozenset())
-            host.store.commit(host.store.system.with_pool(config))
-            host.pools[name] = pool
-        host.publish("", "pool-add", pool=name)
-
-    async def pool_remove(self, name: str) -> None:
-        host = self.host
-        async with self._pools_lock:
-            after = host.store.system.without_pool(name)
-            host.publish("", "pool-pre-delete", pool=name)
-            host.store.commit(after)
-            pool = host.pools.pop(name, None)
-            if pool is not None:
-                await pool.aclose()
-        host.publish("", "pool-delete", pool=name)
-
     # -- properties
 
     async def property_changed(self, qube: QubeName, name: str) -> None:
@@ -452,7 +301,7 @@ class LifecycleEngine:
             with suppress(HalError):
                 await machine.set_memory(min(int(memory or 0), machine.spec.memory_mib))
 
-    # -- keeping operations apart
+    # -- supervisors
 
     def _supervisor(self, name: QubeName) -> Supervisor:
         if name not in self._supervisors:
@@ -478,22 +327,6 @@ class LifecycleEngine:
             raise QubesVMNotStartedError(f"{name} is not running")
         return supervisor
 
-    @asynccontextmanager
-    async def _alone(self, name: QubeName) -> AsyncIterator[None]:
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            yield
-
-    @asynccontextmanager
-    async def _halted(self, name: QubeName, doing: str) -> AsyncIterator[None]:
-        async with self._alone(name):
-            self._require_halted(name, doing)
-            yield
-
-    def _require_halted(self, name: QubeName, doing: str) -> None:
-        state = self.power_state(name)
-        if state is not PowerState.HALTED:
-            raise QubesVMNotHaltedError(f"Cannot {doing} {name}: it is {state.value.lower()}, stop it first")
-
 
 @contextmanager
 def _only_logged(what: str) -> Iterator[None]:
@@ -502,14 +335,3 @@ def _only_logged(what: str) -> Iterator[None]:
         yield
     except (QubesException, StorageError, OSError) as e:
         log.warning("%s: %s", what, e)
-
-
-@asynccontextmanager
-async def _storage_errors() -> AsyncIterator[None]:
-    """Storage's errors under the names that Admin API clients know."""
-    try:
-        yield
-    except NoSuchRevision as e:
-        raise QubesVolumeRevisionNotFoundError(str(e)) from e
-    except (StorageError, OSError) as e:
-        raise StoragePoolException(str(e)) from e
