@@ -342,6 +342,31 @@ async def test_ephemeral_volume_works_and_leaves_nothing_readable(pool: Pool, tm
     assert await read(pool, ROOT) == filled((0, 4096, 1))
 
 
+async def test_ephemeral_volume_grows_while_it_runs(pool: Pool) -> None:
+    await pool.create(ROOT)
+    source = await pool.activate(replace(APP, ephemeral=True))
+    guest_disk.grow(source, 2 * SIZE)
+    guest_disk.write(source, 2 * SIZE - 512, 512, 4)
+    assert guest_disk.content(source) == filled((2 * SIZE - 512, 512, 4), size=2 * SIZE)
+
+
+async def test_ephemeral_volume_found_running_after_a_restart_ends_like_any(opener: Callable[[], Pool]) -> None:
+    """What was written down of it has no key."""
+    spec = replace(VOLATILE, ephemeral=True)
+    first = opener()
+    source = await first.activate(spec)
+    await first.aclose()
+    second = opener()
+    await second.mark_active(spec, source.without_key())
+    assert await second.recover(frozenset({spec.vid})) == []
+    assert source.layers[0].path.exists()
+    with pytest.raises(VolumeBusy):
+        await second.activate(spec)
+    await second.deactivate(spec, commit=True)
+    assert not source.layers[0].path.exists()
+    assert (await second.activate(spec)).key not in (None, source.key)
+
+
 async def test_key_is_not_in_what_is_shown_or_written_down(pool: Pool) -> None:
     source = await pool.activate(replace(VOLATILE, ephemeral=True))
     assert source.key is not None

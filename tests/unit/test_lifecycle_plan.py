@@ -53,6 +53,17 @@ def test_plan_describes_its_steps_in_order(system: System) -> None:
     assert lines[-1].startswith("let it run and wait up to 60 s")
 
 
+def test_disposable_is_started_with_all_its_volumes_encrypted_its_template_is_not(system: System) -> None:
+    work = system.get(WORK).with_property("template_for_dispvms", True)
+    request = CreateRequest("DispVM", QubeName("disp1"), "red", template=WORK)
+    system = plan_create(system.with_qube(work), request, UUID(int=9))
+    plan = plan_start(system, QubeName("disp1"), kernel_of)
+    assert [volume.ephemeral for volume in plan.volumes] == [True, True, True]
+    assert sum("encrypted, its key thrown away" in line for line in plan.describe()) == 3
+    assert not any(volume.ephemeral for volume in plan_start(system, WORK, kernel_of).volumes)
+    assert not any(volume.ephemeral for volume in system.get("disp1").volumes.values()), "the setting is as it was"
+
+
 def test_admin_qube_is_not_started(system: System) -> None:
     with pytest.raises(QubesVMNotHaltedError):
         plan_start(system, ADMIN_NAME, kernel_of)

@@ -53,6 +53,16 @@ def test_empty_overlay_holds_what_qemu_writes(tmp_path: Path) -> None:
         assert qcow2_image.read_header(stream.fileno()).size == 2 * GIB
 
 
+def test_empty_overlay_shows_what_an_image_by_qemu_itself_shows(tmp_path: Path) -> None:
+    overlay(tmp_path / "ours", GIB)
+    qemu_img("create", "-q", "-f", "qcow2", str(tmp_path / "theirs"), "1G")
+    # -s: also where data are allocated, and the size
+    qemu_img("compare", "-s", "-f", "qcow2", "-F", "qcow2", str(tmp_path / "ours"), str(tmp_path / "theirs"))
+    guest_disk.write(BlockSource((BlockLayer(tmp_path / "ours", LayerFormat.QCOW2),), GIB, writable=True), 0, 512, 1)
+    with pytest.raises(subprocess.CalledProcessError):
+        qemu_img("compare", "-s", "-f", "qcow2", "-F", "qcow2", str(tmp_path / "ours"), str(tmp_path / "theirs"))
+
+
 def test_header_of_an_image_by_qemu_itself_accepted(tmp_path: Path) -> None:
     path = tmp_path / "image"
     qemu_img("create", "-q", "-f", "qcow2", str(path), "1G")
