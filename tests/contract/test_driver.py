@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from uuid import uuid4
 
 import pytest
 
+from insula.hal.capabilities import Capability
 from insula.hal.driver import GUI_CHANNEL, RPC_CHANNEL, Driver, ExitKind, Machine, MachineSpec, MachineState
-from insula.hal.errors import DriverError, HalError, MachineGone
+from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo, probe
 from insula.testing import tiny_guest
-from insula.testing.hypervisors import GUEST_LIMIT_S, POLL_S, FakeWorld, QemuWorld, World, leftovers_of
+from insula.testing.hypervisors import GUEST_LIMIT_S, POLL_S, FakeWorld, QemuWorld, World, freeze, leftovers_of
 from insula.testing.tiny_guest import Behaviour, TinyGuest
 
 NOTICE_LIMIT_S = 0.2
@@ -55,6 +57,35 @@ async def driver(world: World) -> AsyncIterator[Driver]:
         while descriptors() != before:
             await asyncio.sleep(POLL_S)
     assert children() == []
+
+
+@pytest.fixture(scope="module")
+def frozen() -> dict[Path, Path]:
+    """Frozen machines, made when first asked for: folder by the kernel of the world."""
+    return {}
+
+
+@pytest.fixture
+async def seed(
+    world: World, driver: Driver, frozen: dict[Path, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A copy of the driver's frozen machine, for the test to do with what it likes. Its forks have
+    :attr:`Behaviour.SHELL`."""
+    spec = world.spec("frozen", Behaviour.SHELL)
+    if spec.kernel not in frozen:
+        folder = tmp_path_factory.mktemp(f"seed-{world.name}")
+        await freeze(driver, spec, world, folder)
+        frozen[spec.kernel] = folder
+    return copy_of(frozen[spec.kernel], tmp_path / "seed")
+
+
+def copy_of(seed: Path, target: Path) -> Path:
+    subprocess.run(["cp", "-r", "--sparse=always", seed, target], check=True, timeout=GUEST_LIMIT_S)
+    return target
+
+
+def fork_of(seed: Path, world: World, name: str) -> MachineSpec:
+    return replace(world.spec(name, Behaviour.SHELL), seed=seed)
 
 
 def descriptors() -> list[str]:
@@ -340,6 +371,193 @@ async def test_memory_outside_the_spec_is_refused(world: World, driver: Driver, 
         with pytest.raises(DriverError, match="MiB"):
             await machine.set_memory(mib)
         await machine.set_memory(100)
+
+
+# Seeds and forks
+
+
+async def test_drivers_of_this_suite_can_fork(driver: Driver) -> None:
+    assert Capability.FORK in driver.capabilities
+
+
+async def test_frozen_machine_has_ended_and_its_folder_is_a_seed(world: World, driver: Driver, tmp_path: Path) -> None:
+    folder = tmp_path / "seed"
+    folder.mkdir()
+    machine = await driver.define(replace(world.spec("one", Behaviour.SHELL), freezable=True))
+    await machine.start_paused()
+    await machine.freeze(folder)
+    assert await exit_of(machine) == (ExitKind.FROZEN, "")
+    assert await leftovers_of(world) == []
+    await driver.load_seed(folder)
+    with pytest.raises(MachineGone):
+        await machine.freeze(folder)
+
+
+async def test_fork_is_paused_then_runs_without_booting(world: World, driver: Driver, seed: Path) -> None:
+    machine = await driver.define(fork_of(seed, world, "one"))
+    await machine.start_paused()
+    assert machine.state is MachineState.PAUSED
+    await machine.resume()
+    assert machine.state is MachineState.RUNNING
+    assert await world.answer(machine) == b"alive\n"
+    assert machine.console_log.read_bytes() == b""
+    await machine.kill()
+    assert (await exit_of(machine))[0] is ExitKind.KILLED
+
+
+async def test_forks_at_once_live_and_end_apart(world: World, driver: Driver, seed: Path) -> None:
+    machines = [await driver.define(fork_of(seed, world, name)) for name in ("one", "two", "three")]
+    await asyncio.gather(*(machine.start_paused() for machine in machines))
+    for machine in machines:
+        await machine.resume()
+    await world.destroy(machines[0])
+    await machines[1].kill()
+    assert await world.answer(machines[2]) == b"alive\n"
+    assert (await exit_of(machines[0]))[0] is ExitKind.CRASHED
+    await machines[2].kill()
+
+
+async def test_loaded_seed_does_not_need_its_files_until_unloaded(world: World, driver: Driver, seed: Path) -> None:
+    await driver.load_seed(seed)
+    for path in seed.iterdir():
+        path.write_bytes(b"something else")
+    async with running(world, driver, fork_of(seed, world, "one")) as machine:
+        driver.unload_seed(seed)
+        driver.unload_seed(seed)
+        assert await world.answer(machine) == b"alive\n"
+    with pytest.raises(SeedUnusable):
+        await driver.load_seed(seed)
+
+
+async def test_seed_put_in_order_again_can_be_loaded(world: World, driver: Driver, seed: Path) -> None:
+    away = seed.with_name("away")
+    seed.rename(away)
+    with pytest.raises(SeedUnusable):
+        await driver.load_seed(seed)
+    away.rename(seed)
+    async with running(world, driver, fork_of(seed, world, "one")) as machine:
+        assert await world.answer(machine) == b"alive\n"
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        (last,) = file.read()
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+
+
+def fill_with_garbage(path: Path) -> None:
+    path.write_bytes(b"\xff{]" * 1000)
+
+
+def empty_out(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, fill_with_garbage, empty_out, Path.unlink])
+async def test_damage_to_any_file_of_a_seed_is_noticed_and_a_cold_start_works(
+    world: World, driver: Driver, seed: Path, damage: Callable[[Path], None]
+) -> None:
+    names = sorted(path.name for path in seed.iterdir())
+    assert len(names) == 3
+    for name in names:
+        folder = copy_of(seed, seed.with_name(f"without-{name}"))
+        damage(folder / name)
+        with pytest.raises(SeedUnusable):
+            await driver.load_seed(folder)
+        fork = fork_of(folder, world, f"fork-{name}")
+        disk = fork.disks[0]
+        fork = replace(fork, disks=(replace(disk, source=replace(disk.source, unlink_top=True)),))
+        machine = await driver.define(fork)
+        with pytest.raises(SeedUnusable):
+            await machine.start_paused()
+        assert machine.state is MachineState.GONE
+        assert await leftovers_of(world) == []
+        async with running(world, driver, replace(fork, seed=None)):
+            assert not disk.source.layers[0].path.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: replace(spec, memory_mib=spec.memory_mib * 2),
+        lambda spec: replace(spec, vcpus=2),
+        lambda spec: replace(spec, cmdline=f"{spec.cmdline} more"),
+        lambda spec: replace(spec, channels=(RPC_CHANNEL,)),
+        lambda spec: replace(spec, disks=(replace(spec.disks[0], name="other"),)),
+        lambda spec: replace(spec, disks=()),
+        lambda spec: replace(spec, kernel=spec.initrd),
+    ],
+    ids=["memory", "vcpus", "cmdline", "channels", "disk name", "disk count", "kernel"],
+)
+async def test_seed_of_a_machine_that_is_built_differently_is_refused(
+    world: World, driver: Driver, seed: Path, change: Callable[[MachineSpec], MachineSpec]
+) -> None:
+    machine = await driver.define(change(fork_of(seed, world, "one")))
+    with pytest.raises(SeedUnusable):
+        await machine.start_paused()
+    assert await leftovers_of(world) == []
+
+
+async def test_freezing_what_cannot_be_frozen_is_refused_and_changes_nothing(
+    world: World, driver: Driver, tmp_path: Path
+) -> None:
+    full, folder = tmp_path / "full", tmp_path / "seed"
+    folder.mkdir()
+    full.mkdir()
+    (full / "something").write_bytes(b"of somebody")
+    async with running(world, driver, world.spec("one", Behaviour.SHELL)) as machine:
+        await machine.pause()
+        with pytest.raises(DriverError, match="frozen"):
+            await machine.freeze(folder)
+        assert machine.state is MachineState.PAUSED
+    async with running(world, driver, replace(world.spec("two", Behaviour.SHELL), freezable=True)) as machine:
+        with pytest.raises(DriverError, match="not paused"):
+            await machine.freeze(folder)
+        await machine.pause()
+        for wrong in (full, tmp_path / "absent"):
+            with pytest.raises(DriverError, match=str(wrong)):
+                await machine.freeze(wrong)
+        assert [path.name for path in full.iterdir()] == ["something"]
+        assert list(folder.iterdir()) == []
+        await machine.freeze(folder)
+
+
+async def test_freeze_before_the_start_is_refused(world: World, driver: Driver, tmp_path: Path) -> None:
+    machine = await driver.define(replace(world.spec("one"), freezable=True))
+    with pytest.raises(DriverError, match="not started"):
+        await machine.freeze(tmp_path)
+
+
+async def test_cancelled_fork_leaves_nothing_and_the_seed_usable(world: World, driver: Driver, seed: Path) -> None:
+    for turns in (0, 1, 2, 5, 20, 50):
+        machine = await driver.define(fork_of(seed, world, f"after{turns}"))
+        start = asyncio.create_task(machine.start_paused())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+        await machine.kill()
+        assert await leftovers_of(world) == []
+    async with running(world, driver, fork_of(seed, world, "one")) as machine:
+        assert await world.answer(machine) == b"alive\n"
+
+
+async def test_fork_is_adopted_like_any_machine(world: World, driver: Driver, seed: Path) -> None:
+    first = await driver.define(fork_of(seed, world, "one"))
+    await first.start_paused()
+    await first.resume()
+    await driver.close()
+    machine = await world.driver().adopt(first.spec, first.record())
+    assert machine is not None
+    assert machine.state is MachineState.RUNNING
+    assert await world.answer(machine) == b"alive\n"
+    await machine.kill()
 
 
 # A later daemon

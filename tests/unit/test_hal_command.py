@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from insula.hal.driver import Disk, MachineSpec
 from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator, AcceleratorName
+from insula.hal.qemu.chain import DiskDescriptors
 from insula.hal.qemu.command import (
     HOTPLUG_PORTS,
     MAX_CHANNELS,
@@ -53,7 +54,7 @@ SPEC = MachineSpec(
     runtime_dir=Path("/run/insula/qubes/work"),
 )
 
-DESCRIPTORS = Descriptors(10, 11, 12, 13, (14, 15), ((16, 17), (18,)))
+DESCRIPTORS = Descriptors(10, 11, 12, 13, (14, 15), (DiskDescriptors((16, 17)), DiskDescriptors((18,))))
 
 
 def options(argv: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -78,7 +79,7 @@ def devices(argv: tuple[str, ...], driver: str) -> list[dict[str, Any]]:
 def descriptors_for(spec: MachineSpec) -> Descriptors:
     numbers = iter(range(100, 10_000))
     channels = tuple(next(numbers) for _ in spec.channels)
-    disks = tuple(tuple(next(numbers) for _ in disk.source.layers) for disk in spec.disks)
+    disks = tuple(DiskDescriptors(tuple(next(numbers) for _ in disk.source.layers)) for disk in spec.disks)
     return Descriptors(10, 11, 12, 13, channels, disks)
 
 

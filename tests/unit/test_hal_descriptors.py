@@ -60,7 +60,7 @@ def open_count() -> int:
 
 def test_top_is_opened_for_writing_and_lower_layers_for_reading(spec: MachineSpec) -> None:
     with MachineFiles(spec, None) as files:
-        ((top, base),) = files.descriptors.disks
+        (top, base) = files.descriptors.disks[0].layers
         assert (access(top), access(base)) == (os.O_RDWR, os.O_RDONLY)
 
 
@@ -69,7 +69,7 @@ def test_read_only_disk_is_opened_for_reading(spec: MachineSpec) -> None:
     with MachineFiles(
         replace(spec, disks=(replace(disk, source=replace(disk.source, writable=False)),)), None
     ) as files:
-        assert [access(fd) for fd in files.descriptors.disks[0]] == [os.O_RDONLY] * 2
+        assert [access(fd) for fd in files.descriptors.disks[0].layers] == [os.O_RDONLY] * 2
 
 
 def test_all_descriptors_are_closed_at_the_end(spec: MachineSpec) -> None:
@@ -144,7 +144,7 @@ def test_thrown_away_layer_is_unlinked_and_stays_open(spec: MachineSpec) -> None
     thrown_away = replace(spec, disks=(replace(disk, source=replace(disk.source, unlink_top=True)),))
     with MachineFiles(thrown_away, None) as files:
         assert not disk.source.layers[0].path.exists()
-        assert os.pread(files.descriptors.disks[0][0], 100, 0) == b"top.qcow2"
+        assert os.pread(files.descriptors.disks[0].layers[0], 100, 0) == b"top.qcow2"
 
 
 # The note of what runs

@@ -6,7 +6,6 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -27,7 +26,6 @@ from insula.hal.qemu.monitor import (
 LIMIT_S = 10.0
 SHORT_S = 0.05
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
-UUID_TEXT = "12345678-1234-5678-1234-567812345678"
 
 HANG_UP = "hang-up"
 """Command upon which the server of these tests closes the connection."""
@@ -71,7 +69,7 @@ def test_event_with_any_data_never_raises(name: str, data: object) -> None:
     parse_event({"event": name, "data": data})
 
 
-@pytest.mark.parametrize("text", ["prelaunch", "paused", "inmigrate", "something-new", ""])
+@pytest.mark.parametrize("text", ["prelaunch", "paused", "postmigrate", "something-new", ""])
 def test_unknown_run_state_counts_as_stopped(text: str) -> None:
     assert RunState.parse(text) is RunState.STOPPED
 
@@ -158,7 +156,12 @@ async def test_hang_up_during_a_command_is_machine_gone_and_ends_the_wait() -> N
 
 async def test_reply_of_the_wrong_form_is_a_driver_error() -> None:
     async with monitor(lambda *_: [{"return": [1, 2]}]) as made:
-        for query in (made.run_state, made.uuid, made.balloon_bytes, lambda: made.is_chardev_connected("qmp")):
+        for query in (
+            made.run_state,
+            made.migration_status,
+            made.balloon_bytes,
+            lambda: made.is_chardev_connected("qmp"),
+        ):
             with pytest.raises(DriverError):
                 await query()
 
@@ -166,17 +169,22 @@ async def test_reply_of_the_wrong_form_is_a_driver_error() -> None:
 async def test_queries_return_typed_values() -> None:
     answers: dict[str, Any] = {
         "query-status": {"status": "guest-panicked", "running": False},
-        "query-uuid": {"UUID": UUID_TEXT},
         "query-balloon": {"actual": 1 << 20},
         "query-chardev": [
             {"label": "a", "filename": "unix:/x,server=on"},
             {"label": "b", "filename": "disconnected:unix:/y,server=on"},
         ],
+        "query-block": [
+            {"device": "", "inserted": {"node-name": "disk0", "image": {"virtual-size": 512, "format": "qcow2"}}},
+            {"device": "empty"},
+        ],
+        "query-migrate": {"status": "failed", "error-desc": "no space"},
     }
     async with monitor(lambda command, _: [{"return": answers[command]}]) as made:
         assert await made.run_state() is RunState.GUEST_PANICKED
-        assert await made.uuid() == UUID(UUID_TEXT)
         assert await made.balloon_bytes() == 1 << 20
+        assert await made.disk_sizes() == {"disk0": 512}
+        assert await made.migration_status() == ("failed", "no space")
         assert await made.is_chardev_connected("a") is True
         assert await made.is_chardev_connected("b") is False
 

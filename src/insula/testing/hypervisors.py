@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID, uuid4
@@ -42,6 +43,9 @@ class World(Protocol):
 
     async def act(self, machine: Machine) -> None:
         """After ``resume``: the guest does what the spec's behaviour says; returns when it has begun to."""
+
+    async def answer(self, machine: Machine) -> bytes:
+        """What a running guest with :attr:`Behaviour.SHELL` says to ``echo alive``."""
 
     async def destroy(self, machine: Machine) -> None:
         """Kill the machine from outside, not through its driver."""
@@ -133,6 +137,11 @@ class FakeWorld:
                 end = guest.channel(RPC_CHANNEL)
                 await loop.sock_sendall(end, await loop.sock_recv(end, 65536))
 
+    async def answer(self, machine: Machine) -> bytes:
+        with await machine.open_channel(RPC_CHANNEL) as channel:
+            self.host.guest(machine.spec.name).channel(RPC_CHANNEL).send(b"alive\n")
+            return channel.recv(64)
+
     async def destroy(self, machine: Machine) -> None:
         self.host.guest(machine.spec.name).die()
 
@@ -170,6 +179,9 @@ class QemuWorld:
     async def act(self, machine: Machine) -> None:
         await wait_for_console(machine, READY_LINE)
 
+    async def answer(self, machine: Machine) -> bytes:
+        return await run_in_guest(machine, "echo alive")
+
     async def destroy(self, machine: Machine) -> None:
         pid = machine.record()["pid"]
         assert isinstance(pid, int)
@@ -184,6 +196,39 @@ def make_overlay(path: Path, size: int) -> None:
     """An empty qcow2 file; it names no backing file, a machine's chain comes from its spec."""
     command = ["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size)]
     subprocess.run(command, check=True, timeout=GUEST_LIMIT_S)
+
+
+async def run_in_guest(machine: Machine, script: str) -> bytes:
+    """Run a line of shell in a running guest with :attr:`Behaviour.SHELL`; its output.
+
+    :raise TimeoutError: no end of it is seen.
+    """
+    loop = asyncio.get_running_loop()
+    end = b"end of output\n"
+    output = b""
+    async with asyncio.timeout(GUEST_LIMIT_S):
+        with await machine.open_channel(RPC_CHANNEL) as channel:
+            # Quoted, so that what comes back is no echo of the command itself.
+            await loop.sock_sendall(channel, f"{script}; echo 'end of'' output'\n".encode())
+            while not output.endswith(end):
+                part = await loop.sock_recv(channel, 65536)
+                assert part, "the guest closed its channel"
+                output += part
+    return output.removesuffix(end)
+
+
+async def freeze(driver: Driver, spec: MachineSpec, world: World, folder: Path) -> MachineSpec:
+    """Boot a machine with :attr:`Behaviour.SHELL` until its guest has begun, then freeze it; the spec it had."""
+    machine = await driver.define(replace(spec, freezable=True))
+    try:
+        await machine.start_paused()
+        await machine.resume()
+        await world.act(machine)
+        await machine.pause()
+        await machine.freeze(folder)
+    finally:
+        await machine.kill()
+    return machine.spec
 
 
 async def wait_for_console(machine: Machine, text: bytes) -> bytes:

@@ -54,6 +54,8 @@ echo tiny-guest ready
 for word in $(cat /proc/cmdline); do
     case $word in
         tiny.do=echo) cat 0<>$rpc 1>&0 & ;;
+        # Reading ends at once while nobody is connected. Closing would throw away what has come already.
+        tiny.do=shell) exec 3<>$rpc; while :; do sh <&3 >&3 2>&1; sleep 0.02; done & ;;
         tiny.do=poweroff) poweroff -f ;;
         tiny.do=reboot) reboot -f ;;
         tiny.do=panic) echo c >/proc/sysrq-trigger ;;
@@ -74,6 +76,8 @@ class Behaviour(StrEnum):
     IDLE = "tiny.do=idle"
     ECHO = "tiny.do=echo"
     """Send back what comes over the channel ``insula.rpc``."""
+    SHELL = "tiny.do=shell"
+    """Run what comes over the channel ``insula.rpc`` as a script and send back its output, connection by connection."""
     POWER_OFF = "tiny.do=poweroff"
     REBOOT = "tiny.do=reboot"
     PANIC = "tiny.do=panic"

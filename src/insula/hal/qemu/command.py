@@ -15,15 +15,16 @@ PCI addresses are fixed by role, so that a device keeps its place in the guest w
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from uuid import UUID
 
 from insula.hal.driver import Disk, MachineSpec
 from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator
+from insula.hal.qemu.chain import DiskDescriptors, chain_options, json_option
 from insula.model.block import LayerFormat
 
 HOTPLUG_PORTS = 8
@@ -44,6 +45,8 @@ MAX_CMDLINE = 2047
 MAX_SERIAL = 20
 """VIRTIO_BLK_ID_BYTES (virtio 1.1 §5.2.6); QEMU cuts longer ones, so two disks could look alike."""
 SECTOR = 512
+KEY_SIZE = 32
+"""Bytes of a disk's passphrase."""
 
 QMP_CHARDEV = "qmp"
 CONSOLE_CHARDEV = "console"
@@ -76,12 +79,17 @@ class Descriptors:
     """Listening socket of the serial console."""
     channels: tuple[int, ...]
     """Listening sockets, in the order of ``spec.channels``."""
-    disks: tuple[tuple[int, ...], ...]
-    """One descriptor a layer, in the order of ``spec.disks`` and of their layers (top first)."""
+    disks: tuple[DiskDescriptors, ...]
+    """In the order of ``spec.disks``."""
+    memory: int | None = None
+    """Memory file of a freezable machine, or the seed's of a fork."""
+    state: int | None = None
+    """Device state of a fork's seed, at its beginning."""
 
     def numbers(self) -> tuple[int, ...]:
-        layers = (number for disk in self.disks for number in disk)
-        return (self.kernel, self.initrd, self.qmp, self.console, *self.channels, *layers)
+        disks = (number for disk in self.disks for number in disk.numbers())
+        seed = (number for number in (self.memory, self.state) if number is not None)
+        return (self.kernel, self.initrd, self.qmp, self.console, *self.channels, *disks, *seed)
 
 
 def channel_chardev(index: int) -> str:
@@ -139,6 +147,10 @@ def _disk_checks(disk: Disk) -> Iterator[tuple[bool, str]]:
         all(layer.format is LayerFormat.QCOW2 for layer in source.layers[:-1]),
         f"disk {disk.name!r}: only the base of a chain can be raw",
     )
+    yield (
+        source.key is None or (len(source.key) == KEY_SIZE and source.layers[0].format is LayerFormat.QCOW2),
+        f"disk {disk.name!r}: a key is {KEY_SIZE} bytes, for a qcow2 layer",
+    )
     yield source.writable or not source.unlink_top, f"disk {disk.name!r}: read-only, yet to be thrown away"
 
 
@@ -154,6 +166,7 @@ def vmm_argv(spec: MachineSpec, fds: Descriptors, accelerator: Accelerator, qemu
     return (
         str(qemu),
         *_machine(spec, accelerator),
+        *_memory(spec, fds),
         *_boot(spec, fds),
         *_monitor(fds),
         *_platform_devices(),
@@ -164,19 +177,18 @@ def vmm_argv(spec: MachineSpec, fds: Descriptors, accelerator: Accelerator, qemu
 
 def _machine(spec: MachineSpec, accelerator: Accelerator) -> Iterator[str]:
     yield from ("-name", f"guest={spec.name}")
-    yield from ("-uuid", str(spec.uuid))
+    # The first is for those who look for this VMM; the second is what the guest sees and wins: none at all, the same in
+    # a seed and its forks. Linux takes zeros for "not set", so nothing in the guest is derived from it.
+    yield from ("-uuid", str(spec.uuid), "-smbios", f"type=1,uuid={UUID(int=0)}")
     # Nothing that we did not ask for: no default devices, no configuration file, no display, no CD, no USB.
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none")
     # HPET, SMM, VMware port, PS/2 and SATA are code a guest could attack and has no use for.
     yield from (
         "-machine",
-        "q35,memory-backend=ram,hpet=off,smm=off,vmport=off,i8042=off,sata=off,usb=off,dump-guest-core=off",
+        "q35,memory-backend=ram,hpet=off,smm=off,vmport=off,i8042=off,sata=off,usb=off,dump-guest-core=off,mem-merge=off",
     )
     yield from accelerator.arguments()
     yield from ("-smp", str(spec.vcpus))
-    yield from ("-m", f"{spec.memory_mib}M")
-    # Anonymous private memory: it has no name anywhere, and free pages go back to the host (free-page-reporting).
-    yield from _json("-object", {"qom-type": "memory-backend-ram", "id": "ram", "size": spec.memory_mib << 20})
     yield from ("-rtc", "base=utc,clock=host")
     # The guest stays stopped until it is told to run. When it ends, the VMM waits, stopped, until somebody has read
     # how it ended: a clean shutdown is not lost when no daemon is there to see it.
@@ -184,6 +196,21 @@ def _machine(spec: MachineSpec, accelerator: Accelerator) -> Iterator[str]:
     yield from ("-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1")
     # QEMU's own seccomp filter, inside the sandbox.
     yield from ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+
+
+def _memory(spec: MachineSpec, fds: Descriptors) -> Iterator[str]:
+    size = spec.memory_mib << 20
+    yield from ("-m", f"{spec.memory_mib}M")
+    if fds.memory is None:
+        # Anonymous private memory: it has no name anywhere, and free pages go back to the host (free-page-reporting).
+        yield from json_option("-object", {"qom-type": "memory-backend-ram", "id": "ram", "size": size})
+        return
+    # A fork maps the seed's memory privately: what it writes is copied first, what it leaves alone is shared by all.
+    file = {"qom-type": "memory-backend-file", "id": "ram", "size": size, "mem-path": f"/proc/self/fd/{fds.memory}"}
+    yield from json_option("-object", {**file, "share": fds.state is None})
+    if fds.state is not None:
+        # Told which state to read through the monitor, once it knows that the stream has no memory in it.
+        yield from ("-incoming", "defer")
 
 
 def _boot(spec: MachineSpec, fds: Descriptors) -> Iterator[str]:
@@ -206,15 +233,17 @@ def _listening_chardev(name: str, fd: int) -> Iterator[str]:
 
 
 def _platform_devices() -> Iterator[str]:
-    yield from _json("-device", {"driver": "vmgenid", "id": "vmgenid", "guid": "auto"})
-    yield from _json("-object", {"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"})
+    yield from json_option("-device", {"driver": "vmgenid", "id": "vmgenid", "guid": "auto"})
+    yield from json_option("-object", {"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"})
     yield from _pci("virtio-rng-pci", _SLOT_RNG, {"id": "rng", "rng": "entropy"})
     yield from _pci(
         "virtio-balloon-pci", _SLOT_BALLOON, {"id": BALLOON_ID, "deflate-on-oom": True, "free-page-reporting": True}
     )
-    yield from _json("-device", {"driver": "pvpanic-pci", "id": "panic", "bus": "pcie.0", "addr": f"{_SLOT_PANIC:#x}"})
+    yield from json_option(
+        "-device", {"driver": "pvpanic-pci", "id": "panic", "bus": "pcie.0", "addr": f"{_SLOT_PANIC:#x}"}
+    )
     for port in range(HOTPLUG_PORTS):
-        yield from _json(
+        yield from json_option(
             "-device",
             {
                 "driver": "pcie-root-port",
@@ -234,7 +263,7 @@ def _channels(names: Sequence[str], fds: Sequence[int]) -> Iterator[str]:
     yield from _pci("virtio-serial-pci", _SLOT_SERIAL, {"id": "serial", "max_ports": MAX_CHANNELS + 1})
     for index, (name, fd) in enumerate(zip(names, fds, strict=True)):
         yield from _listening_chardev(channel_chardev(index), fd)
-        yield from _json(
+        yield from json_option(
             "-device",
             {
                 "driver": "virtserialport",
@@ -247,9 +276,9 @@ def _channels(names: Sequence[str], fds: Sequence[int]) -> Iterator[str]:
         )
 
 
-def _disks(disks: Sequence[Disk], fds: Sequence[Sequence[int]]) -> Iterator[str]:
-    for index, (disk, layer_fds) in enumerate(zip(disks, fds, strict=True)):
-        yield from _chain(index, disk, layer_fds)
+def _disks(disks: Sequence[Disk], fds: Sequence[DiskDescriptors]) -> Iterator[str]:
+    for index, (disk, disk_fds) in enumerate(zip(disks, fds, strict=True)):
+        yield from chain_options(disk_node(index), disk.source, disk_fds)
         yield from _pci(
             "virtio-blk-pci",
             _SLOT_FIRST_DISK + index,
@@ -257,58 +286,7 @@ def _disks(disks: Sequence[Disk], fds: Sequence[Sequence[int]]) -> Iterator[str]
         )
 
 
-def _chain(index: int, disk: Disk, fds: Sequence[int]) -> Iterator[str]:
-    """One ``-blockdev`` for each file and one for each format, base first, so that every node names its backing.
-
-    Formats and backing files are stated: what a file's header says about them is never followed (MC-65).
-    """
-    source = disk.source
-    # What is thrown away at the end need not survive a crash of the host: flushes cost nothing then.
-    cache = {"direct": False, "no-flush": source.unlink_top}
-    backing: str | None = None
-    for depth in reversed(range(len(source.layers))):
-        writable = source.writable and depth == 0
-        fdset = fds[depth]
-        file_node = f"{disk_node(index)}-file{depth}"
-        node = disk_node(index) if depth == 0 else f"{disk_node(index)}-layer{depth}"
-        yield from ("-add-fd", f"fd={fds[depth]},set={fdset}")
-        yield from _json(
-            "-blockdev",
-            {
-                "driver": "file",
-                "node-name": file_node,
-                "filename": f"/dev/fdset/{fdset}",
-                "aio": "threads",
-                # Two machines writing one file are refused by the lock, whatever the records say.
-                "locking": "on",
-                "read-only": not writable,
-                "auto-read-only": False,
-                "discard": "unmap",
-                "cache": cache,
-            },
-        )
-        layer: dict[str, object] = {
-            "driver": source.layers[depth].format.value,
-            "node-name": node,
-            "file": file_node,
-            "read-only": not writable,
-            "auto-read-only": False,
-            "discard": "unmap",
-            "cache": cache,
-        }
-        if writable and not source.unlink_top:
-            layer["detect-zeroes"] = "unmap"
-        if source.layers[depth].format is LayerFormat.QCOW2:
-            layer["backing"] = backing
-        yield from _json("-blockdev", layer)
-        backing = node
-
-
 def _pci(driver: str, slot: int, properties: Mapping[str, object]) -> Iterator[str]:
     """A virtio device without the legacy interface, on the root bus."""
     device = {"driver": driver, "bus": "pcie.0", "addr": f"{slot:#x}", "disable-legacy": "on", **properties}
-    yield from _json("-device", device)
-
-
-def _json(option: str, value: Mapping[str, object]) -> Iterator[str]:
-    yield from (option, json.dumps(value, separators=(",", ":")))
+    yield from json_option("-device", device)

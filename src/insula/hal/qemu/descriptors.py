@@ -21,7 +21,9 @@ from typing import IO
 
 from insula.hal.driver import MachineSpec
 from insula.hal.errors import DriverError
+from insula.hal.qemu.chain import DiskDescriptors
 from insula.hal.qemu.command import Descriptors
+from insula.hal.qemu.seed_files import LoadedSeed, machine_memory
 from insula.model.block import BlockSource
 
 QMP_SOCKET = "qmp.sock"
@@ -63,9 +65,13 @@ def refuse_second(runtime_dir: Path) -> None:
 
 
 class MachineFiles:
-    """Context manager; its attributes are valid inside it. Unlinks ``unlink_top`` layers once they are open.
+    """Context manager; its attributes are valid inside it.
+
+    Unlinks ``unlink_top`` layers once they are open, but not those of a fork: if that fails, its spec can still be
+    started without a seed.
 
     :param vmm_uid: user of the VMM if it is not the daemon's.
+    :param seed: what to fork, if anything.
     :raise DriverError: on entering; nothing stays open, no socket stays behind.
     """
 
@@ -73,10 +79,15 @@ class MachineFiles:
     status: IO[bytes]
     """:data:`STATUS_FILE`, begun; bubblewrap appends to it."""
 
-    def __init__(self, spec: MachineSpec, vmm_uid: int | None) -> None:
+    def __init__(self, spec: MachineSpec, vmm_uid: int | None, seed: LoadedSeed | None = None) -> None:
         self._spec = spec
         self._vmm_uid = vmm_uid
+        self._seed = seed
         self._stack = ExitStack()
+        self.keys = KeyFiles()
+        """Closed by the caller."""
+        self.memory: int | None = None
+        """Memory file of a freezable machine; closed by the caller."""
 
     def __enter__(self) -> MachineFiles:
         folder = self._spec.runtime_dir
@@ -85,6 +96,7 @@ class MachineFiles:
             refuse_second(folder)
             with ExitStack() as undo:
                 undo.callback(remove_runtime_files, folder)
+                undo.callback(self._close_kept)
                 self.descriptors = self._open(stack)
                 self.status = stack.enter_context((folder / STATUS_FILE).open("wb", buffering=0))
                 # Held by whatever inherits the file, so that a start nobody finishes can be waited for (`is_in_use`).
@@ -97,16 +109,29 @@ class MachineFiles:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def _close_kept(self) -> None:
+        self.keys.wipe()
+        if self.memory is not None:
+            os.close(self.memory)
+            self.memory = None
+
     def _open(self, stack: ExitStack) -> Descriptors:
         spec = self._spec
         kernel = self._boot_file(stack, spec.kernel)
         initrd = self._boot_file(stack, spec.initrd)
         disks = tuple(self._disk(stack, disk.source) for disk in spec.disks)
         qmp, console, *channels = (self._listen(stack, name) for name in socket_names(spec))
-        for disk in spec.disks:
-            if disk.source.unlink_top:
-                disk.source.layers[0].path.unlink()
-        return Descriptors(kernel, initrd, qmp, console, tuple(channels), disks)
+        memory, state = self._memory(stack)
+        if self._seed is None:
+            unlink_thrown_away(spec)
+        return Descriptors(kernel, initrd, qmp, console, tuple(channels), disks, memory, state)
+
+    def _memory(self, stack: ExitStack) -> tuple[int | None, int | None]:
+        if self._seed is not None:
+            return self._seed.open(stack)
+        if self._spec.freezable:
+            self.memory = machine_memory(self._spec.memory_mib << 20)
+        return self.memory, None
 
     def _boot_file(self, stack: ExitStack, path: Path) -> int:
         fd = _own(stack, _open_block(path, os.O_RDONLY))
@@ -121,12 +146,12 @@ class MachineFiles:
             shutil.copyfileobj(source, target, 1 << 20)
         return copy
 
-    @staticmethod
-    def _disk(stack: ExitStack, source: BlockSource) -> tuple[int, ...]:
+    def _disk(self, stack: ExitStack, source: BlockSource) -> DiskDescriptors:
         top = os.O_RDWR if source.writable else os.O_RDONLY
         access = (top, *(os.O_RDONLY for _ in source.layers[1:]))
         layers = zip(source.layers, access, strict=True)
-        return tuple(_own(stack, _open_block(layer.path, mode)) for layer, mode in layers)
+        opened = tuple(_own(stack, _open_block(layer.path, mode)) for layer, mode in layers)
+        return DiskDescriptors(opened, None if source.key is None else self.keys.add(source.key))
 
     def _listen(self, stack: ExitStack, name: str) -> int:
         path = self._spec.runtime_dir / name
@@ -137,6 +162,35 @@ class MachineFiles:
         # QEMU serves one client at a time; nobody else has a reason to queue.
         server.listen(1)
         return server.fileno()
+
+
+class KeyFiles:
+    """Passphrases in memory files for a VMM to read once.
+
+    :meth:`wipe` overwrites them; the VMM has the same files open, so nothing is left there either.
+    """
+
+    def __init__(self) -> None:
+        self._fds: dict[int, int] = {}
+        """Descriptor → length."""
+
+    def add(self, key: bytes) -> int:
+        fd = os.memfd_create("key", os.MFD_CLOEXEC)
+        self._fds[fd] = os.write(fd, key)
+        return fd
+
+    def wipe(self) -> None:
+        """Overwrite and close all; idempotent."""
+        while self._fds:
+            fd, length = self._fds.popitem()
+            os.pwrite(fd, bytes(length), 0)
+            os.close(fd)
+
+
+def unlink_thrown_away(spec: MachineSpec) -> None:
+    for disk in spec.disks:
+        if disk.source.unlink_top:
+            disk.source.layers[0].path.unlink()
 
 
 @contextmanager

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from insula.hal.capabilities import Capability
 from insula.hal.driver import MachineSpec
-from insula.hal.errors import DriverError, Unsupported
+from insula.hal.errors import DriverError
 from insula.hal.hostinfo import HostInfo, probe
 from insula.hal.qemu.command import check_spec
 from insula.hal.qemu.descriptors import is_in_use, read_status, remove_runtime_files
 from insula.hal.qemu.machine import QemuMachine
-from insula.hal.qemu.process import SANDBOX_END_LIMIT_S, SPAWN_LIMIT_S, ProcessIdentity, VmmProcess
+from insula.hal.qemu.process import SANDBOX_END_LIMIT_S, SPAWN_LIMIT_S, ProcessIdentity, VmmProcess, is_named
+from insula.hal.qemu.seeds import SeedCache
 
-_ALWAYS = frozenset({Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT})
+_ALWAYS = frozenset({Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT, Capability.FORK})
 
 DISCARD_LIMIT_S = SPAWN_LIMIT_S + SANDBOX_END_LIMIT_S
 STATUS_POLL_S = 0.02
@@ -30,6 +31,7 @@ class QemuDriver:
 
     def __init__(self, host: HostInfo) -> None:
         self._host = host
+        self._seeds = SeedCache(host.qemu.version_text)
         self._machines: weakref.WeakSet[QemuMachine] = weakref.WeakSet()
 
     @classmethod
@@ -50,30 +52,28 @@ class QemuDriver:
         return _ALWAYS | ({Capability.HARDWARE_VIRTUALIZATION} if self._host.accelerator.is_hardware else set())
 
     async def define(self, spec: MachineSpec) -> QemuMachine:
-        if spec.seed is not None or spec.freezable:
-            raise Unsupported(Capability.FORK, self.name)
         if self._host.problems:
             # Without a sandbox no qube: never a VMM with the host in reach.
             raise DriverError("; ".join(self._host.problems))
         check_spec(spec)
         if not spec.runtime_dir.is_dir():
             raise DriverError(f"run-time folder {spec.runtime_dir} does not exist")
-        machine = QemuMachine(spec, self._host)
+        machine = QemuMachine(spec, self._host, self._seeds)
         self._machines.add(machine)
         return machine
 
     async def adopt(self, spec: MachineSpec, record: Mapping[str, str | int]) -> QemuMachine | None:
         check_spec(spec)
-        machine = await QemuMachine.adopt(spec, self._host, record)
+        machine = await QemuMachine.adopt(spec, self._host, self._seeds, record)
         if machine is not None:
             self._machines.add(machine)
         return machine
 
     async def load_seed(self, folder: Path) -> None:
-        raise Unsupported(Capability.FORK, self.name)
+        await self._seeds.get(folder)
 
     def unload_seed(self, folder: Path) -> None:
-        """Nothing is ever loaded."""
+        self._seeds.forget(folder)
 
     async def discard(self, runtime_dir: Path) -> bool:
         """See :meth:`insula.hal.driver.Driver.discard`.
@@ -96,6 +96,7 @@ class QemuDriver:
     async def close(self) -> None:
         for machine in list(self._machines):
             await machine.release()
+        await self._seeds.close()
 
 
 async def _end_noted(runtime_dir: Path) -> bool:
@@ -106,7 +107,7 @@ async def _end_noted(runtime_dir: Path) -> bool:
     if note is None or process is None:
         return False
     try:
-        if note.uuid.encode() not in _command_line(note.pid):
+        if not is_named(note.pid, note.uuid):
             return False
         _log.warning("ending VMM %d of %s, which nobody knows", note.pid, runtime_dir)
         process.kill()
@@ -114,10 +115,3 @@ async def _end_noted(runtime_dir: Path) -> bool:
     finally:
         process.close()
     return True
-
-
-def _command_line(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []

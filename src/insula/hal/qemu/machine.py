@@ -13,25 +13,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path, PurePosixPath
 
-from insula.hal.capabilities import Capability
 from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, MachineStats
-from insula.hal.errors import DriverError, HalError, MachineGone, Unsupported
+from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo
-from insula.hal.qemu.command import channel_chardev, disk_node, vmm_argv
+from insula.hal.preconditions import check_freeze
+from insula.hal.qemu.command import Descriptors, channel_chardev, disk_node, vmm_argv
 from insula.hal.qemu.console import ConsoleLog, ConsoleReader
 from insula.hal.qemu.descriptors import (
     CONSOLE_SOCKET,
     QMP_SOCKET,
+    KeyFiles,
     MachineFiles,
     channel_socket,
     connect,
     remove_runtime_files,
+    unlink_thrown_away,
 )
+from insula.hal.qemu.machine_model import model_digest
+from insula.hal.qemu.migration import restore_state, save_state
 from insula.hal.qemu.monitor import (
     DiskFailed,
     GuestEnded,
@@ -41,8 +46,10 @@ from insula.hal.qemu.monitor import (
     MonitorEvent,
     RunState,
 )
-from insula.hal.qemu.process import HostUser, ProcessIdentity, VmmProcess
+from insula.hal.qemu.process import HostUser, ProcessIdentity, VmmProcess, is_named
 from insula.hal.qemu.sandbox import vmm_uid
+from insula.hal.qemu.seed_files import FileNote, LoadedSeed, Manifest, state_memory
+from insula.hal.qemu.seeds import SeedCache, store
 
 START_LIMIT_S = 30.0
 """From the start of the VMM to its greeting: 0.03 s on an idle machine, seconds under load."""
@@ -72,9 +79,10 @@ _ENDS = {
 class QemuMachine:
     """See :class:`insula.hal.driver.Machine`; made by :class:`insula.hal.qemu.driver.QemuDriver`."""
 
-    def __init__(self, spec: MachineSpec, host: HostInfo) -> None:
+    def __init__(self, spec: MachineSpec, host: HostInfo, seeds: SeedCache) -> None:
         self._spec = spec
         self._host = host
+        self._seeds = seeds
         self._state = MachineState.DEFINED
         self._life = asyncio.Lock()
         """Held while the machine starts or is killed."""
@@ -94,6 +102,9 @@ class QemuMachine:
         self._console: ConsoleReader | None = None
         self._monitor = Monitor(spec.name, self._on_event)
         self._process: VmmProcess | None = None
+        self._keys = KeyFiles()
+        self._memory: int | None = None
+        """Memory file of a freezable machine."""
 
     # What it is
 
@@ -121,18 +132,58 @@ class QemuMachine:
                 raise DriverError(f"machine {self._spec.name!r} was started already")
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(self._undo_start)
-                process = await self._launch()
-                if await self._monitor.run_state() is not RunState.STOPPED:
-                    raise DriverError("QEMU did not start paused")
+                process = await self._boot() if self._spec.seed is None else await self._fork(self._spec.seed)
                 undo.pop_all()
             self._state = MachineState.PAUSED
             self._spawn(self._watch(process), "watch")
 
-    async def _launch(self) -> VmmProcess:
+    async def _boot(self) -> VmmProcess:
+        process, _ = await self._launch(None)
+        if await self._monitor.run_state() is not RunState.STOPPED:
+            raise DriverError("QEMU did not start paused")
+        return process
+
+    async def _fork(self, folder: Path) -> VmmProcess:
+        seed = await self._seeds.get(folder)
+        if seed.manifest.model != model_digest(self._spec, self._host):
+            raise SeedUnusable(f"machine {self._spec.name!r} is built differently from the one frozen in {folder}")
+        process, fds = await self._launch(seed)
+        assert fds.state is not None
+        try:
+            await restore_state(self._monitor, fds.state)
+            await self._tell_sizes(seed.manifest.disks)
+        except HalError as error:
+            raise SeedUnusable(f"the machine frozen in {folder} cannot be forked: {error}", process.output()) from error
+        unlink_thrown_away(self._spec)
+        return process
+
+    async def _tell_sizes(self, frozen: Mapping[str, int]) -> None:
+        """Have the guest ask anew for the size of each disk that differs from the one it knows.
+
+        Resizing to the size it has changes nothing but raises the device's "configuration changed" interrupt, which a
+        restore does not (virtio 1.1 §5.2.5).
+        """
+        actual = await self._disk_sizes()
+        resizes = [
+            self._execute("block_resize", {"node-name": disk_node(index), "size": actual[disk.name]})
+            for index, disk in enumerate(self._spec.disks)
+            if actual[disk.name] != frozen[disk.name]
+        ]
+        await asyncio.gather(*resizes)
+
+    async def _disk_sizes(self) -> dict[str, int]:
+        """Bytes, by name, as QEMU sees them."""
+        nodes = await self._monitor.disk_sizes()
+        try:
+            return {disk.name: nodes[disk_node(index)] for index, disk in enumerate(self._spec.disks)}
+        except KeyError as error:
+            raise DriverError(f"QEMU does not tell the size of {error}") from error
+
+    async def _launch(self, seed: LoadedSeed | None) -> tuple[VmmProcess, Descriptors]:
         spec, host = self._spec, self._host
         user = HostUser(vmm_uid(spec.qid), host.vmm_groups) if host.daemon_is_root else None
-        with MachineFiles(spec, None if user is None else user.uid) as files:
-            self._owns_folder = True
+        with MachineFiles(spec, None if user is None else user.uid, seed) as files:
+            self._owns_folder, self._keys, self._memory = True, files.keys, files.memory
             # Connected before the VMM runs: it finds us waiting, and an early death of it shows as end of file.
             try:
                 self._console = ConsoleReader(self._console_log, connect(spec.runtime_dir / CONSOLE_SOCKET))
@@ -154,7 +205,9 @@ class QemuMachine:
             await self._monitor.connect(monitor, START_LIMIT_S)
         except DriverError as error:
             raise DriverError(f"QEMU did not start: {error}", process.output() or error.detail) from error
-        return process
+        # QEMU has read them before it listened.
+        self._keys.wipe()
+        return process, files.descriptors
 
     async def _undo_start(self) -> None:
         if self._process is not None:
@@ -163,7 +216,9 @@ class QemuMachine:
         await self._finish(MachineExit(ExitKind.CRASHED, "did not start"))
 
     @classmethod
-    async def adopt(cls, spec: MachineSpec, host: HostInfo, record: Mapping[str, str | int]) -> QemuMachine | None:
+    async def adopt(
+        cls, spec: MachineSpec, host: HostInfo, seeds: SeedCache, record: Mapping[str, str | int]
+    ) -> QemuMachine | None:
         """See :meth:`insula.hal.driver.Driver.adopt`.
 
         :raise DriverError: the process is there, but runs another machine; it is left alone.
@@ -173,7 +228,10 @@ class QemuMachine:
         if process is None:
             remove_runtime_files(spec.runtime_dir)
             return None
-        machine = cls(spec, host)
+        if not is_named(process.identity.pid, str(spec.uuid)):
+            process.close()
+            raise DriverError(f"process {process.identity.pid} does not run machine {spec.uuid}")
+        machine = cls(spec, host, seeds)
         machine._process = process
         async with AsyncExitStack() as undo:
             undo.push_async_callback(machine.release)
@@ -196,14 +254,10 @@ class QemuMachine:
         folder = self._spec.runtime_dir
         try:
             await self._monitor.connect(connect(folder / QMP_SOCKET), ADOPT_LIMIT_S)
-            uuid = await self._monitor.uuid()
-            if uuid == self._spec.uuid:
-                self._console = ConsoleReader(self._console_log, connect(folder / CONSOLE_SOCKET))
+            self._console = ConsoleReader(self._console_log, connect(folder / CONSOLE_SOCKET))
         except (HalError, OSError) as error:
             self._log.warning("monitor: %s", error)
             return False
-        if self._console is None:
-            raise DriverError(f"process {self.record().get('pid')} runs machine {uuid}, not {self._spec.uuid}")
         self._console_log.open(fresh=False)
         self._console.start()
         return True
@@ -226,10 +280,6 @@ class QemuMachine:
                 self._state = MachineState.PAUSED
         finally:
             self._is_pausing = False
-
-    async def freeze(self, folder: Path) -> None:
-        self._require_started()
-        raise Unsupported(Capability.FORK, "qemu")
 
     async def request_shutdown(self) -> None:
         self._require_started()
@@ -354,6 +404,39 @@ class QemuMachine:
             await self._quit(KILL_QUIT_LIMIT_S)
             await self.wait_gone()
 
+    async def freeze(self, folder: Path) -> None:
+        async with self._life:
+            self._require_started()
+            check_freeze(self._spec, self._state, folder)
+            if self._memory is None:
+                raise DriverError(f"machine {self._spec.name!r} was started by an earlier daemon")
+            with ExitStack() as stack:
+                memory = os.dup(self._memory)
+                stack.callback(os.close, memory)
+                state = state_memory()
+                stack.callback(os.close, state)
+                manifest = await self._save_state(state)
+                await store(folder, manifest, memory, state)
+
+    async def _save_state(self, state: int) -> Manifest:
+        """The device state goes to a memory file; the VMM is gone after it, however that went."""
+        verdict = MachineExit(ExitKind.CRASHED, "could not be frozen")
+        try:
+            disks = await self._disk_sizes()
+            size = await save_state(self._monitor, state)
+            verdict = MachineExit(ExitKind.FROZEN)
+        finally:
+            self._verdict = self._verdict or verdict
+            await self._quit(KILL_QUIT_LIMIT_S)
+            await self.wait_gone()
+        return Manifest(
+            qemu=self._host.qemu.version_text,
+            model=model_digest(self._spec, self._host),
+            disks=disks,
+            memory=FileNote(self._spec.memory_mib << 20, ""),
+            state=FileNote(size, ""),
+        )
+
     async def wait_gone(self) -> MachineExit:
         await self._ended.wait()
         if self._exit is None:
@@ -402,6 +485,10 @@ class QemuMachine:
         if self._console is not None:
             self._console.close()
         self._console_log.close()
+        self._keys.wipe()
+        if self._memory is not None:
+            os.close(self._memory)
+            self._memory = None
         if self._process is not None:
             self._process.close()
 

@@ -16,7 +16,6 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from uuid import UUID
 
 from qemu.qmp import EventListener, Message, QMPClient, QMPError, Runstate
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
@@ -42,8 +41,10 @@ class RunState(StrEnum):
     """The accelerator gave up (KVM)."""
     IO_ERROR = "io-error"
     """A disk failed or is full; the guest is stopped and may be told to go on."""
+    RESTORING = "inmigrate"
+    """A fork whose memory and devices are being read."""
     STOPPED = "stopped"
-    """Any other: prelaunch, paused, migration…"""
+    """Any other: prelaunch, paused…"""
 
     @classmethod
     def parse(cls, text: str) -> RunState:
@@ -154,19 +155,40 @@ class Monitor:
     async def run_state(self) -> RunState:
         return RunState.parse(_text(await self._query("query-status"), "status"))
 
-    async def uuid(self) -> UUID:
-        text = _text(await self._query("query-uuid"), "UUID")
-        try:
-            return UUID(text)
-        except ValueError as error:
-            raise DriverError("QEMU's answer to query-uuid makes no sense", text[:64]) from error
-
     async def balloon_bytes(self) -> int:
         """What the guest may use now."""
         actual = (await self._query("query-balloon")).get("actual")
         if not isinstance(actual, int):
             raise DriverError("QEMU's answer to query-balloon makes no sense")
         return actual
+
+    async def give(self, name: str, fd: int) -> None:
+        """Hand over a copy of a descriptor, known to later commands as ``name`` (``getfd``)."""
+        if self._client.runstate is Runstate.RUNNING:
+            try:
+                self._client.send_fd_scm(fd)
+            except OSError as error:
+                raise DriverError("QEMU's monitor takes no descriptor", str(error)) from error
+        await self.execute("getfd", {"fdname": name})
+
+    async def migration_status(self) -> tuple[str, str]:
+        """``MigrationStatus`` of the reference (``completed``, ``failed``…), and QEMU's words about a failure."""
+        reply = await self._query("query-migrate")
+        words = reply.get("error-desc", "")
+        return _text(reply, "status"), words if isinstance(words, str) else ""
+
+    async def disk_sizes(self) -> dict[str, int]:
+        """Size in bytes of what each disk of the guest shows, by block node."""
+        reply = await self.execute("query-block")
+        sizes = {}
+        for entry in reply if isinstance(reply, list) else ():
+            inserted = entry.get("inserted") if isinstance(entry, Mapping) else None
+            image = inserted.get("image") if isinstance(inserted, Mapping) else None
+            if isinstance(inserted, Mapping) and isinstance(image, Mapping):
+                size = image.get("virtual-size")
+                if isinstance(size, int):
+                    sizes[_text(inserted, "node-name")] = size
+        return sizes
 
     async def is_chardev_connected(self, chardev: str) -> bool:
         """Whether somebody is connected to a socket chardev. :raise DriverError: there is no such chardev."""

@@ -82,6 +82,14 @@ class HostUser:
     """Supplementary groups: none, or the one that may open /dev/kvm."""
 
 
+def is_named(pid: int, uuid: str) -> bool:
+    """Whether a process has a machine's uuid as a word of its command line: it is that machine's VMM or sandbox."""
+    try:
+        return uuid.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 def boot_id() -> str:
     """Changes with each boot (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,0 +1,72 @@
+"""The device state of a paused machine: saved to and restored from a descriptor, through the monitor.
+
+The memory is left out of the stream (``x-ignore-shared``): it is a file that both sides have.
+
+Source: QEMU 7.2 ``qapi/migration.json``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+
+from insula.hal.errors import DriverError
+from insula.hal.qemu.monitor import Monitor, RunState
+
+SAVE_LIMIT_S = 60.0
+"""For the device state; 0.05 s on an idle machine."""
+SAVE_POLL_S = 0.01
+RESTORE_LIMIT_S = 30.0
+"""From a fork's greeting until its devices are there: about 0.01 s."""
+RESTORE_POLL_S = 0.001
+
+_DESCRIPTOR = "state"
+_UNDER_WAY = frozenset({"none", "setup", "active", "device", "pre-switchover"})
+"""``MigrationStatus`` before the end."""
+_WITHOUT_MEMORY: Mapping[str, object] = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+
+
+async def save_state(monitor: Monitor, state: int) -> int:
+    """Have a paused VMM write its device state to the memory file ``state``; its length in bytes.
+
+    :raise DriverError: refused, failed, too much, or not in time.
+    """
+    await monitor.give(_DESCRIPTOR, state)
+    await monitor.execute("migrate-set-capabilities", _WITHOUT_MEMORY)
+    await monitor.execute("migrate", {"uri": f"fd:{_DESCRIPTOR}"})
+    try:
+        async with asyncio.timeout(SAVE_LIMIT_S):
+            status, words = await monitor.migration_status()
+            while status in _UNDER_WAY:
+                await asyncio.sleep(SAVE_POLL_S)
+                status, words = await monitor.migration_status()
+    except TimeoutError as error:
+        raise DriverError(f"the machine's state was not saved within {SAVE_LIMIT_S:.0f} s") from error
+    if status != "completed":
+        raise DriverError(f"the machine's state cannot be saved ({status})", words)
+    # The VMM was given this very open file, so its position is where the VMM stopped writing.
+    return os.lseek(state, 0, os.SEEK_CUR)
+
+
+async def restore_state(monitor: Monitor, number: int) -> None:
+    """Have a VMM that waits for its state read it; it is paused then.
+
+    :param number: of the descriptor in the VMM.
+    :raise DriverError: refused, or not in time.
+    :raise MachineGone: QEMU ends if it cannot make sense of the state.
+    """
+    await asyncio.gather(
+        monitor.execute("migrate-set-capabilities", _WITHOUT_MEMORY),
+        monitor.execute("migrate-incoming", {"uri": f"fd:{number}"}),
+    )
+    try:
+        async with asyncio.timeout(RESTORE_LIMIT_S):
+            state = await monitor.run_state()
+            while state is RunState.RESTORING:
+                await asyncio.sleep(RESTORE_POLL_S)
+                state = await monitor.run_state()
+    except TimeoutError as error:
+        raise DriverError(f"the machine was not restored within {RESTORE_LIMIT_S:.0f} s") from error
+    if state is not RunState.STOPPED:
+        raise DriverError(f"QEMU is {state.value} after the restore, not paused")
