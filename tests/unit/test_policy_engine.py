@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from policy_strategies import ARGUMENTS, SERVICES, requests, rules, snapshots
 
 from insula.policy.decisions import Allow, Ask, Deny, Reason, Request
-from insula.policy.engine import Miss, answer, evaluate, explain
+from insula.policy.engine import LOOP_BY_UUID, Miss, answer, evaluate, explain
 from insula.policy.folders import MemoryFolder
 from insula.policy.loader import Sources, load
 from insula.policy.rules import Action, Rule
@@ -136,12 +136,27 @@ def test_allow_remote_target_goes_to_its_relay() -> None:
     assert decision.service == "test.Ssh+remote+test.S+a"
 
 
-def test_allow_chosen_remote_is_known_although_the_published_answer_hides_it() -> None:
-    ask = evaluate(call("remote"), policy("* * work @type:RemoteVM ask\n"), SNAPSHOT)
+@pytest.mark.parametrize(("choice", "is_safe"), [("remote", True), ("remote2", False)])
+@pytest.mark.parametrize("target", ["remote", "uuid:m"])
+def test_allow_remote_other_than_the_relay_is_told_has_an_objection(target: str, choice: str, is_safe: bool) -> None:
+    ask = evaluate(call(target), policy("* * work @type:RemoteVM ask\n"), SNAPSHOT)
     assert isinstance(ask, Ask)
-    decision = answer(ask, "remote2", SNAPSHOT)
+    decision = answer(ask, choice, SNAPSHOT)
     assert isinstance(decision, Allow)
-    assert decision.qube == "remote2"
+    assert decision.qube == choice
+    assert (decision.objection is None) is is_safe
+
+
+def test_call_to_oneself_by_uuid_has_an_objection() -> None:
+    loaded = policy("* * * * allow\n")
+    for source, target in (("work", "uuid:w"), ("uuid:w", "work")):
+        decision = evaluate(call(target, source), loaded, SNAPSHOT)
+        assert isinstance(decision, Allow)
+        assert decision.objection == LOOP_BY_UUID
+    for target in ("vault", "@dispvm", "dom0", "uuid:v"):
+        decision = evaluate(call(target), loaded, SNAPSHOT)
+        assert isinstance(decision, Allow)
+        assert decision.objection is None
 
 
 def test_allow_without_start_of_halted_target_is_denied() -> None:

@@ -80,6 +80,8 @@ class Allow:
     notify: bool
     service: str | None = None
     """What the relay of a remote target is asked for, instead of the request's service."""
+    objection: str | None = None
+    """Why the call must not be made although the published answer allows it; whoever acts on the answer refuses."""
 
     @property
     def where(self) -> Location:

@@ -30,6 +30,9 @@ from insula.policy.tokens import (
     parse_token,
 )
 
+LOOP_BY_UUID = "a qube cannot call itself, under its UUID either"
+OTHER_REMOTE = "the relay would be told another target than the one decided on"
+
 
 class Miss(Enum):
     """Why a rule did not match; the first difference, in the order of a rule's words."""
@@ -241,7 +244,8 @@ def _allow_target(case: _Case, rule: Rule, target: str, snapshot: Snapshot) -> A
         return Deny(Reason.LOOP, notify=True, rule=rule)
     if qube.klass == Klass.REMOTEVM:
         return _allow_remote(case, rule, qube, snapshot)
-    return _allowed(case, rule, target, qube.alias, qube.name)
+    # Published: only the same text is a loop. A caller named by its uuid is one as well.
+    return _allowed(case, rule, target, qube.alias, qube.name, LOOP_BY_UUID if qube is case.caller else None)
 
 
 def _allow_remote(case: _Case, rule: Rule, remote: QubeFacts, snapshot: Snapshot) -> Allow | Deny:
@@ -249,15 +253,28 @@ def _allow_remote(case: _Case, rule: Rule, remote: QubeFacts, snapshot: Snapshot
     if relay is None or not remote.transport_rpc:
         return Deny(Reason.NO_RELAY, notify=True, rule=rule)
     request = case.request
-    # As published, the relay is told the target the *caller* named; `qube` of the answer is the one decided on.
+    # As published, the relay is told the target the *caller* named, which need not be the one decided on.
+    objection = None if snapshot.find(case.target) is remote else OTHER_REMOTE
     service = f"{remote.transport_rpc}+{case.target}+{request.service}{request.argument}"
     return Allow(
-        rule, request, relay.name, relay.alias, remote.name, case.target, None, rule.autostart, rule.notify, service
+        rule=rule,
+        request=request,
+        target=relay.name,
+        target_uuid=relay.alias,
+        qube=remote.name,
+        requested_target=case.target,
+        user=None,
+        autostart=rule.autostart,
+        notify=rule.notify,
+        service=service,
+        objection=objection,
     )
 
 
-def _allowed(case: _Case, rule: Rule, target: str, uuid: str | None, qube: str) -> Allow:
-    return Allow(rule, case.request, target, uuid, qube, case.target, rule.user, rule.autostart, rule.notify)
+def _allowed(case: _Case, rule: Rule, target: str, uuid: str | None, qube: str, objection: str | None = None) -> Allow:
+    return Allow(
+        rule, case.request, target, uuid, qube, case.target, rule.user, rule.autostart, rule.notify, None, objection
+    )
 
 
 # ask
