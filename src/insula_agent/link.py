@@ -1,7 +1,7 @@
 """The mux over the device: reads, writes, survives that the host goes away and comes back.
 
 A virtio-serial port shows a host that is not connected as HUP, level-triggered, and reads as empty; then the port is
-left alone and looked at ten times a second. A unix socket (for tests and for other transports) is connected to again.
+left alone until something changes. A unix socket (for tests and for other transports) is connected to again.
 
 Each stream has a :class:`StreamHandler`; what it may not send yet waits in a :class:`StreamWriter`.
 """
@@ -9,12 +9,11 @@ Each stream has a :class:`StreamHandler`; what it may not send yet waits in a :c
 from __future__ import annotations
 
 import os
-import select
 import stat
 
 from insula_agent import conveyor
 from insula_agent.log import log
-from insula_agent.loop import HANGUP, READ, WRITE, Loop
+from insula_agent.loop import EDGE, HANGUP, READ, WRITE, Loop
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.mux import (
     GUEST,
@@ -377,22 +376,19 @@ class Link:
         for event in self._mux.transport_lost():
             self._dispatch(event)
         if self._is_device:
-            self._loop.after(RECONNECT_INTERVAL, lambda: self._look(fd))
+            self._loop.watch(fd, READ | EDGE, lambda events: self._look(fd, events))
         elif self._device.startswith("fd:"):
             log("the transport was closed")
             self._loop.stop(0)
         else:
             self._loop.after(RECONNECT_INTERVAL, self._reconnect)
 
-    def _look(self, fd: int) -> None:
-        """Whether a host has connected to the port again."""
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        if any([events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0)]):  # noqa: C419
-            self._loop.after(RECONNECT_INTERVAL, lambda: self._look(fd))
-            return
-        self._fd = fd
-        self._loop.watch(fd, READ, self._ready)
+    def _look(self, fd: int, events: int) -> None:
+        """Something changed at the port; go on if it is that a host has connected again and spoken."""
+        if not events & HANGUP:
+            self._loop.forget(fd)
+            self._fd = fd
+            self._loop.watch(fd, READ, self._ready)
 
     def _reconnect(self) -> None:
         try:

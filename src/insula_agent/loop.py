@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 HANGUP = select.EPOLLHUP | select.EPOLLERR
+EDGE = select.EPOLLET
+"""Added to an interest: call once for each change, not as long as something is there."""
 
 
 class Timer:
