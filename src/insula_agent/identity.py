@@ -1,15 +1,16 @@
 """Gives this machine the identity the host decided: who it is, what it keeps, which services it runs.
 
-Called once at boot, before anything of the user's runs, with all keys of agent-services §11. What to do is decided by
-``plan_*`` functions from the keys alone; :func:`apply` does it. A value from the host that would not be valid where it
-goes is refused (the host is trusted, its mistakes are not hidden).
+Called once at boot, or once in a fork, before anything of the user's runs, with all keys of agent-services §11. What to
+do is decided by ``plan_*`` functions from the keys alone; :func:`apply` does what can fail for a reason of the user's
+and what must be first, :func:`finish` the rest, which the host need not wait for. A value from the host that would not
+be valid where it goes is refused (the host is trusted, its mistakes are not hidden).
 """
 
 from __future__ import annotations
 
 import os
 
-from insula_agent import persistence
+from insula_agent import persistence, rc_local, renewal, seed
 from insula_agent.log import log
 
 TYPE_CHECKING = False
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 RUN = "/run/qubes"
+APPLIED = "/run/insula/identity"
+"""Exists once this machine is somebody; an agent that was restarted sets no clock again."""
+BOOT_SCRIPTS = "/run/insula/boot-scripts"
+"""Exists if the user has boot scripts that do something (condition of insula-rc-local.service)."""
 RUN_SERVICES = "/run/qubes-service"
 PROTECTED_FOLDERS = ("/etc/qubes/protected-files.d", "/rw/config/protected-files.d")
 """Files named in ``*.conf`` of these folders are the user's; identity leaves them alone (agent-services §11)."""
@@ -32,14 +37,10 @@ DEFAULT_SERVICES = {
 
 PERSISTENCE = ("full", "rw-only", "none")
 MAX_HOSTNAME = 63  # HOST_NAME_MAX is 64 with the final NUL
-SEED_MAX = 3072
-"""Bytes of a key's value."""
 
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 _SERVICE_LETTERS = _NAME_LETTERS | frozenset("+")
 _ZONE_LETTERS = _NAME_LETTERS | frozenset("+")
-
-_RNDADDENTROPY = 0x40085203  # <linux/random.h>: _IOW('R', 0x03, int[2])
 
 
 class IdentityError(Exception):
@@ -49,10 +50,24 @@ class IdentityError(Exception):
 class Identity:
     """What the keys say, checked."""
 
-    __slots__ = ("hostname", "persistence", "run_files", "services", "timezone", "user", "vm_type")
+    __slots__ = (
+        "clock",
+        "entropy",
+        "hostname",
+        "machine_id",
+        "persistence",
+        "run_files",
+        "services",
+        "timezone",
+        "user",
+        "vm_type",
+    )
 
-    def __init__(self, keys: Mapping[str, bytes]) -> None:
-        """:raise IdentityError:"""
+    def __init__(self, keys: Mapping[str, bytes], cmdline: str = "") -> None:
+        """:raise IdentityError, RenewalError:"""
+        self.entropy = renewal.plan_entropy(keys.get(renewal.SEED_KEY, b""))
+        self.clock = renewal.plan_clock(keys.get(renewal.CLOCK_KEY, b""))
+        self.machine_id = renewal.plan_machine_id(keys, cmdline)
         self.hostname = _word(keys, "/name", _NAME_LETTERS)
         if not self.hostname or len(self.hostname) > MAX_HOSTNAME or self.hostname[0] in "-_.":
             raise IdentityError(f"not a host name: {self.hostname!r}")
@@ -112,17 +127,6 @@ def plan_hosts(text: str, hostname: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plan_machine_id(cmdline: str) -> str | None:
-    """The 32 hex digits of ``systemd.machine_id=`` on the kernel command line; None without."""
-    for word in cmdline.split():
-        name, _, value = word.partition("=")
-        if name == "systemd.machine_id":
-            digits = value.replace("-", "").lower()
-            if len(digits) == 32 and frozenset("0123456789abcdef").issuperset(digits) and digits.strip("0"):
-                return digits
-    return None
-
-
 def parse_protected(text: str) -> set[str]:
     """Paths in a protected-files fragment: one a line, ``#`` begins a comment line."""
     return {line.strip() for line in text.splitlines() if line.strip().startswith("/")}
@@ -131,45 +135,42 @@ def parse_protected(text: str) -> set[str]:
 # --- acting --------------------------------------------------------------------------------------------------------
 
 
-def apply(keys: Mapping[str, bytes]) -> None:
-    """Make it so. :raise IdentityError, PersistenceError, OSError: this machine must not run anything of the user."""
-    identity = Identity(keys)
-    _mix_seed(keys.get("/qubes-random-seed", b""))
+def apply(keys: Mapping[str, bytes]) -> Identity:
+    """Become who the keys say.
+
+    :raise IdentityError, RenewalError, PersistenceError, LayoutError, ProgramFailed, OSError: this machine must not run
+        anything of the user.
+    """
+    identity = Identity(keys, _read("/proc/cmdline"))
+    if identity.entropy is not None:
+        # First: nothing that is drawn at random from here on may come from what forks share.
+        renewal.mix_entropy(identity.entropy)
+    if identity.clock is not None and not os.path.exists(APPLIED):
+        renewal.set_clock(identity.clock)
     _set_hostname(identity.hostname)
+    persistence.apply(identity.persistence, identity.user)
+    return identity
+
+
+def finish(identity: Identity) -> None:
+    """Everything else a program could see. :raise OSError:"""
+    os.makedirs(seed.RUN, mode=0o755, exist_ok=True)
+    if seed.is_gated():
+        renewal.renew_boot_id()
     _make_empty_files(RUN, identity.run_files)
     _make_empty_files(RUN_SERVICES, sorted(identity.services))
-    # First what the user keeps: it may say which files are protected.
-    persistence.apply(identity.persistence, identity.user)
     protected = _read_protected()
     _write_unless(protected, "/etc/hostname", identity.hostname + "\n")
     _write_unless(protected, "/etc/hosts", plan_hosts(_read("/etc/hosts"), identity.hostname))
-    machine_id = plan_machine_id(_read("/proc/cmdline"))
-    if machine_id is not None:
-        _write_unless(protected, "/etc/machine-id", machine_id + "\n")
+    if identity.machine_id is not None:
+        _write_unless(protected, "/etc/machine-id", identity.machine_id + "\n")
     if identity.timezone is not None:
         _set_timezone(protected, identity.timezone)
+    persistence.start_swap()
+    if rc_local.is_needed():
+        _touch(BOOT_SCRIPTS)
+    _touch(APPLIED)
     log(f"identity {identity.hostname}, {identity.vm_type}, persistence {identity.persistence}")
-
-
-def _mix_seed(encoded: bytes) -> None:
-    """Mix the host's seed into the kernel's pool and let it count: it is fresh and nobody else has it."""
-    if not encoded or len(encoded) > SEED_MAX:
-        return
-    import binascii  # noqa: PLC0415 - imports of a boot are counted
-    import fcntl  # noqa: PLC0415
-    import struct  # noqa: PLC0415
-
-    try:
-        seed = binascii.a2b_base64(encoded)
-    except binascii.Error as error:
-        raise IdentityError("the random seed is not base64") from error
-    # struct rand_pool_info: entropy in bits, size in bytes, then the bytes.
-    info = struct.pack(f"ii{len(seed)}s", 8 * len(seed), len(seed), seed)
-    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(fd, _RNDADDENTROPY, info)
-    finally:
-        os.close(fd)
 
 
 def _set_hostname(name: str) -> None:
@@ -181,7 +182,11 @@ def _set_hostname(name: str) -> None:
 def _make_empty_files(folder: str, names: Iterable[str]) -> None:
     os.makedirs(folder, mode=0o755, exist_ok=True)
     for name in names:
-        os.close(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        _touch(f"{folder}/{name}")
+
+
+def _touch(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
 def _read(path: str) -> str:

@@ -6,6 +6,9 @@
 4. open the control channel (port 512); when the host answers, this qube can run commands;
 5. tell systemd.
 
+Told that it is a seed (:mod:`insula_agent.seed`), it tells systemd at once, waits until the system is up and opens the
+control channel then. Steps 1 to 4 follow in each fork, as soon as a host is there that does not say so.
+
 A step that cannot be done ends the agent with a message and a non-zero code; systemd starts it again.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from insula_agent import keys, services
 from insula_agent.commands import Commands, Configuration
@@ -29,6 +33,12 @@ if TYPE_CHECKING:
 
 DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
 SIGTERM = 15
+GATE_DELAY = 0.25
+"""Seconds after the HELLO of a fork before the rest of its system starts: on one virtual CPU it would be in the way of
+the first command."""
+GATE_RETRY = 0.1
+BOOT_STEP = 0.1
+"""Seconds between looks whether a seed has booted."""
 
 USAGE = """usage: python3 -S -E -m insula_agent [--device PATH|fd:N] [--keys FOLDER] [--own-user] [--no-identity]
 
@@ -37,6 +47,10 @@ USAGE = """usage: python3 -S -E -m insula_agent [--device PATH|fd:N] [--keys FOL
   --own-user     run commands as the user who started the agent (always so unless that is root)
   --no-identity  leave this machine as it is; for trying the agent outside a qube
 """ % (DEFAULT_DEVICE, keys.DEFAULT_FOLDER)
+
+
+class SeedRefused(Exception):
+    """The host's keys contradict what this machine is."""
 
 
 class Options:
@@ -84,18 +98,43 @@ def notify_systemd(state: str) -> None:
         notifier.close()
 
 
-def load_identity() -> Callable[[dict[str, bytes]], None]:
-    """The identity step; imported late so that the handshake does not wait for it."""
-    from insula_agent import identity  # noqa: PLC0415
+class Identity:
+    """What gives this machine its identity; imported late so that the handshake does not wait for it."""
 
-    return identity.apply
+    def is_seed(self, all_keys: dict[str, bytes]) -> bool:
+        """Whether the machine is nobody's."""
+        from insula_agent import seed  # noqa: PLC0415
+
+        return seed.is_seed(all_keys)
+
+    def apply(self, all_keys: dict[str, bytes]) -> Callable[[], None]:
+        """Do what must be done before the host is told; return what must be done before the first command.
+
+        :raise Exception: of :func:`insula_agent.identity.apply`; no command may run.
+        """
+        from insula_agent import identity  # noqa: PLC0415
+
+        who = identity.apply(all_keys)
+        return lambda: identity.finish(who)
+
+
+class NoIdentity(Identity):
+    """Leaves the machine as it is."""
+
+    def is_seed(self, all_keys: dict[str, bytes]) -> bool:
+        del all_keys
+        return False
+
+    def apply(self, all_keys: dict[str, bytes]) -> Callable[[], None]:
+        log(f"identity left alone, {len(all_keys)} keys")
+        return lambda: None
 
 
 class Agent:
     """Holds the parts and the order between them."""
 
-    def __init__(self, options: Options, apply_identity: Callable[[dict[str, bytes]], None]) -> None:
-        self._apply_identity = apply_identity
+    def __init__(self, options: Options, identity: Identity) -> None:
+        self._identity = identity
         self._has_identity = False
         self._is_announced = False
         self.loop = Loop()
@@ -115,21 +154,62 @@ class Agent:
         self.keys.start()
 
     def _keys_read(self, all_keys: dict[str, bytes]) -> None:
+        if self._identity.is_seed(all_keys):
+            self._be_seed()
+            return
+        finish = None
         if not self._has_identity:
-            self._apply_identity(all_keys)
+            finish = self._identity.apply(all_keys)
             self._has_identity = True
         self.keys.forget_seed()
         self.commands.start()
+        if finish is not None:
+            # The host goes on meanwhile; what it asks is heard after this.
+            self.link.flush()
+            finish()
+            self.loop.after(GATE_DELAY, self._open_gate)
 
     def _ready(self, version: int) -> None:
         log(f"ready, qrexec version {version}")
+        self._announce()
+
+    def _announce(self) -> None:
         if not self._is_announced:
             self._is_announced = True
             notify_systemd("READY=1")
 
+    # --- seeds and their forks -----------------------------------------------------------------------------------
 
-def _no_identity(all_keys: dict[str, bytes]) -> None:
-    log(f"identity left alone, {len(all_keys)} keys")
+    def _be_seed(self) -> None:
+        from insula_agent import identity, seed  # noqa: F401, PLC0415 - what a fork needs is here then
+
+        if self._has_identity:
+            raise SeedRefused("this machine has an identity and cannot be a seed any more")
+        seed.prepare()
+        self._announce()
+        deadline = time.monotonic() + seed.BOOT_LIMIT
+        epoch = self.link.epoch
+
+        def look() -> None:
+            if epoch != self.link.epoch:
+                return
+            if not seed.is_booted() and time.monotonic() < deadline:
+                self.loop.after(BOOT_STEP, look)
+                return
+            seed.settle()
+            self.commands.start()
+
+        look()
+
+    def _open_gate(self) -> None:
+        from insula_agent import seed  # noqa: PLC0415
+
+        if not seed.is_gated():
+            return
+        if not seed.open_gate():
+            self.loop.after(GATE_RETRY, self._open_gate)
+            return
+        seed.look_again()
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -141,7 +221,7 @@ def main(arguments: list[str]) -> int:
     if options is None:
         sys.stderr.write(USAGE)
         return 2
-    agent = Agent(options, load_identity() if options.with_identity else _no_identity)
+    agent = Agent(options, Identity() if options.with_identity else NoIdentity())
     _signal.signal(SIGTERM, _terminate)
     try:
         agent.link.start()

@@ -21,18 +21,16 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
 
-from insula_agent import bind_dirs
+from insula_agent import bind_dirs, private_layout, programs, syscalls
 from insula_agent.log import log
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from insula_agent.syscalls import MS_NOATIME, MS_NODEV, MS_NOSUID
 
 PRIVATE = "private"
 VOLATILE = "volatile"
 BLOCK = "/sys/block"
-RW = "/rw"
+RW = private_layout.RW
 TMP_EMPTIED = "/run/insula-tmp-emptied"
 """Exists once /tmp was emptied in this boot; an agent that is restarted must not do it again."""
 BLANK_SIZE = 10 << 20
@@ -40,14 +38,9 @@ BLANK_SIZE = 10 << 20
 BLANK_STEP = 1 << 18
 """Bytes of them looked at at once."""
 SWAP_SIZE = 1 << 30
+SIZE_PATIENCE = 1.0
+"""Seconds that a disk may have another size than what is on it says."""
 PAGE = 4096
-
-# <linux/mount.h>
-MS_NOSUID = 2
-MS_NODEV = 4
-MS_REMOUNT = 32
-MS_NOATIME = 1024
-MS_BIND = 4096
 
 # ext4: https://docs.kernel.org/filesystems/ext4/globals.html, "Super Block"
 _SUPERBLOCK = 1024
@@ -61,23 +54,6 @@ _SWAP_MAGIC = b"SWAPSPACE2"
 
 _E2FSCK_FAILED = 4
 """Exit status bits from here on: errors were left (e2fsck(8)); 1 and 2 mean corrected."""
-
-RC_LOCAL = """\
-#!/bin/sh
-# Runs as root at the end of each boot of this qube, as long as this file is executable.
-"""
-FIREWALL_SCRIPT = """\
-#!/bin/sh
-# Runs as root when the firewall of this qube has been set up, as long as this file is executable.
-"""
-SUSPEND_BLACKLIST = """\
-# Kernel modules that are removed before the host sleeps and loaded afterwards, one a line.
-"""
-CONFIG_FILES = (
-    ("rc.local", RC_LOCAL, 0o755),
-    ("qubes-firewall-user-script", FIREWALL_SCRIPT, 0o755),
-    ("suspend-module-blacklist", SUSPEND_BLACKLIST, 0o644),
-)
 
 
 class PersistenceError(Exception):
@@ -159,22 +135,19 @@ def fragments(folder: str) -> list[str]:
 
 
 def apply(persistence: str, user: str) -> None:
-    """Mount everything. :raise PersistenceError, OSError:"""
+    """Mount everything. :raise PersistenceError, LayoutError, ProgramFailed, OSError:"""
     if persistence == "full":
         _empty_tmp()
-    swap = find_disk(VOLATILE)
-    if swap is not None:
-        _start_swap(swap)
     private = find_disk(PRIVATE)
     if private is None:
         log("no private disk: nothing will be kept")
         return
     if not is_mounted(private, RW):
         _mount_private(private)
-    _lay_out(user)
+    private_layout.lay_out(user, is_kept=persistence != "none")
     for source, target, flags in plan_binds(persistence):
         if os.path.isdir(source):
-            _bind(source, target, flags)
+            syscalls.bind(source, target, flags)
     if persistence != "full":
         _bind_dirs()
 
@@ -185,7 +158,7 @@ def _empty_tmp() -> None:
         os.close(os.open(TMP_EMPTIED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         return
-    _run(["find", "/tmp", "-xdev", "-mindepth", "1", "-delete"])  # noqa: S108 - the folder itself is meant
+    programs.run(["find", "/tmp", "-xdev", "-mindepth", "1", "-delete"])  # noqa: S108 - the folder itself is meant
 
 
 def find_disk(serial: str, block: str = BLOCK) -> str | None:
@@ -205,23 +178,29 @@ def is_mounted(device: str, folder: str) -> bool:
 
 
 def _mount_private(device: str) -> None:
-    size = _disk_size(device)
-    with open(device, "rb", buffering=0) as file:
+    # In a fork another disk is here than when the kernel last read from it.
+    syscalls.forget_buffers(device)
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
         # A known file system shows in the first page; only a disk without one is read further.
-        found = parse_ext(file.read(PAGE))
-        make, check, grow = plan_private(found, size, is_blank=found is None and is_blank(file.fileno()))
+        found = parse_ext(os.pread(fd, PAGE, 0))
+        size = _size(fd, 0 if found is None else found.size)
+        make, check, grow = plan_private(found, size, is_blank=found is None and is_blank(fd))
+    finally:
+        os.close(fd)
     if make:
         log("making a file system on the private disk")
-        _run(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", device])
+        options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard"
+        programs.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", options, device])
     if check:
         log("checking the private disk")
-        status = _run(["e2fsck", "-p", device], accept=_E2FSCK_FAILED - 1)
+        status = programs.run(["e2fsck", "-p", device], accept=_E2FSCK_FAILED - 1)
         log(f"e2fsck: exit status {status}")
     os.makedirs(RW, mode=0o755, exist_ok=True)
-    _mount(device, RW, "ext4", MS_NOATIME, "discard")
+    syscalls.mount(device, RW, "ext4", MS_NOATIME, "discard")
     if grow:
         log("growing the file system of the private disk")
-        _run(["resize2fs", device])
+        programs.run(["resize2fs", device])
 
 
 def is_blank(fd: int) -> bool:
@@ -238,103 +217,42 @@ def is_blank(fd: int) -> bool:
     return True
 
 
-def _disk_size(device: str) -> int:
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.lseek(fd, 0, os.SEEK_END)
-    finally:
-        os.close(fd)
+def _size(fd: int, expected: int) -> int:
+    """Bytes of a disk. A fork's may have another size than its seed's had; the kernel learns it from an interrupt, so
+    one that is smaller than its file system is given a moment to become larger."""
+    deadline = time.monotonic() + SIZE_PATIENCE
+    while (size := os.lseek(fd, 0, os.SEEK_END)) < expected and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return size
 
 
-def _lay_out(user: str) -> None:
-    """First boot: configuration, home, /usr/local. Each appears by one rename, so an interrupted boot does no harm."""
-    if not os.path.isdir(f"{RW}/config"):
-        new = _fresh(f"{RW}/.config.new")
-        os.mkdir(new, 0o755)
-        for name, text, mode in CONFIG_FILES:
-            with open(f"{new}/{name}", "w", encoding="ascii") as file:
-                file.write(text)
-            os.chmod(f"{new}/{name}", mode)
-        _appear(new, f"{RW}/config")
-    if not os.path.isdir(f"{RW}/usrlocal") and os.path.isdir("/usr/local.orig"):
-        new = _fresh(f"{RW}/.usrlocal.new")
-        _run(["cp", "-a", "/usr/local.orig", new])
-        _appear(new, f"{RW}/usrlocal")
-    os.makedirs(f"{RW}/home", mode=0o755, exist_ok=True)
-    if not os.path.isdir(f"{RW}/home/{user}"):
-        _make_home(user)
-
-
-def _make_home(user: str) -> None:
-    import pwd  # noqa: PLC0415 - only at the first boot
-
-    try:
-        account = pwd.getpwnam(user)
-    except KeyError:
-        raise PersistenceError(f"this template has no user {user!r}") from None
-    new = _fresh(f"{RW}/home/.{user}.new")
-    os.mkdir(new)
-    os.chmod(new, 0o700)
-    os.chown(new, account.pw_uid, account.pw_gid)
-    if os.path.isdir("/etc/skel"):
-        copy_for("/etc/skel", new, account.pw_uid, account.pw_gid)
-    _appear(new, f"{RW}/home/{user}")
-
-
-def copy_for(source: str, target: str, uid: int, gid: int) -> None:
-    """Copy what is in a folder into another one, for a user: files, folders and links with their modes.
-
-    Not by cp(1) and chown(1): the two would take longer to start than all of this.
-    """
-    with os.scandir(source) as entries:
-        for entry in entries:
-            path = os.path.join(target, entry.name)
-            if entry.is_symlink():
-                os.symlink(os.readlink(entry.path), path)
-                os.chown(path, uid, gid, follow_symlinks=False)
-                continue
-            if entry.is_dir():
-                os.mkdir(path)
-                copy_for(entry.path, path, uid, gid)
-            elif entry.is_file():
-                with open(entry.path, "rb") as original, open(path, "xb") as copy:
-                    copy.write(original.read())
-            else:
-                log(f"{entry.path} is neither file nor folder nor link, and was not copied")
-                continue
-            os.chown(path, uid, gid)
-            os.chmod(path, entry.stat().st_mode & 0o7777)
-
-
-def _fresh(path: str) -> str:
-    """The path, with what an interrupted boot left there removed."""
-    if os.path.lexists(path):
-        _run(["rm", "-rf", "--one-file-system", path])
-    return path
-
-
-def _appear(new: str, final: str) -> None:
-    """Give a finished copy its name. What is in it is on disk first: else a machine that is killed soon after would
-    have the name, and empty files below it."""
-    os.sync()
-    os.rename(new, final)
-
-
-def _start_swap(device: str) -> None:
-    """Swap is a help, not a promise: failing is reported and no more."""
-    header = plan_swap(_disk_size(device))
-    if header is None or _is_swap(device):
+def start_swap() -> None:
+    """Swap on the volatile disk. It is a help, not a promise: failing is reported and no more."""
+    device = find_disk(VOLATILE)
+    if device is None or _is_swap(device):
         return
-    fd = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, header)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    try:
-        _call("swapon", device.encode(), 0)
+        syscalls.forget_buffers(device)
+        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            header = plan_swap(_size(fd, 0))
+            if header is None:
+                return
+            # Not brought to the disk: the kernel reads it where this leaves it, and nobody after this run.
+            os.pwrite(fd, header, 0)
+        finally:
+            os.close(fd)
+        syscalls.call("swapon", device.encode(), 0)
     except OSError as error:
         log(f"no swap: {error}")
+
+
+def announce(serial: str) -> None:
+    """Have udev look at a disk again, whose content is not what it was at boot."""
+    device = find_disk(serial)
+    if device is not None:
+        with open(f"{BLOCK}/{device[5:]}/uevent", "w", encoding="ascii") as file:
+            file.write("change")
 
 
 def _is_swap(device: str) -> bool:
@@ -362,7 +280,7 @@ def _bind_dirs() -> None:
         try:
             for step in bind_dirs.plan_bind(path, _kind(path), _kind(bind_dirs.STORAGE + path)):
                 _do(step)
-        except (OSError, PersistenceError) as error:
+        except (OSError, programs.ProgramFailed) as error:
             # One item of the user's that does not work must not keep the qube from starting.
             log(f"bind-dirs: {path}: {error}")
 
@@ -371,16 +289,20 @@ def _do(step: bind_dirs.BindStep) -> None:
     stored = bind_dirs.STORAGE + step.path
     if step.action == "copy":
         os.makedirs(os.path.dirname(stored), mode=0o755, exist_ok=True)
-        new = _fresh(f"{bind_dirs.STORAGE}/.new")
-        _run(["cp", "-a", step.path, new])
-        _appear(new, stored)
+        new = f"{bind_dirs.STORAGE}/.new"
+        if os.path.lexists(new):
+            programs.run(["rm", "-rf", "--one-file-system", new])
+        programs.run(["cp", "-a", step.path, new])
+        # On the disk before it has its name, like private_layout.
+        syscalls.sync_file_system(RW)
+        os.rename(new, stored)
     elif step.action == "make_folder":
         os.makedirs(step.path, mode=0o755, exist_ok=True)
     elif step.action == "make_file":
         os.makedirs(os.path.dirname(step.path), mode=0o755, exist_ok=True)
         os.close(os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     else:
-        _bind(stored, step.path, 0)
+        syscalls.bind(stored, step.path)
 
 
 def _kind(path: str) -> str | None:
@@ -396,40 +318,3 @@ def _read_link(path: str) -> str | None:
         if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
             return None
         raise
-
-
-def _run(argv: Sequence[str], accept: int = 0) -> int:
-    """Run a program; its exit status. :raise PersistenceError: it is above ``accept``."""
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-    pid = os.posix_spawnp(argv[0], list(argv), environment)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if not 0 <= code <= accept:
-        raise PersistenceError(f"{argv[0]} failed (exit status {code})")
-    return code
-
-
-def _call(function: str, *arguments: object) -> None:
-    """Call a function of the C library that returns 0. :raise OSError:"""
-    import ctypes  # noqa: PLC0415 - cheaper than starting mount(8) once, but not free
-
-    library = ctypes.CDLL(None, use_errno=True)
-    if getattr(library, function)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{function}: {os.strerror(number)}")
-
-
-def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
-    import ctypes  # noqa: PLC0415
-
-    _call("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode())
-
-
-def _bind(source: str, target: str, flags: int) -> None:
-    if os.path.samefile(source, target):
-        # Bound already; a second bind would hide the first one and be undone by nobody.
-        return
-    _mount(source, target, "none", MS_BIND, "")
-    if flags:
-        # Flags of a bind mount take a second call (mount(2)).
-        _mount("none", target, "none", MS_BIND | MS_REMOUNT | flags, "")

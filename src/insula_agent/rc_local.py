@@ -21,6 +21,15 @@ def plan_scripts(config: str) -> list[str]:
     return [path for path in [*paths, f"{config}/rc.local"] if os.path.isfile(path) and os.access(path, os.X_OK)]
 
 
+def is_needed(config: str = CONFIG) -> bool:
+    """Whether there is more to run than the script of comments that every private disk starts with."""
+    scripts = plan_scripts(config)
+    if scripts != [f"{config}/rc.local"]:
+        return bool(scripts)
+    with open(scripts[0], "rb") as file:
+        return any(line.strip() and not line.startswith(b"#") for line in file)
+
+
 def run(path: str) -> bool:
     """Run one script; whether it succeeded."""
     try:

@@ -9,7 +9,6 @@ from insula_agent.identity import (
     IdentityError,
     parse_protected,
     plan_hosts,
-    plan_machine_id,
     plan_services,
     plan_timezone,
 )
@@ -29,6 +28,13 @@ def test_app_qube_keys_give_its_identity() -> None:
     assert identity.user == "user"
     assert identity.timezone == "Europe/Rome"
     assert identity.run_files == ("this-is-appvm", "persistent-rw-only")
+
+
+def test_identity_has_what_makes_a_fork_its_own() -> None:
+    identity = Identity({**KEYS, "/insula-machine-id": b"a" * 32, "/insula-clock": b"1800000000000000000"})
+    assert identity.machine_id == "a" * 32
+    assert identity.clock == 1_800_000_000_000_000_000
+    assert identity.entropy is None
 
 
 def test_missing_user_is_the_default_user() -> None:
@@ -111,22 +117,6 @@ def test_hosts_of_nothing_has_localhost() -> None:
 def test_hosts_twice_is_hosts_once() -> None:
     once = plan_hosts("", "work")
     assert plan_hosts(once, "work") == once
-
-
-@pytest.mark.parametrize(
-    ("cmdline", "expected"),
-    [
-        ("quiet systemd.machine_id=0123456789ABCDEF0123456789abcdef x", "0123456789abcdef0123456789abcdef"),
-        ("systemd.machine_id=01234567-89ab-cdef-0123-456789abcdef", "0123456789abcdef0123456789abcdef"),
-        ("quiet", None),
-        ("systemd.machine_id=", None),
-        ("systemd.machine_id=" + "0" * 32, None),
-        ("systemd.machine_id=" + "g" * 32, None),
-        ("systemd.machine_id=" + "a" * 31, None),
-    ],
-)
-def test_machine_id_comes_from_the_command_line(cmdline: str, expected: str | None) -> None:
-    assert plan_machine_id(cmdline) == expected
 
 
 def test_protected_files_are_lines_with_a_path() -> None:

@@ -5,11 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from insula_agent import main
+from insula_agent import main, seed
 
 SRC = Path(__file__).parents[2] / "src"
 COSTLY = {"asyncio", "dataclasses", "typing", "subprocess", "logging", "tempfile", "enum", "inspect", "pathlib", "re"}
@@ -65,21 +66,110 @@ def test_notify_systemd_nobody_listening_is_no_error(monkeypatch: pytest.MonkeyP
     main.notify_systemd("READY=1")
 
 
-def test_identity_is_applied_once_before_commands_and_its_failure_ends_the_agent() -> None:
-    applied: list[dict[str, bytes]] = []
-    started: list[str] = []
+class Recorded(main.Identity):
+    """Writes down what happens in which order."""
 
-    def apply(keys: dict[str, bytes]) -> None:
-        applied.append(keys)
-        if keys.get("/name") == b"bad":
+    def __init__(self, happened: list[str]) -> None:
+        self.happened = happened
+
+    def apply(self, all_keys: dict[str, bytes]) -> Callable[[], None]:
+        self.happened.append(f"apply {all_keys['/name'].decode()}")
+        if all_keys["/name"] == b"bad":
             raise OSError("no private volume")
+        return lambda: self.happened.append("finish")
 
-    agent = main.Agent(main.Options(), apply)
-    agent.commands.start = lambda: started.append("commands")  # type: ignore[method-assign]
+
+@pytest.fixture
+def happened() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def agent(happened: list[str], monkeypatch: pytest.MonkeyPatch) -> main.Agent:
+    agent = main.Agent(main.Options(), Recorded(happened))
+    monkeypatch.setattr(agent.commands, "start", lambda: happened.append("commands"))
+    monkeypatch.setattr(agent.link, "flush", lambda: happened.append("flush"))
+    monkeypatch.setattr(main, "notify_systemd", happened.append)
+    return agent
+
+
+def test_identity_is_applied_once_and_finished_after_the_hello_is_out(agent: main.Agent, happened: list[str]) -> None:
+    agent._keys_read({"/name": b"work"})
+    agent._keys_read({"/name": b"work"})
+    assert happened == ["apply work", "commands", "flush", "finish", "commands"]
+
+
+def test_identity_that_fails_lets_no_command_in_and_is_tried_again(agent: main.Agent, happened: list[str]) -> None:
     with pytest.raises(OSError, match="private"):
         agent._keys_read({"/name": b"bad"})
-    assert not started
+    assert happened == ["apply bad"]
     agent._keys_read({"/name": b"work"})
+    assert happened == ["apply bad", "apply work", "commands", "flush", "finish"]
+
+
+@pytest.fixture
+def seeded(happened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed whose steps are written down instead of done."""
+    monkeypatch.setattr(seed, "prepare", lambda: happened.append("prepare"))
+    monkeypatch.setattr(seed, "settle", lambda: happened.append("settle"))
+
+
+@pytest.mark.usefixtures("seeded")
+def test_seed_lets_the_system_boot_first_and_says_hello_then(
+    agent: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booted = iter([False, False, True])
+    monkeypatch.setattr(seed, "is_booted", lambda: next(booted))
+    monkeypatch.setattr(main, "BOOT_STEP", 0.0)
+    agent._keys_read({"/insula-seed": b"1"})
+    assert happened == ["prepare", "READY=1"]
+    while agent.loop._timers:
+        agent.loop._run_timers()
+    assert happened == ["prepare", "READY=1", "settle", "commands"]
+
+
+@pytest.mark.usefixtures("seeded")
+def test_fork_of_a_seed_is_somebody_without_a_second_ready(
+    agent: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seed, "is_booted", lambda: True)
+    agent._keys_read({"/insula-seed": b"1"})
+    del happened[:]
     agent._keys_read({"/name": b"work"})
-    assert [keys["/name"] for keys in applied] == [b"bad", b"work"]
-    assert started == ["commands", "commands"]
+    agent._ready(3)
+    assert happened == ["apply work", "commands", "flush", "finish"]
+
+
+@pytest.mark.usefixtures("seeded")
+def test_seed_whose_host_came_back_waits_once(
+    agent: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first connection waits for must not say HELLO on the second one, which may be somebody's."""
+    monkeypatch.setattr(seed, "is_booted", lambda: False)
+    monkeypatch.setattr(main, "BOOT_STEP", 0.0)
+    agent._keys_read({"/insula-seed": b"1"})
+    agent.link.epoch += 1
+    agent.loop._run_timers()
+    assert agent.loop._run_timers() == -1, "it waits for nothing more"
+    assert "commands" not in happened
+
+
+@pytest.mark.usefixtures("seeded")
+def test_qube_that_has_an_identity_is_no_seed_any_more(agent: main.Agent) -> None:
+    agent._keys_read({"/name": b"work"})
+    with pytest.raises(main.SeedRefused):
+        agent._keys_read({"/insula-seed": b"1"})
+
+
+def test_gate_is_asked_for_until_somebody_waits_there(agent: main.Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, True])
+    looked: list[bool] = []
+    monkeypatch.setattr(seed, "is_gated", lambda: True)
+    monkeypatch.setattr(seed, "open_gate", lambda: next(answers))
+    monkeypatch.setattr(seed, "look_again", lambda: looked.append(True))
+    monkeypatch.setattr(main, "GATE_RETRY", 0.0)
+    agent._open_gate()
+    assert not looked
+    while agent.loop._timers:
+        agent.loop._run_timers()
+    assert looked == [True]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,7 @@ from insula_agent import persistence
 from insula_agent.persistence import (
     BLANK_SIZE,
     BLANK_STEP,
-    MS_NODEV,
-    MS_NOSUID,
     PersistenceError,
-    copy_for,
     find_disk,
     fragments,
     is_blank,
@@ -25,6 +22,7 @@ from insula_agent.persistence import (
     plan_private,
     plan_swap,
 )
+from insula_agent.syscalls import MS_NODEV, MS_NOSUID
 
 SIZE = 64 << 20
 
@@ -106,23 +104,6 @@ def test_small_disk_is_looked_at_to_its_end(tmp_path: Path, size: int) -> None:
         assert not is_blank(file.fileno())
 
 
-def test_home_is_a_copy_with_modes_and_links(tmp_path: Path) -> None:
-    source, target = tmp_path / "skel", tmp_path / "home"
-    (source / "folder").mkdir(parents=True)
-    (source / "folder" / "script").write_text("#!/bin/sh")
-    (source / "folder" / "script").chmod(0o750)
-    (source / "folder").chmod(0o711)
-    (source / ".link").symlink_to("/nowhere")
-    os.mkfifo(source / "pipe")
-    target.mkdir()
-    copy_for(str(source), str(target), os.getuid(), os.getgid())
-    assert sorted(path.name for path in target.iterdir()) == [".link", "folder"]
-    assert (target / ".link").readlink() == Path("/nowhere")
-    assert (target / "folder").stat().st_mode & 0o7777 == 0o711
-    assert (target / "folder" / "script").stat().st_mode & 0o7777 == 0o750
-    assert (target / "folder" / "script").read_text() == "#!/bin/sh"
-
-
 def test_too_little_is_no_file_system() -> None:
     assert parse_ext(b"\0" * 2047) is None
 
@@ -191,23 +172,34 @@ def test_fragments_are_the_conf_files_in_order(tmp_path: Path) -> None:
     assert fragments(str(tmp_path / "absent")) == []
 
 
-def test_failing_program_is_an_error() -> None:
-    with pytest.raises(PersistenceError, match="exit status 3"):
-        persistence._run(["sh", "-c", "exit 3"])
-    assert persistence._run(["sh", "-c", "exit 3"], accept=3) == 3
-
-
-def test_what_is_bound_already_is_not_bound_again(tmp_path: Path) -> None:
-    """An agent that was restarted; a call of mount(2) would fail here, or (as root) change the machine."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    same = tmp_path / "shown"
-    same.symlink_to(folder)
-    persistence._bind(str(folder), str(same), MS_NOSUID)
-
-
 def test_private_disk_counts_as_mounted_only_where_it_shows(tmp_path: Path) -> None:
     device = tmp_path / "vdb"
     device.touch()
     assert not persistence.is_mounted(str(device), str(tmp_path / "rw"))
     assert not persistence.is_mounted(str(device), str(tmp_path))
+
+
+def test_size_that_is_enough_is_taken_at_once(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(4096))
+    with image.open("rb") as file:
+        assert persistence._size(file.fileno(), 4096) == 4096
+
+
+def test_size_that_is_too_small_is_given_a_moment(tmp_path: Path) -> None:
+    """A fork's kernel learns its disk's size from an interrupt that may still be under way."""
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(512))
+    with image.open("rb+") as file:
+        grown = threading.Timer(0.01, file.truncate, (4096,))
+        grown.start()
+        assert persistence._size(file.fileno(), 4096) == 4096
+        grown.join()
+
+
+def test_size_that_stays_too_small_is_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistence, "SIZE_PATIENCE", 0.02)
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(512))
+    with image.open("rb") as file:
+        assert persistence._size(file.fileno(), 4096) == 512

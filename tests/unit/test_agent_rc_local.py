@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from insula_agent import rc_local
+from insula_agent.private_layout import RC_LOCAL
 
 
 def script(path: Path, text: str, mode: int = 0o755) -> None:
@@ -21,6 +22,28 @@ def test_executable_scripts_run_in_order_rc_local_last(tmp_path: Path) -> None:
     script(tmp_path / "rc.local.d/30.rc", "#!/bin/sh\n", 0o644)
     script(tmp_path / "rc.local.d/40.txt", "#!/bin/sh\n")
     assert [Path(path).name for path in rc_local.plan_scripts(str(tmp_path))] == ["10.rc", "20.rc", "rc.local"]
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "expected"),
+    [
+        (RC_LOCAL, 0o755, False),
+        ("#!/bin/sh\n\n# later\n", 0o755, False),
+        ("#!/bin/sh\nmount /data\n", 0o755, True),
+        ("#!/bin/sh\nmount /data\n", 0o644, False),
+        ("\x7fELF", 0o755, True),
+    ],
+)
+def test_script_of_comments_needs_not_be_run(tmp_path: Path, text: str, mode: int, *, expected: bool) -> None:
+    script(tmp_path / "rc.local", text, mode)
+    assert rc_local.is_needed(str(tmp_path)) is expected
+
+
+def test_script_beside_the_first_one_is_run_whatever_it_holds(tmp_path: Path) -> None:
+    script(tmp_path / "rc.local.d/10.rc", "# nothing\n")
+    assert rc_local.is_needed(str(tmp_path))
+    script(tmp_path / "rc.local", RC_LOCAL)
+    assert rc_local.is_needed(str(tmp_path))
 
 
 def test_no_configuration_is_nothing_to_do(tmp_path: Path) -> None:

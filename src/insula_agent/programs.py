@@ -1,0 +1,25 @@
+"""Programs that are run to their end, where the system has no call for what they do."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
+class ProgramFailed(Exception):
+    """It ended with an exit status that is not accepted."""
+
+
+def run(argv: Sequence[str], accept: int = 0) -> int:
+    """Run a program; its exit status. :raise ProgramFailed: it is above ``accept``. :raise OSError: not started."""
+    pid = os.posix_spawnp(argv[0], list(argv), _ENVIRONMENT)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if not 0 <= code <= accept:
+        raise ProgramFailed(f"{argv[0]} failed (exit status {code})")
+    return code
