@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "tags": "Settings",
         "service": "Settings",
         "label": "Settings",
+        "policy": "Settings",
         "volume": "Storage and templates",
         "pool": "Storage and templates",
         "template": "Storage and templates",

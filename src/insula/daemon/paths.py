@@ -48,6 +48,11 @@ class Paths:
         return self.data / "templates"
 
     @property
+    def policy(self) -> Path:
+        """Rules for calls between qubes, ``*.policy``."""
+        return self.data / "policy.d"
+
+    @property
     def seeds(self) -> Path:
         """Frozen systems that qubes are forked from; can be made anew at any time."""
         return self.data / "seeds"

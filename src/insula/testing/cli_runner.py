@@ -126,10 +126,12 @@ def served_cli(folder: Path) -> Iterator[Cli]:
         async with admin_daemon(folder) as daemon:
             stop = asyncio.Event()
             paths.admin_socket.symlink_to(daemon.socket)
+            paths.internal_socket.symlink_to(daemon.internal_socket)
             started.append((daemon, asyncio.get_running_loop(), stop))
             is_ready.set()
             await stop.wait()
             paths.admin_socket.unlink(missing_ok=True)
+            paths.internal_socket.unlink(missing_ok=True)
         # A connection that was just being accepted is served to its end, so that nothing is left open.
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
