@@ -109,18 +109,11 @@ async def _run_steps(
     _make_empty(folder)
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
 
-    sources: list[tuple[VolumeSpec, BlockSource]] = []
-    for volume in plan.volumes:
-        steps.begin(f"activating volume {volume.name}")
-        pool = host.pool_of(volume)
-        source = await pool.activate(volume)
-        # Only what is ours is undone: a volume that somebody else left open is not discarded.
-        undo.push_async_callback(pool.deactivate, volume, commit=False)
-        if seed is not None and volume.name == "root":
-            if source.revision != seed.key.root:
-                raise _NotFromSeed("the template's root changed while the start began")
-            source = _on_seed(source, seed)
-        sources.append((volume, source))
+    sources = await _activate(host, plan, steps, undo)
+    if seed is not None:
+        if sources["root"].revision != seed.key.root:
+            raise _NotFromSeed("the template's root changed while the start began")
+        sources["root"] = _on_seed(sources["root"], seed)
 
     steps.begin("starting the machine")
     host.publish(plan.name, "domain-pre-spawn", start_guid="None")
@@ -134,7 +127,7 @@ async def _run_steps(
             kernel=plan.kernel.image,
             initrd=plan.kernel.initrd,
             cmdline=plan.cmdline if seed is None else seed.key.cmdline,
-            disks=tuple(Disk(volume.name, source) for volume, source in sources),
+            disks=tuple(Disk(volume.name, sources[volume.name]) for volume in plan.volumes),
             runtime_dir=folder,
             debug=plan.debug,
             seed=None if seed is None else seed.machine,
@@ -168,6 +161,29 @@ async def _run_steps(
             raise _NotFromSeed(str(e)) from e
     host.store.put_machine(plan.name, running.record(host.driver.name, ready=True).to_json())
     return running, session
+
+
+async def _activate(host: Host, plan: StartPlan, steps: _Steps, undo: AsyncExitStack) -> dict[str, BlockSource]:
+    """All volumes at the same time, by name; if one fails, the others are undone like every step."""
+    tasks: dict[VolumeSpec, asyncio.Task[BlockSource]] = {}
+    try:
+        for volume in plan.volumes:
+            steps.begin(f"activating volume {volume.name}")
+            tasks[volume] = asyncio.create_task(host.pool_of(volume).activate(volume))
+        await asyncio.wait(tasks.values())
+    finally:
+        # A start that is cancelled here knows of those that have just succeeded, too.
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        for volume, task in tasks.items():
+            # Only what is ours is undone: a volume that somebody else left open is not discarded.
+            if not task.cancelled() and task.exception() is None:
+                undo.push_async_callback(host.pool_of(volume).deactivate, volume, commit=False)
+    for volume, task in tasks.items():
+        if task.exception() is not None:
+            steps.begin(f"activating volume {volume.name}")
+    return {volume.name: task.result() for volume, task in tasks.items()}
 
 
 def _on_seed(source: BlockSource, seed: Seed) -> BlockSource:
