@@ -12,17 +12,18 @@ MUX_MAX_DATA = 65536
 MUX_INITIAL_CREDIT = 32768
 """Bytes the opener of a stream may send before it has heard from the acceptor, so that a call needs no round trip."""
 
-MUX_WINDOW = 262144
-"""Bytes a side is ready to hold of one stream: enough to fill the pipe while the reader is scheduled."""
+MUX_MAX_WINDOW = 1048576
+"""Bytes a side is ready to hold of one stream at most: enough that its sender goes on while a reader on a busy machine
+waits for its turn. A peer that holds out more credit to us breaks the protocol."""
 
 MUX_SMALL_WINDOW = 32768
-"""Window of streams opened when :data:`MUX_WINDOW_BUDGET` is spent."""
+"""Smallest window: what a stream gets when :data:`MUX_WINDOW_POOL` is spent."""
 
-MUX_WINDOW_BUDGET = 33554432
-"""Sum of the full windows promised at one time by one side (128 streams at full window)."""
+MUX_WINDOW_POOL = 16777216
+"""Sum of all windows above the smallest that one side promises at a time."""
 
-MUX_MAX_WINDOW = 1048576
-"""Largest credit a peer may hold out to us; more is a protocol error, it only hides a counting mistake."""
+MUX_WINDOW_SHARE = 8
+"""A new stream gets this part of what is left of the pool (an eighth): one stream alone is quick, many are served."""
 
 MUX_MAX_STREAMS = 512
 """Streams a peer may have open at once; a further one is answered with RESET(BUSY)."""

@@ -381,14 +381,17 @@ class Mux:
     # --- streams, our side ---------------------------------------------------------------------------------------
 
     def _new_window(self) -> int:
-        if self._granted + limits.MUX_WINDOW <= limits.MUX_WINDOW_BUDGET:
-            self._granted += limits.MUX_WINDOW
-            return limits.MUX_WINDOW
-        return limits.MUX_SMALL_WINDOW
+        """What to promise for one more stream: a share of what is left of the pool, which bounds the sum."""
+        share = (limits.MUX_WINDOW_POOL - self._granted) // limits.MUX_WINDOW_SHARE
+        if share <= limits.MUX_SMALL_WINDOW:
+            return limits.MUX_SMALL_WINDOW
+        window = min(share, limits.MUX_MAX_WINDOW)
+        self._granted += window
+        return window
 
     def _close(self, stream: int) -> None:
         state = self._streams.pop(stream)
-        if state.window == limits.MUX_WINDOW:
+        if state.window > limits.MUX_SMALL_WINDOW:
             self._granted -= state.window
         if self._is_peers(stream):
             self._peer_streams -= 1

@@ -49,7 +49,7 @@ def fuzz_one(data: bytes) -> None:
                 elif isinstance(event, mux.DataReceived):
                     assert event.data
                     granted[event.stream] = granted.get(event.stream, 0) + len(event.data)
-                    assert granted[event.stream] <= limits.MUX_WINDOW
+                    assert granted[event.stream] <= limits.MUX_MAX_WINDOW
     except RemoteProtocolError:
         assert not end.in_sync
         end.start(pad=False)

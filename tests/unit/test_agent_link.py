@@ -122,7 +122,7 @@ def test_writer_waits_for_credit_and_loses_nothing(world: World) -> None:
     handler = Writing()
     stream = world.link.open(111, handler)
     handler.writer = StreamWriter(world.link, stream)
-    payload = os.urandom(3 * limits.MUX_WINDOW)
+    payload = os.urandom(3 * limits.MUX_MAX_WINDOW)
     handler.writer.write(payload)
     received = b""
 
@@ -201,7 +201,7 @@ def feed(pipe: int, payload: bytes, piece: int) -> threading.Thread:
 @pytest.mark.parametrize("piece", [100, 8192, 65536, 1 << 20])
 def test_bulk_is_conveyed_in_order_past_full_ports_and_spent_credit(world: World, piece: int) -> None:
     world.host.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-    payload = os.urandom(3 * limits.MUX_WINDOW)
+    payload = os.urandom(3 * limits.MUX_MAX_WINDOW)
     pipe, writing = os.pipe2(os.O_NONBLOCK)
     os.set_blocking(writing, True)
     conveyor.enlarge(writing, 1 << 18)

@@ -135,7 +135,7 @@ def test_send_more_than_credit_refused_locally(pair: Pair) -> None:
         pair.host.send(stream, bytes(limits.MUX_INITIAL_CREDIT + 1))
     at_host, _ = pair.settle()
     assert at_host == [CreditReceived(stream)]
-    assert pair.host.writable(stream) == limits.MUX_WINDOW
+    assert pair.host.writable(stream) == limits.MUX_MAX_WINDOW
 
 
 def test_peer_never_reads_writer_is_paced_and_memory_bounded(pair: Pair) -> None:
@@ -148,11 +148,11 @@ def test_peer_never_reads_writer_is_paced_and_memory_bounded(pair: Pair) -> None
         pair.host.send(stream, part)
         sent += len(part)
         pair.settle()  # the guest receives but its application consumes nothing
-    assert sent == limits.MUX_WINDOW
-    pair.guest.consumed(stream, limits.MUX_WINDOW)
+    assert sent == limits.MUX_MAX_WINDOW
+    pair.guest.consumed(stream, limits.MUX_MAX_WINDOW)
     at_host, _ = pair.settle()
     assert at_host == [CreditReceived(stream)]
-    assert pair.host.writable(stream) == limits.MUX_WINDOW
+    assert pair.host.writable(stream) == limits.MUX_MAX_WINDOW
 
 
 def test_pipe_full_no_stream_is_writable(pair: Pair) -> None:
@@ -167,12 +167,18 @@ def test_pipe_full_no_stream_is_writable(pair: Pair) -> None:
 
 
 def test_windows_sum_is_bounded() -> None:
+    """What a peer that fills every window, on streams it opens and on streams opened to it, can make us hold."""
     pair = Pair()
     for _ in range(300):
         pair.host.open(513)
+        pair.guest.open(111)
     pair.settle()
-    total = sum(state.window for state in pair.guest._streams.values())
-    assert total <= limits.MUX_WINDOW_BUDGET + limits.MUX_MAX_STREAMS * limits.MUX_SMALL_WINDOW
+    for end in (pair.host, pair.guest):
+        windows = [state.window for state in end._streams.values()]
+        assert len(windows) == 600
+        assert sum(windows) <= limits.MUX_WINDOW_POOL + 600 * limits.MUX_SMALL_WINDOW
+        assert windows[:4] == 4 * [limits.MUX_MAX_WINDOW]
+        assert windows[-1] == limits.MUX_SMALL_WINDOW
 
 
 def test_streams_opened_and_closed_give_their_budget_back(pair: Pair) -> None:
@@ -219,7 +225,7 @@ HOSTILE = {
     "data_on_unopened_stream": frame(3, mux.DATA, b"x"),
     "data_on_stream_of_ours_not_opened": frame(4, mux.DATA, b"x"),
     "data_on_stream_0": frame(0, mux.DATA, b"x"),
-    "data_beyond_credit": frame(1, mux.DATA, bytes(65536)) * 5,
+    "data_beyond_credit": frame(1, mux.DATA, bytes(65536)) * (limits.MUX_MAX_WINDOW // 65536 + 1),
     "data_after_fin": frame(1, mux.FIN) + frame(1, mux.DATA, b"x"),
     "fin_twice": frame(1, mux.FIN) * 2,
     "fin_with_body": frame(1, mux.FIN, b"x"),

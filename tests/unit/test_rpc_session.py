@@ -340,7 +340,7 @@ async def test_service_requests_without_end_and_unread_answers_are_paced(world: 
                 world.send(request)
                 sent += len(request)
             await world.exchange()
-    assert sent < 20 * limits.MUX_WINDOW
+    assert sent < 20 * limits.MUX_MAX_WINDOW
     assert sum(isinstance(m, ServiceRequested) for m in world.messages) <= guest.SERVICE_REQUESTS_BURST + 5
 
 
@@ -472,7 +472,7 @@ async def test_cancelled_call_resets_the_stream_even_if_the_guest_reads_nothing(
     await world.until(
         lambda: (
             sum(len(e.data) for e in world.events if isinstance(e, DataReceived) and e.stream == stream)
-            >= limits.MUX_WINDOW
+            >= limits.MUX_MAX_WINDOW
         )
     )
     call.cancel()
