@@ -36,7 +36,7 @@ KILL_DELAY = 2.0
 """Seconds between SIGHUP and SIGKILL for a command whose caller has gone."""
 READ_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
 """Bytes read from a process at once: with their header one frame."""
-PIPE_SIZE = 262144
+PIPE_SIZE = 524288
 """Bytes of the pipes to and from a process: fewer changes between it and us than with the kernel's 64 KiB."""
 
 

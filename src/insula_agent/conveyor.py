@@ -17,7 +17,7 @@ import struct
 
 OWN_PIPE = 524288
 """Bytes of the pipe in between: 128 pages. It holds at most MAX_FRAMES frames and their headers, a page each."""
-MAX_FRAMES = 4
+MAX_FRAMES = 8
 FRAME_SIZE = 61440
 """Bytes moved under one header: whole pages, so that none is shared by two frames and then copied."""
 SMALLEST = 8192
