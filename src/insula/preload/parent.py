@@ -13,6 +13,7 @@ It ends when the daemon does, and all its processes with it.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import gc
 import importlib
@@ -310,6 +311,11 @@ def load(names: Sequence[str]) -> dict[str, Program]:
     return {name: importlib.import_module(name).main for name in names}
 
 
+def rehearse() -> None:
+    """Run an event loop once: what is imported or made at its first use is there before the first fork then."""
+    asyncio.run(asyncio.sleep(0))
+
+
 def main(arguments: Sequence[str]) -> None:
     """``parent CONTROL PROGRAM...``: the number of the socket to the daemon, then modules."""
     control = socket.socket(fileno=int(arguments[0]))
@@ -324,6 +330,7 @@ def main(arguments: Sequence[str]) -> None:
     os.chdir("/")
     os.environ.clear()
     parent = Parent(control, load(arguments[1:]))
+    rehearse()
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:
         raise RuntimeError(f"{threads} threads; a fork would copy one and leave the locks of the others")
