@@ -13,6 +13,7 @@ from insula.admin.call import Answer, Destination, Method, Presence, Right, Scop
 from insula.admin.handlers import (
     daemon,
     devices,
+    disposables,
     features,
     firewall,
     internal,
@@ -177,6 +178,10 @@ def _ours() -> Iterable[Method]:
     yield Method("insula.seed.List", _DOM0, _NONE, _NONE, _I, _R, list_seeds, "Frozen systems to fork from, as JSON")
     yield Method("insula.seed.Build", _NOT_DOM0, _NONE, _NONE, _I, _W, build, "Have the seed for this qube or template")
     yield Method("insula.seed.Drop", _DOM0, _SOME, _NONE, _I, _W, drop, "Remove a seed")
+    held = Stream(disposables.open_disposable)
+    yield Method(
+        "insula.disposable.Open", _VM, _NONE, _MAYBE, _I, _X, held, "A started disposable, until the caller hangs up"
+    )
     plan = Answer(power.start_plan)
     yield Method("insula.vm.StartPlan", _VM, _NONE, _NONE, _I, _R, plan, "What a start would do, step by step, as JSON")
     yield Method("insula.vm.RpcSocket", _VM, _NONE, _NONE, _I, _X, Answer(power.rpc_socket), "Where commands are run")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from insula.admin.changes import announcements
+from insula.admin.leases import Leases
 from insula.admin.tokens import CopyTokens
 from insula.admin.uploads import Uploads
 from insula.events.bus import EventBus
@@ -81,6 +82,8 @@ class Context:
     """Data of ``ImportBegin`` until its ``ImportEnd``."""
     tokens: CopyTokens = field(default_factory=CopyTokens)
     """One-use tokens of ``CloneFrom``."""
+    leases: Leases = field(default_factory=Leases)
+    """Disposables that belong to a connection."""
 
     def runtime(self, qube: QubeName) -> Runtime:
         """What default rules and computed properties of this qube may look at."""

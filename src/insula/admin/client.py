@@ -140,6 +140,18 @@ class AdminClient:
         """Make a disposable of ``template`` (dom0: the default one); returns its name."""
         return answers.parse_text(await self.call("admin.vm.CreateDisposable", template))
 
+    def open_disposable(
+        self, template: str = DOM0, options: Mapping[str, object] | None = None
+    ) -> AsyncGenerator[EventRecord, None]:
+        """Make and start a disposable that is removed when the iterator is closed (``insula.disposable.Open``).
+
+        ``template``: a disposable template, a template, or dom0 for the default. ``options``: fields of
+        :class:`insula.admin.leases.Options`. Yields ``disposable-ready`` and, if it ends by itself,
+        ``disposable-ended``.
+        """
+        payload = json.dumps(options).encode() if options else b""
+        return self.stream("insula.disposable.Open", template, payload=payload)
+
     async def remove(self, name: str) -> None:
         await self.call("admin.vm.Remove", name)
 

@@ -133,6 +133,7 @@ async def serve(paths: Paths) -> None:
             rpc_socket=paths.rpc_socket,
             uploads=rooms.enter_context(Uploads(paths.data / "uploads")),
         )
+        await context.leases.recover(context)
         for path, methods in ((paths.admin_socket, api.METHODS), (paths.internal_socket, api.INTERNAL_METHODS)):
             await rooms.enter_async_context(AdminServer(Dispatcher(context, methods), path, LocalIdentity()))
         log.info("insulad %s is ready: %s, %d qubes", __version__, host.driver.name, len(store.system.qubes) - 1)
