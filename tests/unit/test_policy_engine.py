@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from policy_strategies import ARGUMENTS, SERVICES, requests, rules, snapshots
 
 from insula.policy.decisions import Allow, Ask, Deny, Reason, Request
-from insula.policy.engine import LOOP_BY_UUID, Miss, answer, evaluate, explain
+from insula.policy.engine import LOOP_BY_UUID, Miss, answer, evaluate, explain, settle
 from insula.policy.folders import MemoryFolder
 from insula.policy.loader import Sources, load
 from insula.policy.rules import Action, Rule
@@ -233,6 +233,20 @@ def test_choice_not_offered_is_denied() -> None:
         decision = answer(ask, choice, SNAPSHOT)
         assert isinstance(decision, Deny)
         assert decision.reason is Reason.NOT_OFFERED
+
+
+def test_ask_where_nobody_can_be_asked_is_denied_with_that_reason() -> None:
+    """MC-31."""
+    ask = evaluate(call("vault"), policy("* * work vault ask\n"), SNAPSHOT)
+    assert settle(ask, SNAPSHOT, assume_yes=False) == Deny(Reason.NOBODY_TO_ASK, notify=True, rule=ask.rule)
+
+
+def test_ask_with_yes_assumed_is_the_target_the_caller_named_if_it_is_offered() -> None:
+    loaded = policy("* * work vault ask\n* * work relay ask target=vault\n* * * * deny\n")
+    assumed = [
+        settle(evaluate(call(target), loaded, SNAPSHOT), SNAPSHOT, assume_yes=True) for target in ("vault", "relay", "")
+    ]
+    assert [type(decision) for decision in assumed] == [Allow, Deny, Deny]
 
 
 def test_prompt_offers_only_what_rules_let_the_caller_reach() -> None:

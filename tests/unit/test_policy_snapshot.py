@@ -1,5 +1,7 @@
 """What policy knows of the configured system."""
 
+import json
+from pathlib import Path
 from uuid import UUID
 
 from insula.model.klass import Klass
@@ -8,9 +10,11 @@ from insula.model.properties import set_property
 from insula.model.state import PowerState
 from insula.policy.decisions import Allow, Deny, Request
 from insula.policy.engine import evaluate
+from insula.policy.evaluate import snapshot_from_json
 from insula.policy.folders import MemoryFolder
 from insula.policy.loader import Sources, load
 from insula.policy.snapshot import QubeFacts, Snapshot, snapshot_of
+from insula.testing.admin_daemon import admin_daemon
 from insula.testing.systems import DISPOSABLE, NET, TEMPLATE, WORK, all_halted, small_system, with_qube_of
 
 
@@ -42,6 +46,15 @@ def test_snapshot_of_remote_qube_has_its_relay() -> None:
     system = with_qube_of(small_system(), Klass.REMOTEVM, "far", relayvm=NET, transport_rpc="test.Ssh")
     far = snapshot_of(system, all_halted).qubes["far"]
     assert (far.relayvm, far.transport_rpc, far.default_dispvm) == (NET, "test.Ssh", None)
+
+
+async def test_snapshot_of_system_says_what_get_system_info_says(tmp_path: Path) -> None:
+    async with admin_daemon(tmp_path) as daemon:
+        info = json.loads(await daemon.internal.call("internal.GetSystemInfo"))
+        told = snapshot_from_json(info)
+        states = {name: PowerState(qube.power_state) for name, qube in told.qubes.items()}
+        assert told.qubes == snapshot_of(daemon.store.system, lambda name: states[name]).qubes
+        assert len(told.qubes) > 2
 
 
 def test_policy_judges_the_configured_system() -> None:

@@ -45,6 +45,7 @@ class Reason(Enum):
     NO_RELAY = "nothing relays calls to the remote target"
     NOTHING_TO_OFFER = "no target is left to choose from"
     NOT_OFFERED = "the target chosen is not among those offered"
+    NOBODY_TO_ASK = "a rule asks, and nobody can be asked"
     CHANGED = "the caller or the target is not the qube it was when the question was asked"
 
 

@@ -1,4 +1,5 @@
-"""Decide a call: :func:`evaluate`, :func:`explain` (the same, telling how), :func:`answer` (the user has chosen).
+"""Decide a call: :func:`evaluate`, :func:`explain` (the same, telling how), :func:`answer` (the user has chosen),
+:func:`settle` (nobody can be asked).
 
 Pure and total: any request, policy and snapshot give a decision, and every path that finds no reason to allow denies.
 Steps: the request's words are looked up (:func:`_prepare`), the first rule whose keys fit is found
@@ -117,6 +118,18 @@ def answer(ask: Ask, choice: str, snapshot: Snapshot) -> Allow | Deny:
     if isinstance(case, Deny):
         return Deny(Reason.CHANGED, notify=True, rule=rule)
     return _allow_target(case, rule, choice, snapshot)
+
+
+def settle(decision: Decision, snapshot: Snapshot, *, assume_yes: bool) -> Allow | Deny:
+    """The decision where nobody is asked: there is no display (MC-31), or it is only a question (qrexec §7).
+
+    With ``assume_yes``, the user would have chosen the target that the caller named, if it is offered.
+    """
+    if not isinstance(decision, Ask):
+        return decision
+    if not assume_yes:
+        return Deny(Reason.NOBODY_TO_ASK, notify=True, rule=decision.rule)
+    return answer(decision, decision.requested_target, snapshot)
 
 
 def _evaluate(request: Request, policy: Policy, snapshot: Snapshot, trace: list[Considered] | None) -> Decision:

@@ -19,9 +19,10 @@ class Policy:
         self._problems = tuple(problems)
         self._rules = () if self._problems else tuple(rules)
         self._files = tuple(files)
-        self._named: dict[str, frozenset[str]] = {}
+        self._named: dict[str, set[str]] = {}
+        """Service → arguments that rules name."""
         for rule in self._rules:
-            self._named[rule.service] = self._named.get(rule.service, frozenset()) | {rule.argument}
+            self._named.setdefault(rule.service, set()).add(rule.argument)
         self._index: dict[tuple[str, str], tuple[Rule, ...]] = {}
 
     @property
