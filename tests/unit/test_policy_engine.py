@@ -12,7 +12,7 @@ from insula.policy.engine import LOOP_BY_UUID, Miss, answer, evaluate, explain, 
 from insula.policy.folders import MemoryFolder
 from insula.policy.loader import Sources, load
 from insula.policy.rules import Action, Rule
-from insula.policy.ruleset import Policy, applies
+from insula.policy.ruleset import Policy
 from insula.policy.snapshot import QubeFacts, Snapshot
 
 FACTS = {
@@ -39,6 +39,11 @@ def policy(text: str) -> Policy:
 
 def call(target: str, source: str = "work", service: str = "test.S", argument: str = "+") -> Request:
     return Request(service, argument, source, target)
+
+
+def applies(rule: Rule, service: str, argument: str) -> bool:
+    """Whether the rule is for this call, in the plainest words."""
+    return rule.service in ("*", service) and rule.argument in ("*", argument)
 
 
 def with_changes(**changes: QubeFacts | None) -> Snapshot:

@@ -19,10 +19,11 @@ class Policy:
         self._problems = tuple(problems)
         self._rules = () if self._problems else tuple(rules)
         self._files = tuple(files)
-        self._named: dict[str, set[str]] = {}
-        """Service → arguments that rules name."""
-        for rule in self._rules:
-            self._named.setdefault(rule.service, set()).add(rule.argument)
+        self._places: dict[tuple[str, str], list[int]] = {}
+        """Service and argument, as rules write them → where these rules stand."""
+        for place, rule in enumerate(self._rules):
+            self._places.setdefault((rule.service, rule.argument), []).append(place)
+        self._services = frozenset(rule.service for rule in self._rules)
         self._index: dict[tuple[str, str], tuple[Rule, ...]] = {}
 
     @property
@@ -45,17 +46,18 @@ class Policy:
 
     def candidates(self, service: str, argument: str) -> tuple[Rule, ...]:
         """Rules for this call, in order, whoever calls whom."""
-        named = self._named.get(service)
-        # Calls that no rule names share one entry, under names that no call can have.
-        key = (ANY, ANY) if named is None else (service, argument if argument in named else ANY)
+        # Calls that no rule names share an entry, under words that no call can have.
+        if service not in self._services:
+            key = (ANY, ANY)
+        elif (service, argument) in self._places:
+            key = (service, argument)
+        else:
+            key = (service, ANY)
         found = self._index.get(key)
         if found is None:
-            found = tuple(rule for rule in self._rules if applies(rule, *key))
+            calls = {key, (key[0], ANY), (ANY, ANY)}
+            places = sorted(place for call in calls for place in self._places.get(call, ()))
+            found = tuple(self._rules[place] for place in places)
             if len(self._index) < _MAX_INDEXED:
                 self._index[key] = found
         return found
-
-
-def applies(rule: Rule, service: str, argument: str) -> bool:
-    """Whether the rule is for this call: service and argument are compared as exact text."""
-    return rule.service in (ANY, service) and rule.argument in (ANY, argument)
