@@ -127,6 +127,13 @@ def test_doctor_asks_the_daemon_that_runs(cli: Cli) -> None:
     assert "WHAT FOLLOWS" in cli.run("doctor").out
 
 
+def test_doctor_session_sandbox_that_cannot_be_made_fails_and_says_why() -> None:
+    assert doctor.session_finding("").verdict is Verdict.OK
+    finding = doctor.session_finding("unshare: Operation not permitted")
+    assert finding.verdict is Verdict.FAIL
+    assert finding.follows == "No qube can be started: unshare: Operation not permitted"
+
+
 def test_doctor_missing_tool_fails_and_names_the_package(nobody: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_tool", lambda name: None if name == "mmdebstrap" else f"/usr/bin/{name}")
     ran = run_cli(nobody, "doctor", "--json")

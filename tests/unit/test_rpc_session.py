@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -121,12 +124,12 @@ class World:
         await self.until(lambda: self.mux.in_sync)
 
     async def open_control(self) -> None:
-        """What an agent does; the session says it is ready then."""
+        """What an agent does; both it and the session are ready then."""
         known = len(self.ready)
         self.wants_control = True
         if self.mux.in_sync:
             self._greet()
-        await self.until(lambda: len(self.ready) > known)
+        await self.until(lambda: len(self.ready) > known and self.control.version is not None)
 
     def _greet(self) -> None:
         self.control = AgentControl()
@@ -585,3 +588,27 @@ async def test_nonsense_from_the_daemon_ends_the_session(tmp_path: Path) -> None
     await asyncio.gather(world._reader, return_exceptions=True)
     world.guest.close()
     world.daemon.close()
+
+
+# --- what it imports -----------------------------------------------------------------------------------------------
+
+LOADED = """
+import sys, insula.rpc.session
+print(*(m.__file__ for n, m in sys.modules.items() if n.split(".")[0] in ("insula", "insula_proto")), sep="\\n")
+"""
+
+
+def test_no_module_of_a_session_imports_inside_a_function() -> None:
+    """When it runs there is no file to import from."""
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    sources = [Path(line) for line in done.stdout.split()]
+    assert Path(session.__file__) in sources
+    late = [
+        f"{path}:{inner.lineno}"
+        for path in sources
+        for outer in ast.walk(ast.parse(path.read_text()))
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(outer)
+        if isinstance(inner, ast.Import | ast.ImportFrom)
+    ]
+    assert late == []

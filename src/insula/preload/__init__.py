@@ -4,5 +4,6 @@
 ``forks``     the daemon's end of it: start it, ask for a process, kill and wait
 ``messages``  what the two tell each other
 ``sandbox``   what a forked process goes through before its program runs; ``seccomp`` and ``syscalls`` serve it
+``trial``     whether a process gets into its sandbox on this machine
 ``title``     what such a process is called in a list of processes
 """

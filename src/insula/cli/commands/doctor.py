@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from insula.cli.table import Cell, Column
 from insula.cli.text import KIB, size_text
 from insula.daemon.paths import Paths
 from insula.hal.hostinfo import HostInfo, probe
+from insula.preload import trial
+from insula.rpc.spawn import session_uid
 from insula.templates.errors import Unbuildable
 from insula.templates.namespace import own_id_map
 
@@ -77,6 +80,7 @@ def doctor(as_json: Json = False) -> None:
     paths = Paths.from_environment()
     findings = [
         *host_findings(probe()),
+        session_finding(asyncio.run(trial.problem(session_uid(0)))),
         *disk_findings(paths.data, free_space(paths.data)),
         *tool_findings({name: find_tool(name) for name in PACKAGES}, is_root=os.geteuid() == 0),
         *id_findings(),
@@ -127,6 +131,15 @@ def program_findings(host: HostInfo) -> Iterator[Finding]:
         else "All machines have your user id and are kept apart by their sandboxes."
     )
     yield Finding("user", Verdict.OK, user, follows)
+
+
+def session_finding(problem: str) -> Finding:
+    """Processes that talk to qubes make their sandbox themselves; not everywhere may they do what bubblewrap may."""
+    if problem:
+        return Finding("session sandbox", Verdict.FAIL, "unusable", f"No qube can be started: {problem}")
+    return Finding(
+        "session sandbox", Verdict.OK, "works", "What a qube says is read by a process that can reach nothing."
+    )
 
 
 def disk_findings(folder: Path, free: int) -> Iterator[Finding]:
