@@ -68,7 +68,7 @@ class MachineSpec:
     name: str
     uuid: UUID
     qid: int
-    """1…10000, unique on this host; drivers derive run-time ids (host uid, domain id) from it."""
+    """1…10001, unique on this host; drivers derive run-time ids (host uid, domain id) from it."""
     memory_mib: int
     vcpus: int
     kernel: Path

@@ -36,7 +36,8 @@ MAX_LAYERS = 64
 """Overlays of one disk; far beyond what pools make, far below what QEMU's recursion stands."""
 MAX_CHANNELS = 30
 """A virtio-serial bus has 31 ports, number 0 is reserved for a console (virtio 1.1 §5.3)."""
-MAX_QID = 10_000
+MAX_QID = 10_001
+"""10 000 qubes, and the machine that is being made into a seed."""
 MAX_VCPUS = 128
 MIN_MEMORY_MIB = 32
 MAX_MEMORY_MIB = 1 << 20
