@@ -1,14 +1,17 @@
 """``admin.vm.List`` with 100 qubes: latency of a call over the socket, idle and while 4 qubes start.
 
 Baseline: a bare echo over a unix socket of the same answer's size, by the same client code, in the same run.
-Promised: p99 at most 20 ms, also while qubes start.
+Promised: p99 at most 20 ms, also while qubes start, as this client sees it. Client and daemon both need a core for it;
+how long each waited for one is reported, so that a late answer can be told from a busy machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from insula.testing.daemon import DaemonProcess
@@ -21,16 +24,37 @@ CALLS = 400
 BAR_S = 0.020
 
 
-async def timed_calls(daemon: DaemonProcess, until: asyncio.Future[list[None]] | None = None) -> list[float]:
-    """Seconds of each call; at least CALLS, or for as long as a task runs."""
-    seconds: list[float] = []
-    while len(seconds) < CALLS or (until is not None and not until.done()):
+def waited_s(pid: int) -> float:
+    """Seconds that a process's first thread was ready to run and had no core (second field of ``/proc/PID/schedstat``,
+    Documentation/scheduler/sched-stats.rst)."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
+@dataclass
+class Calls:
+    """Seconds, one value a call."""
+
+    latency: list[float] = field(default_factory=list)
+    client_waited: list[float] = field(default_factory=list)
+    daemon_waited: list[float] = field(default_factory=list)
+
+
+async def timed_calls(daemon: DaemonProcess, until: asyncio.Future[list[None]] | None = None) -> Calls:
+    """At least CALLS calls, or as many as there are while a task runs."""
+    assert daemon.process is not None
+    pids = (os.getpid(), daemon.process.pid)
+    calls = Calls()
+    while len(calls.latency) < CALLS or (until is not None and not until.done()):
+        before = [waited_s(pid) for pid in pids]
         begin = time.perf_counter()
         answer = await daemon.client.call("admin.vm.List")
-        seconds.append(time.perf_counter() - begin)
+        calls.latency.append(time.perf_counter() - begin)
+        client, server = (waited_s(pid) - start for pid, start in zip(pids, before, strict=True))
+        calls.client_waited.append(client)
+        calls.daemon_waited.append(server)
         assert answer.count(b"\n") >= QUBES
         await asyncio.sleep(0.005)
-    return seconds
+    return calls
 
 
 async def echo_baseline(answer: bytes) -> list[float]:
@@ -75,14 +99,14 @@ async def main() -> None:
     baseline = percentile(echo, 99)
     what = "p99 of a bare echo of the same size"
     bar = f"p99 ≤ {BAR_S * 1000:g} ms"
-    publish(
-        "admin_list",
-        [
-            Case(f"admin_list {name}", p99, "s", baseline, what, bar, p99 <= BAR_S, len(seconds))
-            for name, seconds in (("idle", idle), (f"while {STARTED} qubes start", busy))
-            for p99 in (percentile(seconds, 99),)
-        ],
-    )
+    cases = []
+    for name, calls in (("idle", idle), (f"while {STARTED} qubes start", busy)):
+        p99 = percentile(calls.latency, 99)
+        cases.append(Case(f"admin_list {name}", p99, "s", baseline, what, bar, p99 <= BAR_S, len(calls.latency)))
+        for who, waits in (("client", calls.client_waited), ("daemon", calls.daemon_waited)):
+            case = f"admin_list {name}: p99 of the {who}'s wait for a core"
+            cases.append(Case(case, percentile(waits, 99), "s", p99, "p99 of the call", "reported", None, len(waits)))
+    publish("admin_list", cases)
 
 
 if __name__ == "__main__":
