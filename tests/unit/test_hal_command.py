@@ -21,13 +21,14 @@ from insula.hal.qemu.command import (
     MAX_CHANNELS,
     MAX_CMDLINE,
     MAX_DISKS,
+    MAX_QID,
     Descriptors,
     channel_chardev,
     check_spec,
     disk_node,
     vmm_argv,
 )
-from insula.model.block import GIB, BlockLayer, BlockSource, LayerFormat
+from insula.model.block import GIB, BlockLayer, BlockSource, LayerFormat, new_key
 
 TCG = Accelerator(AcceleratorName.TCG, "test")
 QEMU = PurePosixPath("/usr/bin/qemu-system-x86_64")
@@ -179,6 +180,48 @@ def test_all_files_are_locked() -> None:
     assert [node["locking"] for node in files] == ["on"] * 3
 
 
+def test_key_reaches_qemu_by_descriptor_only() -> None:
+    key = new_key()
+    root, private = SPEC.disks
+    spec = replace(SPEC, disks=(replace(root, source=replace(root.source, key=key)), private))
+    check_spec(spec)
+    fds = replace(DESCRIPTORS, disks=(DiskDescriptors((16, 17), key=19), DiskDescriptors((18,))))
+    argv = vmm_argv(spec, fds, TCG, QEMU)
+    assert key.decode() not in " ".join(argv)
+    (secret,) = (item for item in objects(argv, "-object") if item["qom-type"] == "secret")
+    assert (secret["file"], 19 in fds.numbers()) == ("/proc/self/fd/19", True)
+    nodes = {node["node-name"]: node for node in objects(argv, "-blockdev")}
+    assert nodes[disk_node(0)]["encrypt"] == {"format": "luks", "key-secret": secret["id"]}
+    assert not any("encrypt" in node for name, node in nodes.items() if name != disk_node(0))
+
+
+# Memory
+
+
+def memory_of(argv: tuple[str, ...]) -> dict[str, Any]:
+    (found,) = (item for item in objects(argv, "-object") if item["id"] == "ram")
+    return found
+
+
+def test_memory_is_anonymous_shared_or_private_as_the_machine_needs() -> None:
+    plain = vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU)
+    freezable = vmm_argv(SPEC, replace(DESCRIPTORS, memory=50), TCG, QEMU)
+    fork = vmm_argv(SPEC, replace(DESCRIPTORS, memory=50, state=51), TCG, QEMU)
+    assert memory_of(plain)["qom-type"] == "memory-backend-ram"
+    assert (memory_of(freezable)["mem-path"], memory_of(freezable)["share"]) == ("/proc/self/fd/50", True)
+    assert (memory_of(fork)["mem-path"], memory_of(fork)["share"]) == ("/proc/self/fd/50", False)
+    assert [values(argv, "-incoming") for argv in (plain, freezable, fork)] == [[], [], ["defer"]]
+
+
+def test_guest_sees_no_uuid_and_the_vmm_is_found_by_it() -> None:
+    argv = vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU)
+    names = [name for name, _ in options(argv)]
+    assert values(argv, "-uuid") == [str(SPEC.uuid)]
+    assert values(argv, "-smbios") == [f"type=1,uuid={UUID(int=0)}"]
+    # QEMU keeps one uuid: the last one given.
+    assert names.index("-uuid") < names.index("-smbios")
+
+
 # What is refused
 
 
@@ -189,7 +232,7 @@ def test_all_files_are_locked() -> None:
         ({"name": "-S"}, "machine name"),
         ({"name": ""}, "machine name"),
         ({"qid": 0}, "qid"),
-        ({"qid": 10_001}, "qid"),
+        ({"qid": MAX_QID + 1}, "qid"),
         ({"memory_mib": 0}, "memory"),
         ({"memory_mib": -5}, "memory"),
         ({"vcpus": 0}, "virtual CPUs"),
@@ -206,6 +249,9 @@ def test_all_files_are_locked() -> None:
         ({"disks": (Disk("a", source()),)}, "layers"),
         ({"disks": (Disk("a", replace(source("/a"), size=513)),)}, "size"),
         ({"disks": (Disk("a", replace(source("/a"), size=0)),)}, "size"),
+        ({"disks": (Disk("a", replace(source("/a"), key=b"short")),)}, "key"),
+        ({"disks": (Disk("a", replace(source("/a"), key=bytes(32))),)}, "key"),
+        ({"disks": (Disk("a", replace(source("/a.raw"), key=new_key())),)}, "key"),
         ({"disks": (Disk("a", source("/top.raw", "/base.raw")),)}, "raw"),
         ({"disks": (Disk("a", source("/a", writable=False, unlink_top=True)),)}, "thrown away"),
         ({"disks": tuple(Disk(f"d{number}", source("/a")) for number in range(MAX_DISKS + 1))}, "disks"),

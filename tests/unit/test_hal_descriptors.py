@@ -14,6 +14,7 @@ import pytest
 from insula.hal.driver import Disk, MachineSpec
 from insula.hal.errors import DriverError
 from insula.hal.qemu.descriptors import (
+    BOOT_HEAD,
     QMP_SOCKET,
     STATUS_FILE,
     MachineFiles,
@@ -23,8 +24,10 @@ from insula.hal.qemu.descriptors import (
     read_status,
     remove_runtime_files,
     socket_names,
+    unlink_thrown_away,
 )
-from insula.model.block import MIB, BlockLayer, BlockSource, LayerFormat
+from insula.hal.qemu.seed_files import FileNote, LoadedSeed, Manifest
+from insula.model.block import MIB, BlockLayer, BlockSource, LayerFormat, new_key
 
 ANOTHER_UID = 0x70000001
 
@@ -145,6 +148,71 @@ def test_thrown_away_layer_is_unlinked_and_stays_open(spec: MachineSpec) -> None
     with MachineFiles(thrown_away, None) as files:
         assert not disk.source.layers[0].path.exists()
         assert os.pread(files.descriptors.disks[0].layers[0], 100, 0) == b"top.qcow2"
+
+
+# Memory, seeds and keys
+
+
+def test_key_can_be_read_by_the_vmm_until_it_is_wiped(spec: MachineSpec) -> None:
+    key = new_key()
+    disk = spec.disks[0]
+    before = open_count()
+    with MachineFiles(replace(spec, disks=(replace(disk, source=replace(disk.source, key=key)),)), None) as files:
+        fd = files.descriptors.disks[0].key
+        assert fd is not None
+        inherited = os.dup(fd)
+    assert os.pread(inherited, 100, 0) == key
+    files.keys.wipe()
+    files.keys.wipe()
+    assert os.pread(inherited, 100, 0) == bytes(len(key))
+    os.close(inherited)
+    assert open_count() == before
+
+
+def test_failed_opening_leaves_no_key_or_memory(spec: MachineSpec) -> None:
+    disk = spec.disks[0]
+    broken = replace(disk, name="x", source=BlockSource((BlockLayer(Path("/absent"), LayerFormat.RAW),), MIB, True))
+    keyed = replace(disk, source=replace(disk.source, key=new_key()))
+    before = open_count()
+    for disks in ((keyed, broken), (keyed,)):
+        spec.initrd.write_bytes(b"" if disks == (keyed,) else b"initrd")
+        with (
+            pytest.raises(DriverError),
+            MachineFiles(replace(spec, disks=disks, freezable=True), None),
+        ):
+            pass
+        assert open_count() == before
+
+
+def test_memory_of_a_freezable_machine_has_its_size_for_ever_and_outlives_the_block(spec: MachineSpec) -> None:
+    with MachineFiles(replace(spec, freezable=True), None) as files:
+        assert files.memory == files.descriptors.memory
+    assert files.memory is not None
+    assert os.fstat(files.memory).st_size == spec.memory_mib * MIB
+    with pytest.raises(PermissionError):
+        os.ftruncate(files.memory, 0)
+    os.close(files.memory)
+
+
+def test_fork_gets_the_seed_a_stub_of_the_kernel_and_keeps_its_thrown_away_layers(spec: MachineSpec) -> None:
+    memory, state = os.memfd_create("memory"), os.memfd_create("state")
+    os.write(state, b"state")
+    seed = LoadedSeed(Manifest("7.2", "", FileNote(0, ""), FileNote(5, "")), memory, state)
+    spec.kernel.write_bytes(bytes(range(256)) * 1024)
+    disk = spec.disks[0]
+    thrown_away = replace(spec, disks=(replace(disk, source=replace(disk.source, unlink_top=True)),))
+    before = open_count()
+    with MachineFiles(thrown_away, ANOTHER_UID, seed) as files:
+        fds = files.descriptors
+        assert fds.memory is not None
+        assert fds.state is not None
+        assert os.read(fds.state, 100) == b"state"
+        assert os.fstat(fds.kernel).st_size == os.fstat(fds.initrd).st_size == BOOT_HEAD
+        assert disk.source.layers[0].path.exists()
+    assert open_count() == before
+    unlink_thrown_away(thrown_away)
+    assert not disk.source.layers[0].path.exists()
+    seed.close()
 
 
 # The note of what runs

@@ -23,7 +23,9 @@ READY_LINE = b"tiny-guest ready"
 """Printed to the console once the guest's script runs, before it does what it was told."""
 
 _BUSYBOX = Path("/usr/bin/busybox")
-_KERNEL_PACKAGE = "linux-image-cloud-amd64"
+CLOUD_KERNEL = "linux-image-cloud-amd64"
+GENERIC_KERNEL = "linux-image-amd64"
+"""What templates have: larger, and with a driver for the generation id that tells a fork it is one."""
 _MODULES = (
     "virtio_ring",
     "virtio",
@@ -99,23 +101,23 @@ class TinyGuest:
     initrd: Path
 
 
-def build(cache: Path = CACHE) -> TinyGuest:
+def build(cache: Path = CACHE, kernel_package: str = CLOUD_KERNEL) -> TinyGuest:
     """Return the guest, made on first use. Needs apt (once) and Debian's ``busybox-static``."""
-    root = _kernel_root(cache)
+    root = _kernel_root(cache, kernel_package)
     kernel = next(iter(sorted(root.glob("boot/vmlinuz-*"))))
     modules = {path.stem: path for path in root.glob("lib/modules/*/kernel/drivers/**/*.ko") if path.stem in _MODULES}
     if not _is_static(_BUSYBOX):
         raise RuntimeError(f"{_BUSYBOX} must be Debian's busybox-static: apt-get install busybox-static")
     # Anew each time: it takes milliseconds and so never is older than this file.
-    initrd = cache / f"tiny-{os.getpid()}.cpio"
-    partial = initrd.with_suffix(".partial")
+    initrd = cache / f"tiny-{root.name}.cpio"
+    partial = initrd.with_suffix(f".partial-{os.getpid()}")
     partial.write_bytes(_cpio(_members(modules)))
-    partial.replace(cache / "tiny.cpio")
-    return TinyGuest(kernel, cache / "tiny.cpio")
+    partial.replace(initrd)
+    return TinyGuest(kernel, initrd)
 
 
-def _kernel_root(cache: Path) -> Path:
-    package = _newest_kernel_package()
+def _kernel_root(cache: Path, kernel_package: str) -> Path:
+    package = _newest_kernel_package(kernel_package)
     root = cache / package
     if root.is_dir():
         return root
@@ -130,12 +132,12 @@ def _kernel_root(cache: Path) -> Path:
     return root
 
 
-def _newest_kernel_package() -> str:
-    """The package that Debian's meta package stands for, e.g. ``linux-image-6.1.0-56-cloud-amd64``."""
-    for line in _run(["apt-cache", "depends", _KERNEL_PACKAGE], Path("/")).splitlines():
+def _newest_kernel_package(meta_package: str) -> str:
+    """The package that one of Debian's meta packages stands for, e.g. ``linux-image-6.1.0-56-cloud-amd64``."""
+    for line in _run(["apt-cache", "depends", meta_package], Path("/")).splitlines():
         if match := re.fullmatch(r"\s*Depends: (linux-image-\S+)", line):
             return match[1]
-    raise RuntimeError(f"apt knows no {_KERNEL_PACKAGE}: apt-get update")
+    raise RuntimeError(f"apt knows no {meta_package}: apt-get update")
 
 
 def _run(command: list[str], cwd: Path) -> str:

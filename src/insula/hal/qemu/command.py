@@ -47,7 +47,7 @@ MAX_SERIAL = 20
 """VIRTIO_BLK_ID_BYTES (virtio 1.1 §5.2.6); QEMU cuts longer ones, so two disks could look alike."""
 SECTOR = 512
 KEY_SIZE = 32
-"""Bytes of a disk's passphrase."""
+"""Characters of a disk's passphrase. QEMU takes text only ("not valid UTF-8")."""
 
 QMP_CHARDEV = "qmp"
 CONSOLE_CHARDEV = "console"
@@ -65,6 +65,7 @@ _SLOT_FIRST_DISK = 0x8
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CHANNEL = re.compile(r"[a-z][a-z0-9.-]{0,31}")
 _DISK = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_SERIAL - 1}}}")
+_KEY = re.compile(rb"[!-~]{%d}" % KEY_SIZE)
 _CMDLINE = re.compile(rf"[ -~]{{0,{MAX_CMDLINE}}}")
 
 
@@ -149,8 +150,8 @@ def _disk_checks(disk: Disk) -> Iterator[tuple[bool, str]]:
         f"disk {disk.name!r}: only the base of a chain can be raw",
     )
     yield (
-        source.key is None or (len(source.key) == KEY_SIZE and source.layers[0].format is LayerFormat.QCOW2),
-        f"disk {disk.name!r}: a key is {KEY_SIZE} bytes, for a qcow2 layer",
+        source.key is None or (_KEY.fullmatch(source.key) is not None and source.layers[0].format is LayerFormat.QCOW2),
+        f"disk {disk.name!r}: a key is {KEY_SIZE} ASCII characters, for a qcow2 layer",
     )
     yield source.writable or not source.unlink_top, f"disk {disk.name!r}: read-only, yet to be thrown away"
 

@@ -34,6 +34,9 @@ VMM can be found by its folder alone, whatever becomes of the daemon that starte
 
 MAX_BOOT_FILE = 1 << 30
 """Bytes of a kernel or initrd."""
+BOOT_HEAD = 64 * 1024
+"""Bytes of the kernel that a fork's VMM gets: it looks at the setup header (at most 33 KiB, Linux
+Documentation/arch/x86/boot.rst) and would keep all the rest in memory for nobody."""
 
 
 def channel_socket(channel: str) -> str:
@@ -117,8 +120,7 @@ class MachineFiles:
 
     def _open(self, stack: ExitStack) -> Descriptors:
         spec = self._spec
-        kernel = self._boot_file(stack, spec.kernel)
-        initrd = self._boot_file(stack, spec.initrd)
+        kernel, initrd = self._boot_files(stack)
         disks = tuple(self._disk(stack, disk.source) for disk in spec.disks)
         qmp, console, *channels = (self._listen(stack, name) for name in socket_names(spec))
         memory, state = self._memory(stack)
@@ -132,6 +134,16 @@ class MachineFiles:
         if self._spec.freezable:
             self.memory = machine_memory(self._spec.memory_mib << 20)
         return self.memory, None
+
+    def _boot_files(self, stack: ExitStack) -> tuple[int, int]:
+        spec = self._spec
+        if self._seed is None:
+            return self._boot_file(stack, spec.kernel), self._boot_file(stack, spec.initrd)
+        # A fork never boots: its guest's reboot ends the machine.
+        head = _own(stack, os.memfd_create("kernel-head", os.MFD_CLOEXEC))
+        with spec.kernel.open("rb", buffering=0) as kernel:
+            os.write(head, kernel.read(BOOT_HEAD))
+        return head, _own(stack, os.dup(head))
 
     def _boot_file(self, stack: ExitStack, path: Path) -> int:
         fd = _own(stack, _open_block(path, os.O_RDONLY))

@@ -151,23 +151,25 @@ class QemuMachine:
         assert fds.state is not None
         try:
             await restore_state(self._monitor, fds.state)
-            await self._tell_sizes(seed.manifest.disks)
+            await self._tell_sizes()
         except HalError as error:
             raise SeedUnusable(f"the machine frozen in {folder} cannot be forked: {error}", process.output()) from error
         unlink_thrown_away(self._spec)
         return process
 
-    async def _tell_sizes(self, frozen: Mapping[str, int]) -> None:
-        """Have the guest ask anew for the size of each disk that differs from the one it knows.
+    async def _tell_sizes(self) -> None:
+        """Have the guest ask anew for the sizes of its disks.
 
         Resizing to the size it has changes nothing but raises the device's "configuration changed" interrupt, which a
-        restore does not (virtio 1.1 §5.2.5).
+        restore does not (virtio 1.1 §5.2.5). It is done for all writable disks, since it also fails for one that QEMU
+        could not take over after the restore (locked by another VMM), which QEMU itself tells nobody but the first to
+        resume the guest.
         """
         actual = await self._disk_sizes()
         resizes = [
             self._execute("block_resize", {"node-name": disk_node(index), "size": actual[disk.name]})
             for index, disk in enumerate(self._spec.disks)
-            if actual[disk.name] != frozen[disk.name]
+            if disk.source.writable
         ]
         await asyncio.gather(*resizes)
 
@@ -422,7 +424,6 @@ class QemuMachine:
         """The device state goes to a memory file; the VMM is gone after it, however that went."""
         verdict = MachineExit(ExitKind.CRASHED, "could not be frozen")
         try:
-            disks = await self._disk_sizes()
             size = await save_state(self._monitor, state)
             verdict = MachineExit(ExitKind.FROZEN)
         finally:
@@ -432,7 +433,6 @@ class QemuMachine:
         return Manifest(
             qemu=self._host.qemu.version_text,
             model=model_digest(self._spec, self._host),
-            disks=disks,
             memory=FileNote(self._spec.memory_mib << 20, ""),
             state=FileNote(size, ""),
         )

@@ -56,8 +56,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Version of QEMU; device state is read by the same one only."""
     model: str
     """See :func:`insula.hal.qemu.machine_model.model_digest`."""
-    disks: dict[str, int]
-    """Sizes in bytes of the disks when the machine was frozen, by name."""
     memory: FileNote
     state: FileNote
     format: int = FORMAT
