@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import json
 import os
 import pty
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,67 +16,14 @@ from pathlib import Path
 
 import pytest
 
-import insula_agent
 from insula.cli import streams
 from insula.cli.commands.run import command_line
 from insula.cli.failures import CliError
 from insula.model.errors import QubesException
-from insula.rpc.launcher import RunningSession, SessionLauncher
 from insula.testing.cli_runner import PROGRAM, Cli, served_cli
+from insula.testing.local_guest import LocalGuest
 
 TIMEOUT_S = 60
-AGENT_SERVICES = Path(insula_agent.__file__).with_name("rpc")
-
-
-class Guest:
-    """The agent of ``work`` and its session, served where the Admin API says commands are run."""
-
-    def __init__(self, cli: Cli, folder: Path) -> None:
-        self._cli = cli
-        self._rpc_socket = folder / "work" / "rpc.sock"
-        self._rpc_socket.parent.mkdir()
-        self._keys = folder / "keys"
-        self._launcher = SessionLauncher()
-        self._session: RunningSession | None = None
-        self._agent: subprocess.Popen[bytes] | None = None
-
-    def boot(self) -> None:
-        """Start both; returns when commands can be run."""
-        self._cli.await_in_daemon(self._boot())
-
-    async def _boot(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._session = await self._launcher(
-            name="work",
-            qid=1,
-            channel=ours,
-            rpc_socket=self._rpc_socket,
-            keys={"/name": "work", "/default-user": getpass.getuser()},
-        )
-        self._agent = subprocess.Popen(  # noqa: ASYNC220 - starting it does not wait for it
-            [
-                *(sys.executable, "-m", "insula_agent", "--own-user", "--no-identity"),
-                *("--keys", str(self._keys), "--device", f"fd:{theirs.fileno()}"),
-            ],
-            pass_fds=[theirs.fileno()],
-            env={
-                **os.environ,
-                "QREXEC_SERVICE_PATH": str(AGENT_SERVICES),
-                "QUBES_RPC_CONFIG_PATH": str(self._keys),
-            },
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        async with asyncio.timeout(TIMEOUT_S):
-            await self._session.wait_ready()
-
-    def end(self) -> None:
-        if self._agent is not None:
-            self._agent.kill()
-            self._agent.wait()
-        if self._session is not None:
-            self._cli.await_in_daemon(self._session.close())
-        self._cli.await_in_daemon(self._launcher.close())
 
 
 @pytest.fixture
@@ -88,15 +33,16 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
 
 
 @pytest.fixture
-def guest(cli: Cli, tmp_path: Path) -> Iterator[Guest]:
-    """``work`` runs."""
-    made = Guest(cli, tmp_path)
+def guest(cli: Cli, tmp_path: Path) -> Iterator[LocalGuest]:
+    """``work`` runs: its agent and its session are served where the Admin API says commands are run."""
+    (tmp_path / "work").mkdir()
+    made = LocalGuest(tmp_path / "work" / "rpc.sock", tmp_path / "keys")
     try:
-        made.boot()
+        cli.await_in_daemon(made.boot())
         assert cli.run("start", "work").code == 0
         yield made
     finally:
-        made.end()
+        cli.await_in_daemon(made.end())
 
 
 def command(cli: Cli, *arguments: str) -> tuple[list[str], dict[str, str]]:
@@ -132,7 +78,7 @@ def test_command_line_impossible_is_wrong_usage(words: list[str], shell: bool) -
 # a command in a qube
 
 
-def test_arguments_streams_and_exit_code_are_the_callers(cli: Cli, guest: Guest) -> None:
+def test_arguments_streams_and_exit_code_are_the_callers(cli: Cli, guest: LocalGuest) -> None:
     odd = ["a b", "", "$HOME", "*", "ü", "-n", "'\"\\", "line\nbreak"]
     done = run(cli, "work", "printf", "%s|", *odd)
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "".join(f"{item}|" for item in odd), b"")
@@ -140,31 +86,31 @@ def test_arguments_streams_and_exit_code_are_the_callers(cli: Cli, guest: Guest)
     assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
 
 
-def test_binary_data_passes_both_ways_unchanged(cli: Cli, guest: Guest) -> None:
+def test_binary_data_passes_both_ways_unchanged(cli: Cli, guest: LocalGuest) -> None:
     data = bytes(range(256)) * 4096
     done = run(cli, "work", "cat", stdin=data)
     assert done.returncode == 0
     assert done.stdout == data
 
 
-def test_shell_line_is_run_by_the_qubes_shell(cli: Cli, guest: Guest) -> None:
+def test_shell_line_is_run_by_the_qubes_shell(cli: Cli, guest: LocalGuest) -> None:
     assert run(cli, "--shell", "work", "echo one && echo $((1 + 1))").stdout == b"one\n2\n"
     done = run(cli, "work", "echo one")
     assert done.returncode == 127
     assert b"hint: 'echo one' is one program name; for a shell line use --shell" in done.stderr
 
 
-def test_no_stdin_is_the_end_of_input_at_once(cli: Cli, guest: Guest) -> None:
+def test_no_stdin_is_the_end_of_input_at_once(cli: Cli, guest: LocalGuest) -> None:
     assert run(cli, "-n", "work", "cat", stdin=b"not for you").stdout == b""
 
 
-def test_json_has_code_and_both_outputs(cli: Cli, guest: Guest) -> None:
+def test_json_has_code_and_both_outputs(cli: Cli, guest: LocalGuest) -> None:
     done = run(cli, "--json", "work", "sh", "-c", "printf 'o\\033\\377'; echo e >&2; exit 3")
     assert json.loads(done.stdout) == {"qube": "work", "exit_code": 3, "stdout": "o\x1b\\xff", "stderr": "e\n"}
     assert done.returncode == 3
 
 
-def test_unread_output_ends_the_command(cli: Cli, guest: Guest) -> None:
+def test_unread_output_ends_the_command(cli: Cli, guest: LocalGuest) -> None:
     argv, environment = command(cli, "-n", "work", "yes")
     with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -177,7 +123,7 @@ def test_unread_output_ends_the_command(cli: Cli, guest: Guest) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_the_call_and_the_remote_program(
-    cli: Cli, guest: Guest, tmp_path: Path, number: signal.Signals, code: int
+    cli: Cli, guest: LocalGuest, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     os.mkfifo(tmp_path / "fifo")
     fifo = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
@@ -198,7 +144,7 @@ def test_signal_ends_the_call_and_the_remote_program(
     os.close(fifo)
 
 
-def test_timeout_ends_it_with_124(cli: Cli, guest: Guest) -> None:
+def test_timeout_ends_it_with_124(cli: Cli, guest: LocalGuest) -> None:
     done = run(cli, "-n", "--timeout", "0.5", "work", "sleep", "600")
     assert done.returncode == 124
     assert done.stderr == b"insula: error: it took longer than 0.5 s and was ended\n"
@@ -221,7 +167,7 @@ def on_terminal(cli: Cli, *arguments: str) -> bytes:
         os.close(primary)
 
 
-def test_output_on_a_terminal_cannot_steer_it(cli: Cli, guest: Guest) -> None:
+def test_output_on_a_terminal_cannot_steer_it(cli: Cli, guest: LocalGuest) -> None:
     script = "printf 'a\\033]0;owned\\007\\tb\\n\\302\\233'"
     assert on_terminal(cli, "work", "sh", "-c", script) == b"a_]0;owned\x07\tb\r\n__"
     assert on_terminal(cli, "--raw", "work", "sh", "-c", script) == b"a\x1b]0;owned\x07\tb\r\n\xc2\x9b"
@@ -230,7 +176,7 @@ def test_output_on_a_terminal_cannot_steer_it(cli: Cli, guest: Guest) -> None:
 # before the command
 
 
-def test_halted_qube_is_started_first(cli: Cli, guest: Guest) -> None:
+def test_halted_qube_is_started_first(cli: Cli, guest: LocalGuest) -> None:
     assert cli.run("stop", "work").code == 0
     done = run(cli, "work", "true")
     assert done.returncode == 0

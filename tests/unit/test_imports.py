@@ -16,6 +16,8 @@ WITHIN_A_LAYER = frozenset(
     {
         ("lifecycle", "rpc"),  # starting a qube starts the process that terminates its channel
         ("cli", "daemon"),  # the first command starts the daemon
+        ("client", "daemon"),  # so does the first call
+        ("cli", "client"),  # `insula run --dispvm` holds a disposable as a program does
     }
 )
 """Edges between rooms of one layer; each needs a reason here."""
