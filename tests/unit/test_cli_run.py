@@ -11,14 +11,16 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from insula.cli import streams
-from insula.cli.commands.run import command_line
+from insula.cli.commands.run import RunCommand, command_line
 from insula.cli.failures import CliError
+from insula.cli.main import load
 from insula.model.errors import QubesException
 from insula.testing.cli_runner import PROGRAM, Cli, served_cli
 from insula.testing.local_guest import LocalGuest
@@ -190,7 +192,12 @@ def test_halted_qube_is_started_first(cli: Cli, guest: LocalGuest) -> None:
         (("--no-start", "work", "true"), 125, "work is not running\nhint: insula start work"),
         (("dom0", "true"), 125, "dom0 is this machine"),
         (("--root", "--user", "x", "work", "true"), 2, "--root and --user exclude each other"),
-        (("work",), 2, "Missing argument"),
+        ((), 2, "Missing argument"),
+        (("work",), 2, "there is no command to run"),
+        (("--dispvm", "--"), 2, "Missing argument"),
+        (("--dispvm", "--no-start", "true"), 2, "--no-start and --dispvm exclude each other"),
+        (("--dispvm=work", "true"), 125, "work does not have template_for_dispvms set"),
+        (("--dispvm=nosuch", "true"), 125, "No such qube: 'nosuch'"),
         (("work", "--"), 2, "there is no command to run"),
     ],
 )
@@ -221,6 +228,88 @@ def test_qube_without_session_is_125(cli: Cli) -> None:
     ran = cli.run("run", "work", "true")
     assert ran.code == 125
     assert "hint: insula ls" in ran.err
+
+
+# in a disposable
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--dispvm", "ls", "-l"], ["--dispvm=", "ls", "-l"]),
+        (["--dispvm=x", "ls"], ["--dispvm=x", "ls"]),
+        (["-n", "--dispvm", "--root", "ls"], ["-n", "--dispvm=", "--root", "ls"]),
+        (["--user", "--dispvm", "work", "ls"], ["--user", "--dispvm", "work", "ls"]),
+        (["--timeout", "3", "--dispvm", "--", "ls"], ["--timeout", "3", "--dispvm=", "--", "ls"]),
+        (["work", "ls", "--dispvm"], ["work", "ls", "--dispvm"]),
+        (["--", "work", "--dispvm"], ["--", "work", "--dispvm"]),
+    ],
+)
+def test_dispvm_takes_no_word_after_it(given: list[str], meant: list[str]) -> None:
+    command = load("run")
+    assert isinstance(command, RunCommand)
+    assert command.with_value(given) == meant
+
+
+@contextlib.contextmanager
+def disposable_run(cli: Cli, tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """``insula run`` with a disposable whose commands are run by the agent of ``work``."""
+    gate = cli.in_daemon(lambda: cli.daemon.engine.hold("start"))
+    argv, environment = command(cli, *arguments)
+    with subprocess.Popen(
+        argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        while not disposables(cli) and process.poll() is None:
+            time.sleep(0.01)
+        for name in disposables(cli):
+            (tmp_path / name).symlink_to(tmp_path / "work")
+        cli.in_daemon(gate.set)
+        yield process
+
+
+def disposables(cli: Cli) -> list[str]:
+    names = cli.in_daemon(lambda: list(cli.daemon.store.system.qubes))
+    return [name for name in names if name.startswith("disp")]
+
+
+@pytest.mark.parametrize("option", ["--dispvm", "--dispvm=debian-12", "--dispvm=debian-12-dvm"])
+def test_command_runs_in_a_disposable_that_is_gone_afterwards(
+    cli: Cli, guest: LocalGuest, tmp_path: Path, option: str
+) -> None:
+    cli.run("create", "debian-12-dvm", "--label", "red")
+    cli.run("prefs", "debian-12-dvm", "template_for_dispvms", "True")
+    with disposable_run(cli, tmp_path, option, "sh", "-c", "echo out; exit 7") as process:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out, err) == (7, b"out\n", b"")
+    assert disposables(cli) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("--timeout", "0.5", "--dispvm", "sleep", "600"), 124), (("--dispvm", "nosuch"), 127)]
+)
+def test_command_that_fails_in_a_disposable_leaves_none(
+    cli: Cli, guest: LocalGuest, tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    with disposable_run(cli, tmp_path, *arguments) as process:
+        process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == code
+    assert disposables(cli) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_signal_leaves_no_disposable(
+    cli: Cli, guest: LocalGuest, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    with disposable_run(cli, tmp_path, "--dispvm", "sh", "-c", "echo ready; sleep 600") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == code
+    while disposables(cli):
+        time.sleep(0.01)
 
 
 # streams

@@ -20,5 +20,5 @@ def command_line(words: Sequence[str | bytes | os.PathLike[str]]) -> str:
     try:
         encoded = vmexec.encode([os.fsencode(word) for word in words])
     except LocalProtocolError as error:
-        raise ValueError(f"this command cannot be passed on: {error}; give long texts as input") from error
+        raise ValueError(f"{error} (long texts can be given as input)") from error
     return f"QUBESRPC qubes.VMExec+{encoded.decode('ascii')} dom0"

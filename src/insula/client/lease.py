@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 
 from insula.admin.client import DOM0, AccessRefused, AdminClient, DaemonUnavailable, EventRecord, MalformedAnswer
-from insula.client.errors import QubeEnded
 from insula.model.errors import QubesVMNotFoundError, QubesVMNotStartedError
 
 END_TIMEOUT_S = 60.0
@@ -76,7 +75,7 @@ async def lease(
     async with contextlib.aclosing(client.open_disposable(template, options)) as stream:
         ready = await anext(stream, None)
         if ready is None:
-            raise QubeEnded("a disposable", UNKNOWN)
+            raise AccessRefused("the daemon ended the connection before there was a disposable")
         if ready.name != _READY or "rpc_socket" not in ready.kwargs:
             raise MalformedAnswer(f"instead of a disposable came the event {ready.name!a}")
         held = Lease(ready.subject, Path(ready.kwargs["rpc_socket"]))

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import importlib.util
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import insula_agent
 from insula.rpc.launcher import RunningSession, SessionLauncher
 
 READY_TIMEOUT_S = 60.0
-AGENT_SERVICES = Path(insula_agent.__file__).with_name("rpc")
+
+
+def _services() -> Path:
+    """The agent's services, found without importing it."""
+    package = importlib.util.find_spec("insula_agent")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).with_name("rpc")
 
 
 class LocalGuest:
@@ -49,7 +56,7 @@ class LocalGuest:
             pass_fds=[theirs.fileno()],
             env={
                 **os.environ,
-                "QREXEC_SERVICE_PATH": str(AGENT_SERVICES),
+                "QREXEC_SERVICE_PATH": str(_services()),
                 "QUBES_RPC_CONFIG_PATH": str(self._keys),
             },
             stdin=subprocess.DEVNULL,

@@ -1,28 +1,34 @@
-"""``insula run``: a command in a qube, with the caller's streams and the command's exit code."""
+"""``insula run``: a command in a qube, with the caller's streams and the command's exit code.
+
+With ``--dispvm`` the qube is a disposable made for this command alone. It belongs to the connection of this process
+(:mod:`insula.client.lease`): whatever ends the process ends the disposable.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from insula.admin.client import AdminClient
-from insula.cli import output, streams
+from insula.admin.client import DOM0, AdminClient
+from insula.cli import completion, output, streams
 from insula.cli.connection import with_daemon_and_board
 from insula.cli.failures import READER_GONE, REFUSED, USAGE, CliError
-from insula.cli.options import Json, Qube
+from insula.cli.options import Json
 from insula.cli.progress import Board
 from insula.cli.qubes import find_qube
 from insula.cli.text import seconds_text
+from insula.client.command import command_line as exec_line
+from insula.client.lease import lease
 from insula.model.klass import Klass
 from insula.model.state import PowerState
 from insula.rpc import client as rpc
-from insula_proto import vmexec
 from insula_proto.errors import LocalProtocolError
 
 CALL_PROBLEM = 125
@@ -33,6 +39,7 @@ TIMED_OUT = 124
 MAX_COLLECTED = 64 * 1024 * 1024
 """Bytes of output that --json keeps."""
 STDIN, STDOUT, STDERR = range(3)
+DISPVM = "--dispvm"
 
 app = typer.Typer(add_completion=False)
 
@@ -46,10 +53,46 @@ class Options:
     raw: bool
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
+class RunCommand(TyperCommand):
+    """``--dispvm`` takes its value after ``=`` only: the word after it is the command, or another option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self.with_value(args))
+
+    def with_value(self, args: Sequence[str]) -> list[str]:
+        """The arguments with ``--dispvm`` alone written as ``--dispvm=``; those of the command stay as they are."""
+        takes_value = {name for param in self.params if not getattr(param, "is_flag", False) for name in param.opts}
+        changed = list(args)
+        position = 0
+        while position < len(changed) and changed[position].startswith("-") and changed[position] != "--":
+            if changed[position] == DISPVM:
+                changed[position] = f"{DISPVM}="
+            elif changed[position] in takes_value:
+                position += 1
+            position += 1
+        return changed
+
+
+@app.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
 def run(  # noqa: PLR0913, PLR0917 - one for each option
-    qube: Qube,
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND…", help="Program and arguments, passed unchanged.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[QUBE] COMMAND…",
+            help="Name of the qube (none with --dispvm), then program and arguments, passed unchanged.",
+            autocompletion=completion.qubes,
+        ),
+    ],
+    dispvm: Annotated[
+        str | None,
+        typer.Option(
+            DISPVM,
+            metavar="[=TEMPLATE]",
+            help="In a new disposable, removed afterwards; of TEMPLATE, without: of default_dispvm, else of the default"
+            " template.",
+            autocompletion=completion.qubes,
+        ),
+    ] = None,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Without: the qube's default_user.")] = None,
     root: Annotated[bool, typer.Option("--root", help="As root.")] = False,
     shell: Annotated[bool, typer.Option("--shell", "-c", help="COMMAND is a line for the shell in the qube.")] = False,
@@ -69,7 +112,10 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
     """
     if root and user is not None:
         raise CliError("--root and --user exclude each other", exit_code=USAGE)
-    words = command[1:] if command[0] == "--" else command
+    if dispvm is not None and no_start:
+        raise CliError("--no-start and --dispvm exclude each other", exit_code=USAGE)
+    qube, words = ("", words) if dispvm is not None else (words[0], words[1:])
+    words = words[1:] if words and words[0] == "--" else words
     line = command_line(words, shell=shell)
     options = Options(
         user="root" if root else user or "DEFAULT",
@@ -79,11 +125,15 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
         raw=raw,
     )
 
-    async def work(client: AdminClient, board: Board) -> int:
-        socket_path = await ready_session(client, board, qube, may_start=options.may_start)
+    async def call_in(qube: str, socket_path: Path) -> int:
         if as_json:
             return await call_for_json(socket_path, qube, line, options)
         return await call(socket_path, line, options)
+
+    async def work(client: AdminClient, board: Board) -> int:
+        if dispvm is not None:
+            return await in_disposable(client, board, dispvm or DOM0, call_in)
+        return await call_in(qube, await ready_session(client, board, qube, may_start=options.may_start))
 
     try:
         code = with_daemon_and_board(work)
@@ -96,6 +146,16 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
     raise typer.Exit(code)
 
 
+async def in_disposable(
+    client: AdminClient, board: Board, template: str, call_in: Callable[[str, Path], Awaitable[int]]
+) -> int:
+    """Make a disposable, run the command in it, remove it whatever happens. :raise CliError, InsulaError:"""
+    async with AsyncExitStack() as ends:
+        with board.step("disposable", "starting"):
+            held = await ends.enter_async_context(lease(client, template))
+        return await call_in(held.name, held.rpc_socket)
+
+
 def command_line(words: Sequence[str], *, shell: bool) -> str:
     """What the agent is asked for: a shell line, or a VMExec call that keeps every argument as it is.
 
@@ -106,10 +166,9 @@ def command_line(words: Sequence[str], *, shell: bool) -> str:
     try:
         if shell:
             return os.fsencode(" ".join(words)).decode()
-        encoded = vmexec.encode([os.fsencode(word) for word in words])
-    except (LocalProtocolError, UnicodeDecodeError) as error:
+        return exec_line(words)
+    except ValueError as error:  # UnicodeDecodeError included
         raise CliError(f"this command cannot be passed on: {error}", exit_code=USAGE) from error
-    return f"QUBESRPC qubes.VMExec+{encoded.decode('ascii')} dom0"
 
 
 async def ready_session(client: AdminClient, board: Board, qube: str, *, may_start: bool) -> Path:
