@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "volume": "Storage and templates",
         "pool": "Storage and templates",
         "template": "Storage and templates",
+        "top": "This machine",
         "events": "This machine",
         "doctor": "This machine",
         "down": "This machine",

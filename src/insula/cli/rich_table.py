@@ -14,12 +14,17 @@ from insula.cli.text import visible
 
 def print_rich_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
     """Print to standard output, as wide as the terminal; NO_COLOR is respected. Nothing in a cell is markup."""
+    Console(markup=False, highlight=False, emoji=False).print(rich_table(columns, rows))
+
+
+def rich_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> Table:
+    """A table without lines around it. Nothing in a cell is markup."""
     table = Table(box=None, pad_edge=False, padding=(0, len(COLUMN_GAP), 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    return table
 
 
 def _text(cell: Cell) -> Text:

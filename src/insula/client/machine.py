@@ -8,15 +8,14 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
-from insula.admin.client import AccessRefused, AdminClient, DaemonUnavailable
+from insula.admin.client import AdminClient
 from insula.client import copying
 from insula.client.command import command_line
 from insula.client.errors import CallFailed, CommandFailed, CommandTimedOut, CopyFailed, OutputTooLong, QubeEnded
 from insula.client.lease import UNKNOWN, Lease
 from insula.client.result import Result
 from insula.client.tar_stream import Limits
-from insula.daemon import autostart
-from insula.model.errors import QubesVMNotFoundError
+from insula.model.errors import QubesVMNotFoundError, QubesVMNotRunningError
 from insula.model.state import PowerState
 from insula.rpc import client as rpc
 from insula_proto.qrexec import EXIT_CHANNEL_LOST
@@ -29,7 +28,9 @@ DEFAULT_COPY_LIMIT = 1024 * MIB
 DEFAULT_COPY_ENTRIES = 100_000
 """Files and folders that :meth:`Qube.copy_out` takes, if not told otherwise."""
 END_NEWS_S = 5.0
-"""How long the daemon's word for why a disposable ended is waited for."""
+"""How long the daemon's word that a disposable has ended, and why, is waited for when it does not answer."""
+PROBE_TIMEOUT_S = 10.0
+"""For a command whose only use is that the qube answers."""
 
 Word = str | bytes | os.PathLike[str]
 
@@ -110,11 +111,13 @@ class Qube:
             raise OutputTooLong(f"more than {output_limit} bytes of output; the command was ended") from error
         except TimeoutError as error:
             raise CommandTimedOut(_timed_out(timeout)) from error
+        except rpc.QubeBusy as error:
+            raise CallFailed(str(error)) from error
         except rpc.RpcError as error:
             await self._raise_if_ended(error)
             raise CallFailed(str(error)) from error
         if code == EXIT_CHANNEL_LOST:
-            await self._raise_if_ended(None)
+            await self._require_answers()
         result = Result(code, stdout, stderr)
         if check and code:
             raise CommandFailed(result)
@@ -125,19 +128,22 @@ class Qube:
             return self._lease.rpc_socket
         return await (await self._connect()).rpc_socket(self.name)
 
+    async def _require_answers(self) -> None:
+        """For exit code 255, which is the command's own or says that the channel was lost. :raise QubeEnded:"""
+        with contextlib.suppress(rpc.RpcError, TimeoutError, QubesVMNotFoundError, QubesVMNotRunningError):
+            socket_path = await self._rpc_socket()
+            if await rpc.run(socket_path, command_line(["true"]), timeout=PROBE_TIMEOUT_S) != EXIT_CHANNEL_LOST:
+                return
+        await self._raise_if_ended(None)
+
     async def _raise_if_ended(self, cause: Exception | None) -> None:
         """:raise QubeEnded: the qube does not run any more."""
-        try:
-            if await self.is_running():
-                return
-        except (autostart.DaemonUnavailable, DaemonUnavailable, AccessRefused):
-            pass  # the daemon ends, and with it every disposable
-        reason = UNKNOWN
         if self._lease is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(END_NEWS_S):
-                    reason = await self._lease.wait_ended()
-        raise QubeEnded(self.name, reason) from cause
+                    raise QubeEnded(self.name, await self._lease.wait_ended()) from cause
+        elif not await self.is_running():
+            raise QubeEnded(self.name, UNKNOWN) from cause
 
     # files
 
@@ -186,7 +192,7 @@ class Qube:
             await self._raise_if_ended(error)
             raise CopyFailed(str(error)) from error
         if code == EXIT_CHANNEL_LOST:
-            await self._raise_if_ended(None)
+            await self._require_answers()
         return code
 
 
