@@ -114,6 +114,8 @@ class Commands(StreamHandler):
         self._writer: StreamWriter | None = None
         self._waiting: dict[int, _Waiting] = {}
         self._calls: set[Call] = set()
+        self.ended = 0
+        """Calls that are over."""
 
     def start(self) -> None:
         """Open the control channel, over a new stream."""
@@ -129,6 +131,11 @@ class Commands(StreamHandler):
             return None
         waiting = self._waiting[port] = _Waiting(stream)
         return waiting
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a command runs."""
+        return bool(self._calls)
 
     def kill_all(self) -> None:
         """End every command; for the agent's own end."""
@@ -186,6 +193,7 @@ class Commands(StreamHandler):
 
         def end() -> None:
             self._calls.discard(call)
+            self.ended += 1
             self._terminated(message.domain, message.port, epoch)
 
         call = Call(self._loop, self._link, make_plan, end, is_detached=isinstance(message, JustExec))

@@ -1,16 +1,18 @@
 """Gives this machine the identity the host decided: who it is, what it keeps, which services it runs.
 
 Called once at boot, or once in a fork, before anything of the user's runs, with all keys of agent-services §11. What to
-do is decided by ``plan_*`` functions from the keys alone; :func:`apply` does what can fail for a reason of the user's
-and what must be first, :func:`finish` the rest, which the host need not wait for. A value from the host that would not
-be valid where it goes is refused (the host is trusted, its mistakes are not hidden).
+do is decided by ``plan_*`` functions from the keys alone; three others act, so that a first command waits for nothing
+it does not need: :func:`apply` does what must be first and what can fail for a reason of the user's; :func:`finish`,
+which the host need not wait for, whatever a command could see; :func:`complete` the rest, before other programs start.
+A value from the host that would not be valid where it goes is refused (the host is trusted, its mistakes are not
+hidden).
 """
 
 from __future__ import annotations
 
 import os
 
-from insula_agent import persistence, rc_local, renewal, seed
+from insula_agent import files, persistence, rc_local, renewal, seed
 from insula_agent.log import log
 
 TYPE_CHECKING = False
@@ -141,7 +143,7 @@ def apply(keys: Mapping[str, bytes]) -> Identity:
     :raise IdentityError, RenewalError, PersistenceError, LayoutError, ProgramFailed, OSError: this machine must not run
         anything of the user.
     """
-    identity = Identity(keys, _read("/proc/cmdline"))
+    identity = Identity(keys, files.read("/proc/cmdline"))
     if identity.entropy is not None:
         # First: nothing that is drawn at random from here on may come from what forks share.
         renewal.mix_entropy(identity.entropy)
@@ -153,7 +155,7 @@ def apply(keys: Mapping[str, bytes]) -> Identity:
 
 
 def finish(identity: Identity) -> None:
-    """Everything else a program could see. :raise OSError:"""
+    """What must be in place before the first command. :raise OSError:"""
     os.makedirs(seed.RUN, mode=0o755, exist_ok=True)
     if seed.is_gated():
         renewal.renew_boot_id()
@@ -161,15 +163,19 @@ def finish(identity: Identity) -> None:
     _make_empty_files(RUN_SERVICES, sorted(identity.services))
     protected = _read_protected()
     _write_unless(protected, "/etc/hostname", identity.hostname + "\n")
-    _write_unless(protected, "/etc/hosts", plan_hosts(_read("/etc/hosts"), identity.hostname))
+    _write_unless(protected, "/etc/hosts", plan_hosts(files.read("/etc/hosts"), identity.hostname))
     if identity.machine_id is not None:
         _write_unless(protected, "/etc/machine-id", identity.machine_id + "\n")
     if identity.timezone is not None:
         _set_timezone(protected, identity.timezone)
+    files.touch(APPLIED)
+
+
+def complete(identity: Identity) -> None:
+    """What must be in place before the system goes on booting. :raise OSError:"""
     persistence.start_swap()
     if rc_local.is_needed():
-        _touch(BOOT_SCRIPTS)
-    _touch(APPLIED)
+        files.touch(BOOT_SCRIPTS)
     log(f"identity {identity.hostname}, {identity.vm_type}, persistence {identity.persistence}")
 
 
@@ -182,36 +188,22 @@ def _set_hostname(name: str) -> None:
 def _make_empty_files(folder: str, names: Iterable[str]) -> None:
     os.makedirs(folder, mode=0o755, exist_ok=True)
     for name in names:
-        _touch(f"{folder}/{name}")
-
-
-def _touch(path: str) -> None:
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
-
-
-def _read(path: str) -> str:
-    """A text file; empty if absent."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except FileNotFoundError:
-        return ""
+        files.touch(f"{folder}/{name}")
 
 
 def _read_protected() -> set[str]:
     found: set[str] = set()
     for folder in PROTECTED_FOLDERS:
         for path in persistence.fragments(folder):
-            found |= parse_protected(_read(path))
+            found |= parse_protected(files.read(path))
     return found
 
 
 def _write_unless(protected: set[str], path: str, text: str) -> None:
     """Write a file in place, if that changes it: the file may itself be bound from /rw and cannot be replaced."""
-    if path in protected or _read(path) == text:
+    if path in protected or files.read(path) == text:
         return
-    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
+    files.write(path, text)
 
 
 def _set_timezone(protected: set[str], zone: str) -> None:

@@ -30,6 +30,15 @@ def file_name(path: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
+def make_file(folder: str, name: str, value: bytes, mode: int = 0o644) -> None:
+    """Make a file that is not there. :raise FileExistsError: it is."""
+    fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        os.write(fd, value)
+    finally:
+        os.close(fd)
+
+
 def write_file(folder: str, name: str, value: bytes, mode: int = 0o644) -> None:
     """Replace a file at once, so that no reader sees half of it."""
     temporary = os.path.join(folder, f".{name}.new")
@@ -103,15 +112,19 @@ class Keys(StreamHandler):
             log(f"keys: {error}")
             return
         for path, value in self._client.keys.items():
-            self._show(path, value)
+            self._show(path, value, is_new=file_name(path) not in shown)
         for name in shown.difference([file_name(path) for path in self._client.keys]):
             self._hide(name)
 
-    def _show(self, path: str, value: bytes) -> None:
+    def _show(self, path: str, value: bytes, *, is_new: bool = False) -> None:
         if not qubesdb.is_valid_path(path) or path == SEED_KEY:
             return
         try:
-            write_file(self._folder, file_name(path), value)
+            if is_new:
+                # Nobody looks for it yet, so nobody sees half of it.
+                make_file(self._folder, file_name(path), value)
+            else:
+                write_file(self._folder, file_name(path), value)
         except OSError as error:
             log(f"keys: {error}")
 

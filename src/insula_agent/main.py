@@ -29,14 +29,17 @@ import _signal  # type: ignore[import-not-found]  # isort: skip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from insula_agent import identity as identity_module
 
 DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
 SIGTERM = 15
-GATE_DELAY = 0.25
-"""Seconds after the HELLO of a fork before the rest of its system starts: on one virtual CPU it would be in the way of
-the first command."""
-GATE_RETRY = 0.1
+GATE_STEP = 0.05
+"""Seconds between looks whether the rest of a fork's system may start: not before the first command has ended, for on
+one virtual CPU it would be in its way."""
+GATE_WAIT = 1.0
+"""Seconds it waits for a first command to come…"""
+GATE_LIMIT = 3.0
+"""…and to end."""
 BOOT_STEP = 0.1
 """Seconds between looks whether a seed has booted."""
 
@@ -101,21 +104,49 @@ def notify_systemd(state: str) -> None:
 class Identity:
     """What gives this machine its identity; imported late so that the handshake does not wait for it."""
 
+    _who: identity_module.Identity
+
     def is_seed(self, all_keys: dict[str, bytes]) -> bool:
         """Whether the machine is nobody's."""
         from insula_agent import seed  # noqa: PLC0415
 
         return seed.is_seed(all_keys)
 
-    def apply(self, all_keys: dict[str, bytes]) -> Callable[[], None]:
-        """Do what must be done before the host is told; return what must be done before the first command.
+    def apply(self, all_keys: dict[str, bytes]) -> None:
+        """Do what must be done before the host is told.
 
         :raise Exception: of :func:`insula_agent.identity.apply`; no command may run.
         """
         from insula_agent import identity  # noqa: PLC0415
 
-        who = identity.apply(all_keys)
-        return lambda: identity.finish(who)
+        self._who = identity.apply(all_keys)
+
+    def finish(self) -> None:
+        """Do what must be done before the first command."""
+        from insula_agent import identity  # noqa: PLC0415
+
+        identity.finish(self._who)
+
+    def complete(self) -> None:
+        """Do what must be done before the rest of the system starts."""
+        from insula_agent import identity  # noqa: PLC0415
+
+        identity.complete(self._who)
+
+    def is_gated(self) -> bool:
+        """Whether the rest of the system waits for us to open the gate."""
+        from insula_agent import seed  # noqa: PLC0415
+
+        return seed.is_gated()
+
+    def open_gate(self) -> bool:
+        """Let it start; False: nobody waits yet."""
+        from insula_agent import seed  # noqa: PLC0415
+
+        if not seed.open_gate():
+            return False
+        seed.look_again()
+        return True
 
 
 class NoIdentity(Identity):
@@ -125,9 +156,17 @@ class NoIdentity(Identity):
         del all_keys
         return False
 
-    def apply(self, all_keys: dict[str, bytes]) -> Callable[[], None]:
+    def apply(self, all_keys: dict[str, bytes]) -> None:
         log(f"identity left alone, {len(all_keys)} keys")
-        return lambda: None
+
+    def finish(self) -> None:
+        pass
+
+    def complete(self) -> None:
+        pass
+
+    def is_gated(self) -> bool:
+        return False
 
 
 class Agent:
@@ -136,6 +175,9 @@ class Agent:
     def __init__(self, options: Options, identity: Identity) -> None:
         self._identity = identity
         self._has_identity = False
+        self._is_complete = False
+        self._begun = 0.0
+        """When this machine became somebody, on the monotonic clock."""
         self._is_announced = False
         self.loop = Loop()
         self.link = Link(self.loop, options.device, self._synced, self._accept)
@@ -157,17 +199,21 @@ class Agent:
         if self._identity.is_seed(all_keys):
             self._be_seed()
             return
-        finish = None
-        if not self._has_identity:
-            finish = self._identity.apply(all_keys)
+        is_new = not self._has_identity
+        if is_new:
+            self._identity.apply(all_keys)
             self._has_identity = True
         self.keys.forget_seed()
         self.commands.start()
-        if finish is not None:
+        if is_new:
             # The host goes on meanwhile; what it asks is heard after this.
             self.link.flush()
-            finish()
-            self.loop.after(GATE_DELAY, self._open_gate)
+            self._identity.finish()
+            if self._identity.is_gated():
+                self._begun = time.monotonic()
+                self.loop.after(GATE_STEP, self._look_at_gate)
+            else:
+                self._identity.complete()
 
     def _ready(self, version: int) -> None:
         log(f"ready, qrexec version {version}")
@@ -201,15 +247,15 @@ class Agent:
 
         look()
 
-    def _open_gate(self) -> None:
-        from insula_agent import seed  # noqa: PLC0415
-
-        if not seed.is_gated():
-            return
-        if not seed.open_gate():
-            self.loop.after(GATE_RETRY, self._open_gate)
-            return
-        seed.look_again()
+    def _look_at_gate(self) -> None:
+        waited = time.monotonic() - self._begun
+        if self.commands.ended or waited >= (GATE_LIMIT if self.commands.is_busy else GATE_WAIT):
+            if not self._is_complete:
+                self._identity.complete()
+                self._is_complete = True
+            if self._identity.open_gate():
+                return
+        self.loop.after(GATE_STEP, self._look_at_gate)
 
 
 def _terminate(number: int, frame: object) -> None:

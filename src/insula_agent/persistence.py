@@ -23,7 +23,7 @@ import os
 import struct
 import time
 
-from insula_agent import bind_dirs, private_layout, programs, syscalls
+from insula_agent import bind_dirs, files, private_layout, programs, syscalls
 from insula_agent.log import log
 from insula_agent.syscalls import MS_NOATIME, MS_NODEV, MS_NOSUID
 
@@ -164,11 +164,8 @@ def _empty_tmp() -> None:
 def find_disk(serial: str, block: str = BLOCK) -> str | None:
     """Device of the virtio disk with this serial; None if there is none."""
     for name in sorted(os.listdir(block)):
-        if not name.startswith("vd"):
-            continue
-        with open(f"{block}/{name}/serial", encoding="ascii", errors="replace") as file:
-            if file.read().strip() == serial:
-                return f"/dev/{name}"
+        if name.startswith("vd") and files.read(f"{block}/{name}/serial").strip() == serial:
+            return f"/dev/{name}"
     return None
 
 
@@ -251,22 +248,19 @@ def announce(serial: str) -> None:
     """Have udev look at a disk again, whose content is not what it was at boot."""
     device = find_disk(serial)
     if device is not None:
-        with open(f"{BLOCK}/{device[5:]}/uevent", "w", encoding="ascii") as file:
-            file.write("change")
+        files.write(f"{BLOCK}/{device[5:]}/uevent", "change")
 
 
 def _is_swap(device: str) -> bool:
     """Whether the kernel swaps to it already: an agent that was restarted finds what the first one did."""
-    with open("/proc/swaps", encoding="ascii") as swaps:
-        return any(line.split()[0] == device for line in swaps.readlines()[1:])
+    return any([line.split()[0] == device for line in files.read("/proc/swaps").splitlines()[1:]])  # noqa: C419
 
 
 def _bind_dirs() -> None:
     binds: list[str] = []
     for folder in bind_dirs.FOLDERS:
         for fragment in fragments(folder):
-            with open(fragment, encoding="utf-8", errors="replace") as file:
-                text = file.read(bind_dirs.MAX_FRAGMENT)
+            text = files.read(fragment)[: bind_dirs.MAX_FRAGMENT]
             binds, complaints = bind_dirs.parse_fragment(text, binds)
             for complaint in complaints:
                 log(f"{fragment}: {complaint}")

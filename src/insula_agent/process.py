@@ -124,8 +124,6 @@ def _become(plan: Plan, stdin: int, stdout: int, stderr: int) -> None:
     # What the agent, or whoever started it, ignores must not be ignored by the command: it would miss its hang-up.
     for number in _RESET_SIGNALS:
         _signal.signal(number, _signal.SIG_DFL)
-    if os.getpriority(os.PRIO_PROCESS, 0) < 0:
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
     if plan.uid is not None:
         os.setgroups(plan.groups)
         os.setgid(plan.gid)

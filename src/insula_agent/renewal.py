@@ -11,8 +11,7 @@ import os
 import struct
 import time
 
-from insula_agent import syscalls
-from insula_agent.log import log
+from insula_agent import files, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,9 +115,6 @@ def renew_boot_id() -> None:
     if os.stat(BOOT_ID).st_dev != os.stat("/proc/version").st_dev:
         # Done by an agent before this one.
         return
-    with open(OWN_BOOT_ID, "w", encoding="ascii") as file:
-        file.write(plan_boot_id(os.urandom(16)) + "\n")
-    os.chmod(OWN_BOOT_ID, 0o444)
+    files.write(OWN_BOOT_ID, plan_boot_id(os.urandom(16)) + "\n", 0o444)
     flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     syscalls.bind(OWN_BOOT_ID, BOOT_ID, flags)
-    log("this boot has an id of its own")

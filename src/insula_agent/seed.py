@@ -17,9 +17,10 @@ beginning, under its own machine and boot id.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 
-from insula_agent import persistence, programs, syscalls
+from insula_agent import files, persistence, programs, syscalls
 from insula_agent.log import log
 
 TYPE_CHECKING = False
@@ -43,6 +44,11 @@ MaxLevelKMsg=info
 """
 JOURNAL_GROUP = "/sys/fs/cgroup/system.slice/systemd-journald.service/cgroup.procs"
 COMPACT_MEMORY = "/proc/sys/vm/compact_memory"
+PROCESSES = "/proc"
+HUSHED = f"{RUN}/hushed"
+"""Processes that go after everything else, one a line: number, the nice value it had."""
+LEAST = 19
+REHEARSAL = f"{RUN}/rehearsal"
 SIGTERM = 15
 
 REHEARSALS = (["/bin/sh", "-l", "-c", ":"], ["/bin/bash", "-l", "-c", ":"], ["/usr/bin/python3", "-I", "-c", ""])
@@ -64,14 +70,7 @@ def prepare() -> None:
     except FileExistsError:
         log("the gate is there already")
     os.makedirs(os.path.dirname(JOURNAL_SETTINGS), mode=0o755, exist_ok=True)
-    with open(JOURNAL_SETTINGS, "w", encoding="ascii") as file:
-        file.write(_JOURNAL_SETTINGS_TEXT)
-
-
-def hurry(*, now: bool) -> None:
-    """Go before everything else, or no longer: what a fork's kernel, udev and systemd notice would take the one virtual
-    CPU by turns with what its first command waits for. Commands never inherit it (``process.start``)."""
-    os.setpriority(os.PRIO_PROCESS, 0, -20 if now else 0)
+    files.write(JOURNAL_SETTINGS, _JOURNAL_SETTINGS_TEXT)
 
 
 def is_booted() -> bool:
@@ -96,10 +95,48 @@ def settle() -> None:
                 programs.run(argv)
             except programs.ProgramFailed as error:
                 log(f"rehearsal: {error}")
+    _rehearse()
     os.sync()
-    with open(COMPACT_MEMORY, "w", encoding="ascii") as file:
-        file.write("1")
-    hurry(now=True)
+    files.write(COMPACT_MEMORY, "1")
+    # What is left in memory for good need not be looked through in every fork.
+    gc.collect()
+    gc.freeze()
+    hush()
+
+
+def _rehearse() -> None:
+    """Pass once through what a fork's start passes through, so that its pages are mapped already."""
+    os.makedirs(REHEARSAL, exist_ok=True)
+    files.write(f"{REHEARSAL}/file", files.read("/etc/hostname"))
+    syscalls.mount(REHEARSAL, REHEARSAL, "none", syscalls.MS_BIND)
+    syscalls.call("umount2", REHEARSAL.encode(), 0)
+    os.unlink(f"{REHEARSAL}/file")
+    os.rmdir(REHEARSAL)
+
+
+def hush() -> None:
+    """Have all other processes go after everything else: what a fork's kernel, systemd and udev notice (a new clock,
+    mounts) would take the one virtual CPU by turns with what the first command waits for."""
+    lines = []
+    for name in os.listdir(PROCESSES):
+        # Threads of the kernel have no command line.
+        if name.isdigit() and int(name) != os.getpid() and files.read(f"{PROCESSES}/{name}/cmdline"):
+            lines.append(f"{name} {os.getpriority(os.PRIO_PROCESS, int(name))}\n")
+            os.setpriority(os.PRIO_PROCESS, int(name), LEAST)
+    files.write(HUSHED, "".join(lines))
+
+
+def rouse() -> None:
+    """Undo :func:`hush`, for this process too: one that systemd has started since is as it was then."""
+    for line in files.read(HUSHED).splitlines():
+        pid, nice = [int(word) for word in line.split()]
+        try:
+            os.setpriority(os.PRIO_PROCESS, pid, nice)
+        except ProcessLookupError:
+            continue
+    if os.path.exists(HUSHED):
+        os.unlink(HUSHED)
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def is_gated() -> bool:
@@ -115,7 +152,7 @@ def open_gate() -> bool:
         if error.errno == errno.ENXIO:
             return False
         raise
-    hurry(now=False)
+    rouse()
     _renew_journal()
     os.close(fd)
     os.unlink(GATE)
@@ -133,10 +170,8 @@ def _renew_journal() -> None:
     if not os.path.exists(JOURNAL_SETTINGS):
         return
     os.unlink(JOURNAL_SETTINGS)
-    with open(JOURNAL_GROUP, encoding="ascii") as file:
-        pids = [int(line) for line in file]
-    for pid in pids:
-        _kill(pid)
+    for line in files.read(JOURNAL_GROUP).splitlines():
+        _kill(int(line))
 
 
 def _kill(pid: int) -> None:

@@ -29,7 +29,7 @@ _functions: dict[str, Callable[..., int]] = {}
 
 def load() -> None:
     """Have everything ready, so that the first call takes no longer than the others."""
-    for name in ("mount", "swapon", "syncfs"):
+    for name in ("mount", "umount2", "swapon", "syncfs"):
         _function(name)
     import fcntl  # noqa: F401, PLC0415 - imported so that it is there
 

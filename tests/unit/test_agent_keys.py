@@ -99,6 +99,20 @@ def test_file_name_any_two_keys_have_two_files_inside_the_folder(first: str, sec
         assert not name.startswith(".")
 
 
+def test_make_file_makes_a_new_one_only(tmp_path: Path) -> None:
+    keys.make_file(str(tmp_path), "name", b"work")
+    assert (tmp_path / "name").read_bytes() == b"work"
+    with pytest.raises(FileExistsError):
+        keys.make_file(str(tmp_path), "name", b"play")
+    assert (tmp_path / "name").read_bytes() == b"work"
+
+
+def test_all_keys_read_again_replace_what_is_shown(tmp_path: Path) -> None:
+    connected(tmp_path, {"/name": b"work", "/a": b"1"})
+    connected(tmp_path, {"/name": b"play", "/b": b"2"})
+    assert shown(tmp_path) == {"name": b"play", "b": b"2"}
+
+
 def test_write_file_replaces_and_does_not_follow_a_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("safe")

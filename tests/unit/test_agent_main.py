@@ -5,12 +5,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from insula_agent import main, seed
+from insula_agent import commands, main, seed
 
 SRC = Path(__file__).parents[2] / "src"
 COSTLY = {"asyncio", "dataclasses", "typing", "subprocess", "logging", "tempfile", "enum", "inspect", "pathlib", "re"}
@@ -71,12 +70,31 @@ class Recorded(main.Identity):
 
     def __init__(self, happened: list[str]) -> None:
         self.happened = happened
+        self.gated = False
+        self.gate_opens = iter([True])
 
-    def apply(self, all_keys: dict[str, bytes]) -> Callable[[], None]:
+    def apply(self, all_keys: dict[str, bytes]) -> None:
         self.happened.append(f"apply {all_keys['/name'].decode()}")
         if all_keys["/name"] == b"bad":
             raise OSError("no private volume")
-        return lambda: self.happened.append("finish")
+
+    def finish(self) -> None:
+        self.happened.append("finish")
+
+    def complete(self) -> None:
+        self.happened.append("complete")
+
+    def is_gated(self) -> bool:
+        return self.gated
+
+    def open_gate(self) -> bool:
+        self.happened.append("gate")
+        return next(self.gate_opens)
+
+
+@pytest.fixture
+def identity(happened: list[str]) -> Recorded:
+    return Recorded(happened)
 
 
 @pytest.fixture
@@ -85,8 +103,8 @@ def happened() -> list[str]:
 
 
 @pytest.fixture
-def agent(happened: list[str], monkeypatch: pytest.MonkeyPatch) -> main.Agent:
-    agent = main.Agent(main.Options(), Recorded(happened))
+def agent(identity: Recorded, happened: list[str], monkeypatch: pytest.MonkeyPatch) -> main.Agent:
+    agent = main.Agent(main.Options(), identity)
     monkeypatch.setattr(agent.commands, "start", lambda: happened.append("commands"))
     monkeypatch.setattr(agent.link, "flush", lambda: happened.append("flush"))
     monkeypatch.setattr(main, "notify_systemd", happened.append)
@@ -96,7 +114,7 @@ def agent(happened: list[str], monkeypatch: pytest.MonkeyPatch) -> main.Agent:
 def test_identity_is_applied_once_and_finished_after_the_hello_is_out(agent: main.Agent, happened: list[str]) -> None:
     agent._keys_read({"/name": b"work"})
     agent._keys_read({"/name": b"work"})
-    assert happened == ["apply work", "commands", "flush", "finish", "commands"]
+    assert happened == ["apply work", "commands", "flush", "finish", "complete", "commands"]
 
 
 def test_identity_that_fails_lets_no_command_in_and_is_tried_again(agent: main.Agent, happened: list[str]) -> None:
@@ -104,7 +122,7 @@ def test_identity_that_fails_lets_no_command_in_and_is_tried_again(agent: main.A
         agent._keys_read({"/name": b"bad"})
     assert happened == ["apply bad"]
     agent._keys_read({"/name": b"work"})
-    assert happened == ["apply bad", "apply work", "commands", "flush", "finish"]
+    assert happened == ["apply bad", "apply work", "commands", "flush", "finish", "complete"]
 
 
 @pytest.fixture
@@ -130,11 +148,12 @@ def test_seed_lets_the_system_boot_first_and_says_hello_then(
 
 @pytest.mark.usefixtures("seeded")
 def test_fork_of_a_seed_is_somebody_without_a_second_ready(
-    agent: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+    agent: main.Agent, identity: Recorded, happened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seed, "is_booted", lambda: True)
     agent._keys_read({"/insula-seed": b"1"})
     del happened[:]
+    identity.gated = True
     agent._keys_read({"/name": b"work"})
     agent._ready(3)
     assert happened == ["apply work", "commands", "flush", "finish"]
@@ -161,15 +180,49 @@ def test_qube_that_has_an_identity_is_no_seed_any_more(agent: main.Agent) -> Non
         agent._keys_read({"/insula-seed": b"1"})
 
 
-def test_gate_is_asked_for_until_somebody_waits_there(agent: main.Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([False, True])
-    looked: list[bool] = []
-    monkeypatch.setattr(seed, "is_gated", lambda: True)
-    monkeypatch.setattr(seed, "open_gate", lambda: next(answers))
-    monkeypatch.setattr(seed, "look_again", lambda: looked.append(True))
-    monkeypatch.setattr(main, "GATE_RETRY", 0.0)
-    agent._open_gate()
-    assert not looked
-    while agent.loop._timers:
-        agent.loop._run_timers()
-    assert looked == [True]
+@pytest.fixture
+def fork(agent: main.Agent, identity: Recorded, happened: list[str], monkeypatch: pytest.MonkeyPatch) -> main.Agent:
+    """A fork that was told who it is and waits at its gate; each look at it follows at once."""
+    monkeypatch.setattr(main, "GATE_STEP", 0.0)
+    identity.gated = True
+    agent._keys_read({"/name": b"work"})
+    del happened[:]
+    return agent
+
+
+def test_gate_stays_shut_until_the_first_command_has_ended(fork: main.Agent, happened: list[str]) -> None:
+    fork.loop._run_timers()
+    fork.loop._run_timers()
+    assert happened == []
+    fork.commands.ended += 1
+    fork.loop._run_timers()
+    assert happened == ["complete", "gate"]
+    assert fork.loop._run_timers() == -1, "it is not looked at again"
+
+
+def test_gate_opens_by_itself_where_no_command_comes(
+    fork: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "GATE_WAIT", 0.0)
+    fork.loop._run_timers()
+    assert happened == ["complete", "gate"]
+
+
+def test_gate_waits_longer_for_a_command_that_runs_but_not_for_ever(
+    fork: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "GATE_WAIT", 0.0)
+    monkeypatch.setattr(commands.Commands, "is_busy", True)
+    fork.loop._run_timers()
+    assert happened == []
+    monkeypatch.setattr(main, "GATE_LIMIT", 0.0)
+    fork.loop._run_timers()
+    assert happened == ["complete", "gate"]
+
+
+def test_gate_where_nobody_waits_yet_is_tried_again(fork: main.Agent, identity: Recorded, happened: list[str]) -> None:
+    identity.gate_opens = iter([False, False, True])
+    fork.commands.ended += 1
+    while fork.loop._run_timers() != -1:
+        pass
+    assert happened == ["complete", "gate", "gate", "gate"]

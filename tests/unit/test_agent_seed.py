@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(seed, "JOURNAL_SETTINGS", str(tmp_path / "journald.conf.d" / "90.conf"))
     monkeypatch.setattr(seed, "JOURNAL_GROUP", str(tmp_path / "cgroup.procs"))
     (tmp_path / "cgroup.procs").write_text("")
-    monkeypatch.setattr(seed, "hurry", lambda *, now: None)
+    monkeypatch.setattr(seed, "HUSHED", str(run / "hushed"))
     return tmp_path
 
 
@@ -73,3 +73,38 @@ def test_journal_of_the_seed_is_ended_once_and_one_that_has_gone_is_no_error(fol
     seed.prepare()
     (folder / "cgroup.procs").write_text(f"{journal.pid}\n")
     seed._renew_journal()
+
+
+def test_hushed_processes_are_roused_as_they_were_except_the_kernels_and_us(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = folder / "proc"
+    sleeper = subprocess.Popen(["nice", "-n", "3", "sleep", "60"])
+    gone = subprocess.Popen(["true"])
+    gone.wait(10)
+    try:
+        while os.getpriority(os.PRIO_PROCESS, sleeper.pid) != 3:
+            assert sleeper.poll() is None
+        for name, line in ((str(sleeper.pid), "sleep"), ("2", ""), (str(os.getpid()), "us"), ("self", "us")):
+            (processes / name).mkdir(parents=True)
+            (processes / name / "cmdline").write_text(line)
+        monkeypatch.setattr(seed, "PROCESSES", str(processes))
+        (folder / "run").mkdir()
+        seed.hush()
+        assert (folder / "run" / "hushed").read_text() == f"{sleeper.pid} 3\n"
+        assert os.getpriority(os.PRIO_PROCESS, sleeper.pid) == seed.LEAST
+        if os.geteuid() == 0:
+            # Raising a priority again takes a privilege.
+            (folder / "run" / "hushed").write_text(f"{gone.pid} 0\n{sleeper.pid} 3\n")
+            seed.rouse()
+            assert os.getpriority(os.PRIO_PROCESS, sleeper.pid) == 3
+            assert not (folder / "run" / "hushed").exists()
+    finally:
+        sleeper.kill()
+        sleeper.wait(10)
+
+
+def test_nobody_hushed_is_nobody_roused() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    seed.rouse()
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
