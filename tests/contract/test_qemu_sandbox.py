@@ -166,6 +166,12 @@ def test_vmm_is_not_in_the_daemons_process_group(machine: Machine) -> None:
     assert os.getpgid(int(machine.record()["pid"])) != os.getpgid(0)
 
 
+def test_vmm_has_no_terminal(machine: Machine) -> None:
+    # Fields after the command name: state, ppid, pgrp, session, tty_nr (proc(5)).
+    fields = (proc(machine) / "stat").read_text().rpartition(")")[2].split()
+    assert fields[4] == "0"
+
+
 # What it holds
 
 

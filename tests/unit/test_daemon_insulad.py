@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -17,6 +18,16 @@ SHOW_LIMIT = (
     "import resource; from insula.daemon.insulad import raise_file_limit;"
     " raise_file_limit(); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
 )
+
+LEAVE_TERMINAL = """
+import os, fcntl, termios
+from insula.daemon.insulad import leave_terminal
+from insula.hal.qemu.process import has_terminal
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+before = has_terminal()
+leave_terminal()
+print(before, has_terminal())
+"""
 
 
 async def test_pool_that_cannot_be_used_does_not_keep_the_others_from_it(
@@ -45,3 +56,17 @@ def test_file_limit_is_raised_as_far_as_it_may() -> None:
         ["prlimit", f"--nofile=64:{hard}", sys.executable, "-c", SHOW_LIMIT], check=True, capture_output=True, text=True
     )
     assert int(shown.stdout) == min(MAX_FILES, hard)
+
+
+def test_terminal_is_left_and_what_is_open_stays() -> None:
+    ours, theirs = os.openpty()
+    try:
+        command = [sys.executable, "-c", LEAVE_TERMINAL]
+        # In a session of its own the terminal can become its controlling one, as under a shell.
+        shown = subprocess.run(
+            command, stdin=theirs, stdout=subprocess.PIPE, start_new_session=True, check=True, text=True, timeout=30
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert shown.stdout == "True False\n"

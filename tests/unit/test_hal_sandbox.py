@@ -53,6 +53,10 @@ def test_rights_and_environment_are_dropped_and_nothing_dies_with_the_daemon() -
     assert "--die-with-parent" not in options
 
 
+def test_session_is_shared_only_if_asked_for() -> None:
+    assert "--new-session" not in sandbox_argv(FACTS, COMMAND, new_session=False)
+
+
 def test_limits_come_before_the_sandbox() -> None:
     assert sandbox_argv(FACTS, COMMAND)[:4] == ("/usr/bin/prlimit", "--core=0:0", "--nofile=512:512", "--")
 

@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 
@@ -95,6 +96,24 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def leave_terminal() -> None:
+    """Have no controlling terminal, so that nothing started from here can reach one by the name ``/dev/tty``.
+
+    What was opened before (the log on stderr) stays, and the terminal's keys still reach our process group.
+    """
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:  # there is none
+        return
+    # A session's leader takes the terminal from the whole session, which is told by a signal (tty_ioctl(4)).
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fcntl.ioctl(terminal, termios.TIOCNOTTY)
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+        os.close(terminal)
+
+
 async def serve(paths: Paths) -> None:
     """Run until told to end. :raise StoreError, DriverError, OSError: something the daemon needs is not there."""
     stop = asyncio.Event()
@@ -158,6 +177,7 @@ def main() -> None:
     # The QMP library reports each disconnect with a traceback; the driver says what matters.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
     os.umask(0o077)
+    leave_terminal()
     raise_file_limit()
     paths = Paths.from_environment()
     paths.make()

@@ -43,7 +43,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 # Fields of /proc/PID/stat counted after the command name's closing parenthesis (proc(5)).
-_STAT_STATE, _STAT_PPID, _STAT_UTIME, _STAT_STIME, _STAT_START = 0, 1, 11, 12, 19
+_STAT_STATE, _STAT_PPID, _STAT_TTY, _STAT_UTIME, _STAT_STIME, _STAT_START = 0, 1, 4, 11, 12, 19
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal, or nobody can tell."""
+    fields = _stat(os.getpid())
+    return fields is None or fields[_STAT_TTY] != "0"
+
+
 def _stat(pid: int) -> list[str] | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -139,8 +145,9 @@ class VmmProcess:
             info, info_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             stack.callback(os.close, info)
             with os.fdopen(info_writer, "wb"):
-                argv = sandbox_argv(facts, command, info_fd=info_writer, status_fd=status_file.fileno())
-                bwrap = _popen(argv, (*inherited, info_writer, status_file.fileno()), output, user)
+                status = status_file.fileno()
+                argv = sandbox_argv(facts, command, info_fd=info_writer, status_fd=status, new_session=has_terminal())
+                bwrap = _popen(argv, (*inherited, info_writer, status), output, user)
             sandbox = ReapedChild(bwrap)
             try:
                 pid = await _read_child_pid(info)

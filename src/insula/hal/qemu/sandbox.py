@@ -6,6 +6,10 @@ sockets, kernel) comes as open descriptors. The VMM is process 1 of its namespac
 has ended.
 
 There is no ``--die-with-parent``: machines outlive the daemon.
+
+The VMM stays in the daemon's session where that has no terminal that could be reached from inside: Linux may schedule
+by session (autogroup, sched(7)), and then a VMM's low priority counts only against its own session; four busy guests in
+sessions of their own kept the daemon from the CPU for up to 300 ms. Its process group is its own in any case.
 """
 
 from __future__ import annotations
@@ -46,14 +50,28 @@ class SandboxFacts:
 
 
 def sandbox_argv(
-    facts: SandboxFacts, command: Sequence[str], *, info_fd: int | None = None, status_fd: int | None = None
+    facts: SandboxFacts,
+    command: Sequence[str],
+    *,
+    info_fd: int | None = None,
+    status_fd: int | None = None,
+    new_session: bool = True,
 ) -> tuple[str, ...]:
     """Wrap ``command``.
 
     :param info_fd: gets one JSON object with ``child-pid``, the command's pid as seen by the caller, before it runs.
     :param status_fd: the same, as JSON lines, the last with the exit code.
+    :param new_session: may be False only if the caller has no controlling terminal.
     """
-    return (*_limits(facts), facts.bwrap, *_namespaces(), *_files(facts), *_reports(info_fd, status_fd), "--", *command)
+    return (
+        *_limits(facts),
+        facts.bwrap,
+        *_namespaces(new_session=new_session),
+        *_files(facts),
+        *_reports(info_fd, status_fd),
+        "--",
+        *command,
+    )
 
 
 def _limits(facts: SandboxFacts) -> Iterator[str]:
@@ -65,14 +83,15 @@ def _limits(facts: SandboxFacts) -> Iterator[str]:
     yield "--"
 
 
-def _namespaces() -> Iterator[str]:
+def _namespaces(*, new_session: bool) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts")
     yield "--unshare-cgroup-try"
     # No user namespaces inside: they are the usual way to reach kernel code that only root could reach.
     yield "--disable-userns"
     yield from ("--cap-drop", "ALL")
     yield from ("--hostname", "vmm")
-    yield "--new-session"
+    if new_session:
+        yield "--new-session"
     yield "--clearenv"
     yield "--as-pid-1"
     yield from ("--chdir", "/")
