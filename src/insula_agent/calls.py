@@ -38,6 +38,8 @@ READ_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
 """Bytes read from a process at once: with their header one frame."""
 PIPE_SIZE = 524288
 """Bytes of the pipes to and from a process: fewer changes between it and us than with the kernel's 64 KiB."""
+MAX_PIECES = 1024
+"""Pieces writev(2) takes at once (IOV_MAX)."""
 
 
 class StartFailed(Exception):
@@ -102,15 +104,19 @@ class Call(StreamHandler):
             self.closed(stream, RESET_FAILED)
             return
         for message in messages:
-            if isinstance(message, Hello):
+            if isinstance(message, Stdin):
+                if message.data:
+                    self._stdin_queue.append(message.data)
+                else:
+                    self._stdin_ended = True
+            elif isinstance(message, Hello):
                 self._start()
-            elif isinstance(message, Stdin) and message.data:
-                self._stdin_queue.append(message.data)
-            elif isinstance(message, Stdin):
-                self._stdin_ended = True
+
+    def data_end(self, stream: int) -> None:
+        del stream
         self._pump_stdin()
         # What could not be written outlives the buffer it is in.
-        self._stdin_queue = [bytes(rest) for rest in self._stdin_queue]
+        self._stdin_queue = [rest if isinstance(rest, bytes) else bytes(rest) for rest in self._stdin_queue]
 
     def fin(self, stream: int) -> None:
         """The caller closed its end: normal after the exit code, else it has gone (a vchan has no half-close)."""
@@ -219,22 +225,16 @@ class Call(StreamHandler):
 
     def _pump_stdin(self, events: int = 0) -> None:
         del events
-        done = 0
         try:
-            for data in self._stdin_queue:
-                if self._stdin >= 0:
-                    written = os.write(self._stdin, data)
-                    if written < len(data):
-                        self._stdin_queue[done] = data[written:]
-                        break
-                done += 1
+            if self._stdin >= 0 and self._stdin_queue:
+                drop(self._stdin_queue, os.writev(self._stdin, self._stdin_queue[:MAX_PIECES]))
         except BlockingIOError:
             pass
         except OSError:
             # The process closed its stdin: not an error, the rest is dropped (qrexec §3).
             self._close_stdin()
-            done = len(self._stdin_queue)
-        del self._stdin_queue[:done]
+        if self._stdin < 0:
+            self._stdin_queue.clear()
         if self._stdin_queue:
             self._loop.watch(self._stdin, WRITE, self._pump_stdin)
             return
@@ -342,3 +342,16 @@ class Call(StreamHandler):
 
 def _nothing() -> None:
     """Called in place of ``on_end`` after it was."""
+
+
+def drop(pieces: list[bytes | memoryview], count: int) -> None:
+    """Take the first ``count`` bytes off a list of pieces."""
+    done = 0
+    for piece in pieces:
+        if count < len(piece):
+            break
+        count -= len(piece)
+        done += 1
+    del pieces[:done]
+    if count:
+        pieces[0] = pieces[0][count:]

@@ -75,6 +75,10 @@ class _Waiting(StreamHandler):
         else:
             self.call.data(stream, data)
 
+    def data_end(self, stream: int) -> None:
+        if self.call is not None:
+            self.call.data_end(stream)
+
     def fin(self, stream: int) -> None:
         if self.call is not None:
             self.call.fin(stream)
@@ -97,6 +101,7 @@ class _Waiting(StreamHandler):
         early, self._early = self._early, []
         for data in early:
             call.data(self.stream, data)
+        call.data_end(self.stream)
         if self._is_closed:
             call.closed(self.stream, RESET_FAILED)
 

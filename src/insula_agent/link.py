@@ -45,7 +45,7 @@ SMALL_BUFFER = 4096
 """Bytes up to which buffers are joined for a write; larger ones are written as they are."""
 PORT_PAGE = 4096
 """The port driver receives into pages and hands out at most one a read (drivers/char/virtio_console.c)."""
-READ_PAGES = 32
+READ_PAGES = 64
 """Pages asked for at once: readv(2) reads page after page from a driver that knows single reads only."""
 CONVEYED_HEADER = 64
 """Bytes that the header of conveyed bytes has at most."""
@@ -64,8 +64,11 @@ class StreamHandler:
     def data(self, stream: int, data: bytes) -> None:
         """Bytes came; they count against the window until :meth:`Link.consumed`.
 
-        ``data`` is a view of bytes, valid until this returns: whoever wants to keep some makes a copy.
+        ``data`` is a view of bytes, valid until :meth:`data_end`: whoever wants to keep some makes a copy.
         """
+
+    def data_end(self, stream: int) -> None:
+        """All that came at once was handed over: what was kept of it must be copied now."""
 
     def fin(self, stream: int) -> None:
         """The host sends nothing more."""
@@ -283,8 +286,15 @@ class Link:
             self._forget_streams()
             self._mux.start()
             return
+        received: dict[int, None] = {}
         for event in current(events):
+            if isinstance(event, DataReceived):
+                received[event.stream] = None
             self._dispatch(event)
+        for stream in received:
+            handler = self._handlers.get(stream)
+            if handler is not None:
+                handler.data_end(stream)
 
     def _dispatch(self, event: MuxEvent) -> None:
         if isinstance(event, DataReceived):

@@ -21,7 +21,7 @@ import struct
 
 from insula_proto import limits
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
-from insula_proto.value import Value
+from insula_proto.value import Value, put
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # not imported at run time: the agent starts under software emulation
@@ -44,6 +44,7 @@ RESET_BUSY = 2
 RESET_FAILED = 3
 
 _HEADER = struct.Struct("<III")
+_HEADER_SIZE = 12
 _U32 = struct.Struct("<I")
 _TWO_U32 = struct.Struct("<II")
 _HELLO_BODY = struct.Struct("<16sI16s16s")
@@ -122,7 +123,8 @@ class DataReceived(MuxEvent):
     __slots__ = ("data", "stream")
 
     def __init__(self, stream: int, data: bytes) -> None:
-        self._fill(data=data, stream=stream)
+        put(self, "data", data)
+        put(self, "stream", stream)
 
     stream: int
     data: bytes
@@ -534,7 +536,7 @@ class Mux:
         end = len(view)
         while position < end:
             if self._body_left:
-                position += self._take_body(view[position:], events)
+                position += self._take_body(view[position : position + self._body_left], events)
                 continue
             if self._state != _IN_SYNC:
                 position = self._hunt(untrusted_data, position, events)
@@ -542,7 +544,7 @@ class Mux:
                     return
                 continue
             try:
-                size = self._take_frame(view[position:], events)
+                size = self._take_frame(view, position, end - position, events)
             except RemoteProtocolError as error:
                 if self._is_host:
                     raise
@@ -561,20 +563,24 @@ class Mux:
         self.start()
         events.append(Reset(fault))
 
-    def _take_frame(self, view: memoryview, events: list[MuxEvent]) -> int:
-        """Handle the frame at the start, of DATA only the header; return its size, 0 if it is incomplete."""
-        if len(view) < _HEADER.size:
+    def _take_frame(self, view: memoryview, position: int, left: int, events: list[MuxEvent]) -> int:
+        """Handle the frame at a position with ``left`` bytes from there on, of DATA only the header.
+
+        :return: its size, 0 if it is incomplete.
+        """
+        if left < _HEADER_SIZE:
             return 0
-        stream, kind, length = _HEADER.unpack_from(view)
+        stream, kind, length = _HEADER.unpack_from(view, position)
         if kind == DATA:
             self._begin_data(stream, length)
-            return _HEADER.size
+            return _HEADER_SIZE
         if _BODY_SIZES.get(kind) != length:
             raise RemoteProtocolError(f"frame of type {kind} with length {length}")
-        if len(view) < _HEADER.size + length:
+        if left < _HEADER_SIZE + length:
             return 0
-        self._control(stream, kind, view[_HEADER.size : _HEADER.size + length], events)
-        return _HEADER.size + int(length)
+        body = position + _HEADER_SIZE
+        self._control(stream, kind, view[body : body + length], events)
+        return _HEADER_SIZE + int(length)
 
     def _hunt(self, untrusted_data: Buffer, position: int, events: list[MuxEvent]) -> int:
         """Skip to the next HELLO and handle it; return the position behind it, or -1 if there is none yet."""
@@ -593,7 +599,7 @@ class Mux:
     def _begin_data(self, stream: int, length: int) -> None:
         if not 0 < length <= limits.MUX_MAX_DATA:
             raise RemoteProtocolError(f"DATA of {length} bytes")
-        state = self._find(stream)
+        state = self._streams.get(stream) or self._find(stream)
         if state is not None:
             if state.fin_received:
                 raise RemoteProtocolError(f"DATA after FIN on stream {stream}")
@@ -603,14 +609,14 @@ class Mux:
         self._body_stream = stream
         self._body_left = length
 
-    def _take_body(self, view: memoryview, events: list[MuxEvent]) -> int:
-        part = view[: self._body_left]
-        self._body_left -= len(part)
+    def _take_body(self, part: memoryview, events: list[MuxEvent]) -> int:
+        size = len(part)
+        self._body_left -= size
         if self._body_stream in self._streams:
             # A copy: a small view would keep the whole read alive for as long as the stream's reader pleases.
             data = part if self._views else bytes(part)
             events.append(DataReceived(self._body_stream, data))  # type: ignore[arg-type] # a view reads like bytes
-        return len(part)
+        return size
 
     def _find(self, stream: int) -> _Stream | None:
         """The state of a stream a frame names; None if it was closed (frames may still be under way then)."""

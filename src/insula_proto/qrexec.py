@@ -14,7 +14,7 @@ import struct
 
 from insula_proto import limits
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
-from insula_proto.value import Value
+from insula_proto.value import Value, put
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class _Data(Message):
     data: bytes
 
     def __init__(self, data: bytes) -> None:
-        self._fill(data=data)
+        put(self, "data", data)
 
 
 class Stdin(_Data):
@@ -393,18 +393,34 @@ class Decoder:
 
     def receive(self, untrusted_data: bytes) -> list[Message]:
         """Return what is complete. :raise RemoteProtocolError: and nothing else; the decoder is of no use then."""
+        end = len(untrusted_data)
+        if 0 < end <= self._body_left:
+            # Bulk: nothing but a part of one body.
+            self._body_left -= end
+            return [_DATA_CLASSES[self._kind](untrusted_data)]
         messages: list[Message] = []
         position = 0
-        end = len(untrusted_data)
         while position < end:
             if self._body_left:
                 part = untrusted_data[position : position + self._body_left]
                 self._body_left -= len(part)
                 position += len(part)
                 messages.append(_DATA_CLASSES[self._kind](part))
+            elif not self._partial and end - position > HEADER.size:
+                position = self._take_whole(untrusted_data, position, messages)
             else:
                 position = self._take_partial(untrusted_data, position, messages)
         return messages
+
+    def _take_whole(self, untrusted_data: bytes, position: int, messages: list[Message]) -> int:
+        """Bulk: the header of a data message whose body begins in the same input; else as _take_partial."""
+        kind, length = HEADER.unpack_from(untrusted_data, position)
+        if kind not in _DATA_CLASSES or not length:
+            return self._take_partial(untrusted_data, position, messages)
+        self._check_header(kind, length)
+        self._kind = int(kind)
+        self._body_left = length
+        return position + HEADER.size
 
     def _take_partial(self, untrusted_data: bytes, position: int, messages: list[Message]) -> int:
         """Complete a header, then (unless it is of data) the body behind it; return the new position."""

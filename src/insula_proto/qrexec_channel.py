@@ -299,13 +299,11 @@ class ServiceEnd(_DataEnd):
     def _check(self, messages: list[Message]) -> list[Message]:
         checked: list[Message] = []
         for message in messages:
-            if isinstance(message, (Stderr, ExitCode)):
-                continue
             if isinstance(message, (Stdin, Stdout)):
                 if self._stdin_ended:
                     raise RemoteProtocolError("STDIN after its end")
                 self._stdin_ended = not message.data
-                checked.append(Stdin(message.data))
-            else:
+                checked.append(message if isinstance(message, Stdin) else Stdin(message.data))
+            elif not isinstance(message, (Stderr, ExitCode)):
                 checked.append(message)
         return checked

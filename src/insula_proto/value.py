@@ -8,6 +8,8 @@ them what a frozen dataclass has: equality by type and fields, a hash, a readabl
 from __future__ import annotations
 
 _set = object.__setattr__
+put = _set
+"""Sets a field in the ``__init__`` of a class of which so many are made that ``_fill`` would show."""
 
 
 class Value:

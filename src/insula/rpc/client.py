@@ -30,7 +30,7 @@ from pathlib import Path
 
 from insula.rpc.callers import REFUSED_BUSY, REFUSED_NOT_READY
 from insula.rpc.sockets import address
-from insula_proto import qrexec
+from insula_proto import limits, qrexec
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.qrexec import (
     ANSWER_LENGTHS,
@@ -51,7 +51,10 @@ from insula_proto.qrexec import (
 )
 from insula_proto.qrexec_channel import CallerEnd
 
-READ_SIZE = 65536
+READ_SIZE = 262144
+"""Bytes taken from the channel at once."""
+CHUNK_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
+"""Bytes of stdin under one header: with it one frame of the channel to the guest, which then has nothing to join."""
 PIPE_WRITE = select.PIPE_BUF
 """Bytes that a pipe or terminal reported writable takes without blocking (pipe(7)); its mode is the caller's to set."""
 HANDSHAKE_TIMEOUT = 60.0
@@ -241,8 +244,8 @@ class _Source:
     def read(self) -> bytes | memoryview:
         """Return some bytes, none at the end. :raise BlockingIOError: none now."""
         if self._fd is not None:
-            return os.read(self._fd, READ_SIZE)
-        part, self._data = self._data[:READ_SIZE], self._data[READ_SIZE:]
+            return os.read(self._fd, CHUNK_SIZE)
+        part, self._data = self._data[:CHUNK_SIZE], self._data[CHUNK_SIZE:]
         return part
 
     def close(self) -> None:
