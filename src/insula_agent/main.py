@@ -243,7 +243,11 @@ class Agent:
                 self.loop.after(BOOT_STEP, look)
                 return
             seed.settle()
-            self.commands.start()
+            self.loop.after(seed.REPORTING_TIME, say_hello)
+
+        def say_hello() -> None:
+            if epoch == self.link.epoch:
+                self.commands.start()
 
         look()
 

@@ -32,6 +32,9 @@ RUN = "/run/insula"
 GATE = f"{RUN}/gate"
 BOOTED = f"{RUN}/booted"
 """Made by insula-seed.service, when all before the gate has started and udev has nothing more to do."""
+REPORTING_TIME = 3.0
+"""Seconds the kernel takes to tell the host of free pages: it begins 2 s after the last was freed
+(mm/page_reporting.c). Frozen before, every fork would tell of all of them."""
 BOOT_LIMIT = 150.0
 """Seconds until a boot counts as complete although it is not: better a seed that still does something than none."""
 JOURNAL_SETTINGS = "/run/systemd/journald.conf.d/90-insula-seed.conf"

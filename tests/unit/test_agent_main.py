@@ -130,6 +130,7 @@ def seeded(happened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed whose steps are written down instead of done."""
     monkeypatch.setattr(seed, "prepare", lambda: happened.append("prepare"))
     monkeypatch.setattr(seed, "settle", lambda: happened.append("settle"))
+    monkeypatch.setattr(seed, "REPORTING_TIME", 0.0)
 
 
 @pytest.mark.usefixtures("seeded")
