@@ -1,4 +1,4 @@
-"""Seeds and forks of the QEMU driver: what a fork sees and what nobody may change (decision 008)."""
+"""Seeds and forks of the QEMU driver: what a fork sees and what nobody may change (decision 011)."""
 
 from __future__ import annotations
 

@@ -35,8 +35,9 @@ VMM can be found by its folder alone, whatever becomes of the daemon that starte
 MAX_BOOT_FILE = 1 << 30
 """Bytes of a kernel or initrd."""
 BOOT_HEAD = 64 * 1024
-"""Bytes of the kernel that a fork's VMM gets: it looks at the setup header (at most 33 KiB, Linux
-Documentation/arch/x86/boot.rst) and would keep all the rest in memory for nobody."""
+"""Bytes of a compressed kernel that a fork's VMM gets: it looks at the setup header (at most 33 KiB, Linux
+Documentation/arch/x86/boot.rst) and would keep a copy of all the rest for nobody."""
+_ELF_MAGIC = b"\x7fELF"
 
 
 def channel_socket(channel: str) -> str:
@@ -139,11 +140,13 @@ class MachineFiles:
         spec = self._spec
         if self._seed is None:
             return self._boot_file(stack, spec.kernel), self._boot_file(stack, spec.initrd)
-        # A fork never boots: its guest's reboot ends the machine.
+        # A fork never boots: its guest's reboot ends the machine. So a part of the kernel is enough, and anything will
+        # do for an initrd. An uncompressed kernel is mapped, not copied, and has to be whole.
         head = _own(stack, os.memfd_create("kernel-head", os.MFD_CLOEXEC))
         with spec.kernel.open("rb", buffering=0) as kernel:
             os.write(head, kernel.read(BOOT_HEAD))
-        return head, _own(stack, os.dup(head))
+        is_elf = os.pread(head, len(_ELF_MAGIC), 0) == _ELF_MAGIC
+        return self._boot_file(stack, spec.kernel) if is_elf else head, _own(stack, os.dup(head))
 
     def _boot_file(self, stack: ExitStack, path: Path) -> int:
         fd = _own(stack, _open_block(path, os.O_RDONLY))

@@ -36,7 +36,7 @@ from insula.hal.qemu.descriptors import (
     unlink_thrown_away,
 )
 from insula.hal.qemu.machine_model import model_digest
-from insula.hal.qemu.migration import restore_state, save_state
+from insula.hal.qemu.migration import announce_disks, restore_state, save_state
 from insula.hal.qemu.monitor import (
     DiskFailed,
     GuestEnded,
@@ -65,6 +65,8 @@ CHANNEL_LIMIT_S = 2.0
 """For QEMU to take a channel's new client, or to notice that the last one left."""
 CHANNEL_POLL_S = 0.002
 
+LOGGED_OUTPUT = 2000
+"""Characters of what a VMM printed that go to the log; the first are the ones that tell something."""
 MIN_BALLOON_MIB = 16
 """Less, and any guest kernel dies."""
 
@@ -151,35 +153,11 @@ class QemuMachine:
         assert fds.state is not None
         try:
             await restore_state(self._monitor, fds.state)
-            await self._tell_sizes()
+            await announce_disks(self._monitor, self._spec.disks)
         except HalError as error:
             raise SeedUnusable(f"the machine frozen in {folder} cannot be forked: {error}", process.output()) from error
         unlink_thrown_away(self._spec)
         return process
-
-    async def _tell_sizes(self) -> None:
-        """Have the guest ask anew for the sizes of its disks.
-
-        Resizing to the size it has changes nothing but raises the device's "configuration changed" interrupt, which a
-        restore does not (virtio 1.1 §5.2.5). It is done for all writable disks, since it also fails for one that QEMU
-        could not take over after the restore (locked by another VMM), which QEMU itself tells nobody but the first to
-        resume the guest.
-        """
-        actual = await self._disk_sizes()
-        resizes = [
-            self._execute("block_resize", {"node-name": disk_node(index), "size": actual[disk.name]})
-            for index, disk in enumerate(self._spec.disks)
-            if disk.source.writable
-        ]
-        await asyncio.gather(*resizes)
-
-    async def _disk_sizes(self) -> dict[str, int]:
-        """Bytes, by name, as QEMU sees them."""
-        nodes = await self._monitor.disk_sizes()
-        try:
-            return {disk.name: nodes[disk_node(index)] for index, disk in enumerate(self._spec.disks)}
-        except KeyError as error:
-            raise DriverError(f"QEMU does not tell the size of {error}") from error
 
     async def _launch(self, seed: LoadedSeed | None) -> tuple[VmmProcess, Descriptors]:
         spec, host = self._spec, self._host
@@ -457,7 +435,7 @@ class QemuMachine:
         if self._console is not None:
             self._console.finish()
         if self._process is not None and (output := self._process.output()):
-            self._log.info("the VMM said: %s", output)
+            self._log.info("the VMM said: %s", output[:LOGGED_OUTPUT])
         if self._process is not None:
             await self._process.wait_sandbox()
         await self._close_handles()

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from insula.hal.driver import Disk
 from insula.hal.errors import DriverError
+from insula.hal.qemu.command import disk_node
 from insula.hal.qemu.monitor import Monitor, RunState
 
 SAVE_LIMIT_S = 60.0
@@ -70,3 +72,22 @@ async def restore_state(monitor: Monitor, number: int) -> None:
         raise DriverError(f"the machine was not restored within {RESTORE_LIMIT_S:.0f} s") from error
     if state is not RunState.STOPPED:
         raise DriverError(f"QEMU is {state.value} after the restore, not paused")
+
+
+async def announce_disks(monitor: Monitor, disks: Sequence[Disk]) -> None:
+    """Have a restored guest ask anew for the sizes of its disks.
+
+    Resizing to the size it has changes nothing but raises the device's "configuration changed" interrupt, which a
+    restore does not (virtio 1.1 §5.2.5). It is done for all writable disks, since it also fails for one that QEMU could
+    not take over after the restore (locked by another VMM), which QEMU itself tells nobody but the first to resume the
+    guest.
+
+    :raise DriverError: refused.
+    :raise MachineGone: QEMU ends upon a disk that it does not have.
+    """
+    actual = await monitor.disk_sizes()
+    writable = [disk_node(index) for index, disk in enumerate(disks) if disk.source.writable]
+    if missing := set(writable) - set(actual):
+        raise DriverError(f"QEMU does not tell the size of {', '.join(sorted(missing))}")
+    resizes = [monitor.execute("block_resize", {"node-name": node, "size": actual[node]}) for node in writable]
+    await asyncio.gather(*resizes)

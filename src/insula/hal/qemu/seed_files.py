@@ -1,4 +1,4 @@
-"""A frozen machine on disk, and loaded for forks (decision 008).
+"""A frozen machine on disk, and loaded for forks (decision 011).
 
 A seed is a folder of three files: ``memory`` (sparse, the guest's RAM), ``state`` (QEMU's migration stream without the
 RAM) and ``manifest.json``, written last. Until it is there, or when anything does not agree with it, the folder is no
