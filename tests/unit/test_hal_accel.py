@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from insula.hal.qemu.accel import TCG_CACHE_MIB, Accelerator, AcceleratorName, KvmNode, choose
+from insula.hal.qemu.accel import EMULATED_CPU, TCG_CACHE_MIB, Accelerator, AcceleratorName, KvmNode, choose
 
 
 @pytest.mark.parametrize("flag", ["vmx", "svm"])
@@ -23,7 +23,7 @@ def test_flag_without_usable_node_gives_tcg_with_the_nodes_problem() -> None:
 
 def test_tcg_is_threaded_with_a_bounded_cache() -> None:
     arguments = list(Accelerator(AcceleratorName.TCG, "").arguments())
-    assert arguments == ["-accel", f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", "-cpu", "max"]
+    assert arguments == ["-accel", f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", "-cpu", EMULATED_CPU]
 
 
 def test_kvm_passes_the_hosts_cpu() -> None:

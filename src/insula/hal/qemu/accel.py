@@ -24,6 +24,11 @@ class AcceleratorName(StrEnum):
     TCG = "tcg"
 
 
+EMULATED_CPU = "Westmere-v1"
+"""All that Debian needs and AES. With ``max`` a boot takes twice the CPU time (9.2 s against 4.8 s, QEMU 7.2): Linux
+meets an AMD CPU it does not know and wide vector registers to save, all of it emulated."""
+
+
 @dataclass(frozen=True)
 class KvmNode:
     """What was found about ``/dev/kvm``."""
@@ -49,7 +54,7 @@ class Accelerator:
         if self.is_hardware:
             yield from ("-accel", "kvm", "-cpu", "host")
         else:
-            yield from ("-accel", f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", "-cpu", "max")
+            yield from ("-accel", f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", "-cpu", EMULATED_CPU)
 
 
 def choose(node: KvmNode, cpu_flags: Collection[str]) -> Accelerator:
