@@ -27,6 +27,7 @@ from pathlib import Path
 
 from insula.hal.capabilities import EMULATED_KERNEL_OPTIONS
 from insula.hal.driver import RPC_CHANNEL
+from insula.hal.qemu.accel import EMULATED_CPU
 from insula.templates.build import BuiltTemplate, load
 from insula.templates.initramfs import Entry, write_newc
 from insula.testing.guest import build_template
@@ -94,7 +95,7 @@ def is_hardware() -> bool:
 
 def command(built: BuiltTemplate, initrd: Path, extra: list[str]) -> list[str]:
     hardware = is_hardware()
-    accelerator = ["-accel", "kvm", "-cpu", "host"] if hardware else ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    accelerator = ["-accel", "kvm", "-cpu", "host"] if hardware else ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
     options = [built.cmdline, "" if hardware else EMULATED_KERNEL_OPTIONS, "systemd.machine_id=" + "5" * 32]
     return [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", *accelerator,
