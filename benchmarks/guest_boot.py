@@ -95,7 +95,8 @@ def is_hardware() -> bool:
 
 def command(built: BuiltTemplate, initrd: Path, extra: list[str]) -> list[str]:
     hardware = is_hardware()
-    accelerator = ["-accel", "kvm", "-cpu", "host"] if hardware else ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
+    emulated = ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
+    accelerator = ["-accel", "kvm", "-cpu", "host"] if hardware else emulated
     options = [built.cmdline, "" if hardware else EMULATED_KERNEL_OPTIONS, "systemd.machine_id=" + "5" * 32]
     return [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", *accelerator,
