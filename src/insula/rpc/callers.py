@@ -61,8 +61,8 @@ class _Relay(StreamHandler):
         self._table = table
         self._port = port
         self._loop = asyncio.get_running_loop()
-        self._pending: list[bytes] = []
-        """From the guest, not taken by the caller yet; at most the stream's window."""
+        self._pending = bytearray()
+        """From the guest, not taken by the caller yet; at most the stream's window, however small the pieces were."""
         self._guest_finished = False
         self._is_closed = False
         self.stream = channel.open(port, self)
@@ -104,10 +104,15 @@ class _Relay(StreamHandler):
 
     # guest to caller
 
-    def data(self, untrusted_data: bytes) -> None:
-        self._pending.append(untrusted_data)
-        if len(self._pending) == 1:
-            self._deliver()
+    def view(self, untrusted_view: memoryview) -> None:
+        sent = 0
+        if not self._pending:
+            # What the caller takes at once, nearly always all, is not copied.
+            sent = self._send(untrusted_view)
+            if self._is_closed or sent == len(untrusted_view):
+                return
+            self._loop.add_writer(self._connection, self._deliver)
+        self._pending += untrusted_view[sent:]
 
     def fin(self) -> None:
         self._guest_finished = True
@@ -117,26 +122,21 @@ class _Relay(StreamHandler):
     def closed(self) -> None:
         self._close()
 
-    def _deliver(self) -> None:
-        done = 0
-        size = 0
+    def _send(self, untrusted_data: memoryview | bytearray) -> int:
+        """Give the caller what it takes now, and as much credit to the guest; return how much that was."""
         try:
-            for data in self._pending:
-                sent = self._connection.send(data)
-                size += sent
-                if sent < len(data):
-                    self._pending[done] = data[sent:]
-                    break
-                done += 1
+            sent = self._connection.send(untrusted_data)
         except BlockingIOError:
-            pass
+            return 0
         except OSError:
             self.caller_gone()
-            return
-        del self._pending[:done]
-        self._channel.consumed(self.stream, size)
-        if self._pending:
-            self._loop.add_writer(self._connection, self._deliver)
+            return 0
+        self._channel.consumed(self.stream, sent)
+        return sent
+
+    def _deliver(self) -> None:
+        del self._pending[: self._send(self._pending)]
+        if self._pending or self._is_closed:
             return
         self._loop.remove_writer(self._connection)
         if self._guest_finished:

@@ -261,7 +261,7 @@ class _Sink:
         self._collect = collect
         self._fd = None if fd is None else os.dup(fd)
         self.is_watchable = self._fd is not None and _is_watchable(self._fd)
-        self.pending = b""
+        self.pending = bytearray()
 
     @property
     def fd(self) -> int:
@@ -269,24 +269,27 @@ class _Sink:
         return self._fd
 
     def put(self, data: bytes) -> None:
-        """Take bytes; those for a watchable descriptor wait in :attr:`pending`."""
+        """Take bytes, a view maybe; those for a watchable descriptor wait in :attr:`pending`."""
         if self._collect is not None:
             self._collect(data)
-        elif self._fd is not None:
+        elif self._fd is None:
+            return
+        elif self.is_watchable:
             self.pending += data
-            if not self.is_watchable:
-                while self.pending:
-                    self.write()
+        else:
+            written = 0
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
 
     def write(self) -> None:
         """Write some; the descriptor is writable. Who reads no more gets no more."""
         try:
-            size = PIPE_WRITE if self.is_watchable else len(self.pending)
-            self.pending = self.pending[os.write(self.fd, self.pending[:size]) :]
+            part = self.pending[:PIPE_WRITE] if self.is_watchable else self.pending
+            del self.pending[: os.write(self.fd, part)]
         except BlockingIOError:
             return
         except (BrokenPipeError, ConnectionResetError):
-            self.pending = b""
+            self.pending.clear()
             self.close()
 
     def close(self) -> None:
@@ -372,7 +375,8 @@ class _Exchange:
             self._finish(EXIT_CHANNEL_LOST)
             return
         try:
-            for message in self._protocol.receive(untrusted_data):
+            view = memoryview(untrusted_data)
+            for message in self._protocol.receive(view):  # type: ignore[arg-type] # a view reads like bytes
                 self._take(message)
         except RemoteProtocolError:
             self._finish(EXIT_CHANNEL_LOST)
@@ -406,7 +410,7 @@ class _Exchange:
         try:
             sink.write()
         except OSError as error:
-            sink.pending = b""
+            sink.pending.clear()
             if not self._result.done():
                 self._result.set_exception(error)
         if sink.pending:
