@@ -142,6 +142,14 @@ class Commands(StreamHandler):
         """Whether a command runs."""
         return bool(self._calls)
 
+    def rehearse(self) -> None:
+        """Decide for nobody what a command would execute: libraries and files that takes are here then."""
+        for command_line in (b"root:true", b"root:QUBESRPC qubes.VMExec+true dom0"):
+            try:
+                plan(command_line, self._configuration)
+            except StartFailed as error:
+                log(f"rehearsal: {error}")
+
     def kill_all(self) -> None:
         """End every command; for the agent's own end."""
         for call in self._calls:

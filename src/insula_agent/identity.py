@@ -40,6 +40,16 @@ DEFAULT_SERVICES = {
 PERSISTENCE = ("full", "rw-only", "none")
 MAX_HOSTNAME = 63  # HOST_NAME_MAX is 64 with the final NUL
 
+_SAMPLE = {
+    "/name": b"sample",
+    "/qubes-vm-type": b"AppVM",
+    "/qubes-vm-persistence": b"rw-only",
+    "/qubes-timezone": b"Etc/UTC",
+    "/qubes-random-seed": b"AAAA",
+    "/insula-clock": b"1800000000000000000",
+    "/insula-machine-id": b"0123456789abcdef" * 2,
+}
+
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 _SERVICE_LETTERS = _NAME_LETTERS | frozenset("+")
 _ZONE_LETTERS = _NAME_LETTERS | frozenset("+")
@@ -177,6 +187,17 @@ def complete(identity: Identity) -> None:
     if rc_local.is_needed():
         files.touch(BOOT_SCRIPTS)
     log(f"identity {identity.hostname}, {identity.vm_type}, persistence {identity.persistence}")
+
+
+def rehearse() -> None:
+    """In a seed: do what comes to nothing, so that no fork has to load a library or map a page for it."""
+    Identity(_SAMPLE)
+    renewal.mix_entropy(renewal.NO_ENTROPY)
+    _set_hostname(os.uname().nodename)
+    _read_protected()
+    plan_hosts(files.read("/etc/hosts"), "localhost")
+    for name in (persistence.PRIVATE, persistence.VOLATILE):
+        persistence.find_disk(name)
 
 
 def _set_hostname(name: str) -> None:

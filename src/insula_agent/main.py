@@ -227,7 +227,7 @@ class Agent:
     # --- seeds and their forks -----------------------------------------------------------------------------------
 
     def _be_seed(self) -> None:
-        from insula_agent import identity, seed  # noqa: F401, PLC0415 - what a fork needs is here then
+        from insula_agent import identity, seed  # noqa: PLC0415
 
         if self._has_identity:
             raise SeedRefused("this machine has an identity and cannot be a seed any more")
@@ -242,6 +242,8 @@ class Agent:
             if not seed.is_booted() and time.monotonic() < deadline:
                 self.loop.after(BOOT_STEP, look)
                 return
+            identity.rehearse()
+            self.commands.rehearse()
             seed.settle()
             self.loop.after(seed.REPORTING_TIME, say_hello)
 

@@ -29,6 +29,9 @@ EARLIEST, LATEST = 1_500_000_000, 8_000_000_000
 _RNDADDENTROPY = 0x40085203  # <linux/random.h>: _IOW('R', 0x03, int[2])
 _RNDRESEEDCRNG = 0x5207  # _IO('R', 0x07)
 
+NO_ENTROPY = struct.pack("ii4s", 0, 4, b"")
+"""Mixes in something that does not count."""
+
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 OWN_BOOT_ID = "/run/insula/boot-id"
 

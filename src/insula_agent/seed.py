@@ -47,10 +47,10 @@ MaxLevelKMsg=info
 """
 JOURNAL_GROUP = "/sys/fs/cgroup/system.slice/systemd-journald.service/cgroup.procs"
 COMPACT_MEMORY = "/proc/sys/vm/compact_memory"
-PROCESSES = "/proc"
-HUSHED = f"{RUN}/hushed"
-"""Processes that go after everything else, one a line: number, the nice value it had."""
-LEAST = 19
+CONTROL_GROUPS = "/sys/fs/cgroup"
+SERVICES = "system.slice"
+OWN_GROUP = "insula-agent.service"
+"""Ours, and that of the commands we run."""
 REHEARSAL = f"{RUN}/rehearsal"
 SIGTERM = 15
 
@@ -104,7 +104,7 @@ def settle() -> None:
     # What is left in memory for good need not be looked through in every fork.
     gc.collect()
     gc.freeze()
-    hush()
+    hush(is_wanted=True)
 
 
 def _rehearse() -> None:
@@ -117,29 +117,23 @@ def _rehearse() -> None:
     os.rmdir(REHEARSAL)
 
 
-def hush() -> None:
-    """Have all other processes go after everything else: what a fork's kernel, systemd and udev notice (a new clock,
-    mounts) would take the one virtual CPU by turns with what the first command waits for."""
-    lines = []
-    for name in os.listdir(PROCESSES):
-        # Threads of the kernel have no command line.
-        if name.isdigit() and int(name) != os.getpid() and files.read(f"{PROCESSES}/{name}/cmdline"):
-            lines.append(f"{name} {os.getpriority(os.PRIO_PROCESS, int(name))}\n")
-            os.setpriority(os.PRIO_PROCESS, int(name), LEAST)
-    files.write(HUSHED, "".join(lines))
+def _other_groups() -> list[str]:
+    """Control groups that are neither ours nor hold ours."""
+    groups = []
+    for folder in (CONTROL_GROUPS, f"{CONTROL_GROUPS}/{SERVICES}"):
+        with os.scandir(folder) as entries:
+            groups += [entry.path for entry in entries if entry.is_dir() and entry.name not in (SERVICES, OWN_GROUP)]
+    return groups
 
 
-def rouse() -> None:
-    """Undo :func:`hush`, for this process too: one that systemd has started since is as it was then."""
-    for line in files.read(HUSHED).splitlines():
-        pid, nice = [int(word) for word in line.split()]
-        try:
-            os.setpriority(os.PRIO_PROCESS, pid, nice)
-        except ProcessLookupError:
-            continue
-    if os.path.exists(HUSHED):
-        os.unlink(HUSHED)
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+def hush(*, is_wanted: bool) -> None:
+    """Have all other processes run only when nothing of ours wants to, or no longer: what systemd, udev, dbus and the
+    journal notice in a fork (a new clock, mounts) would take the virtual CPU by turns with what its first command waits
+    for. By control group: nice values count within one only, and being delegated to us they are in force."""
+    for group in _other_groups():
+        switch = f"{group}/cpu.idle"
+        if os.path.exists(switch):
+            files.write(switch, "1" if is_wanted else "0")
 
 
 def is_gated() -> bool:
@@ -155,7 +149,7 @@ def open_gate() -> bool:
         if error.errno == errno.ENXIO:
             return False
         raise
-    rouse()
+    hush(is_wanted=False)
     _renew_journal()
     os.close(fd)
     os.unlink(GATE)

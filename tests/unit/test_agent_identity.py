@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from insula_agent.identity import (
+    _SAMPLE,
     Identity,
     IdentityError,
     parse_protected,
@@ -35,6 +36,11 @@ def test_identity_has_what_makes_a_fork_its_own() -> None:
     assert identity.machine_id == "a" * 32
     assert identity.clock == 1_800_000_000_000_000_000
     assert identity.entropy is None
+
+
+def test_sample_that_seeds_rehearse_with_is_understood() -> None:
+    identity = Identity(_SAMPLE)
+    assert None not in (identity.entropy, identity.clock, identity.machine_id, identity.timezone)
 
 
 def test_missing_user_is_the_default_user() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from insula_agent import commands, main, seed
+from insula_agent import identity as identity_module
 
 SRC = Path(__file__).parents[2] / "src"
 COSTLY = {"asyncio", "dataclasses", "typing", "subprocess", "logging", "tempfile", "enum", "inspect", "pathlib", "re"}
@@ -131,6 +132,7 @@ def seeded(happened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seed, "prepare", lambda: happened.append("prepare"))
     monkeypatch.setattr(seed, "settle", lambda: happened.append("settle"))
     monkeypatch.setattr(seed, "REPORTING_TIME", 0.0)
+    monkeypatch.setattr(identity_module, "rehearse", lambda: happened.append("rehearse"))
 
 
 @pytest.mark.usefixtures("seeded")
@@ -144,7 +146,7 @@ def test_seed_lets_the_system_boot_first_and_says_hello_then(
     assert happened == ["prepare", "READY=1"]
     while agent.loop._timers:
         agent.loop._run_timers()
-    assert happened == ["prepare", "READY=1", "settle", "commands"]
+    assert happened == ["prepare", "READY=1", "rehearse", "settle", "commands"]
 
 
 @pytest.mark.usefixtures("seeded")

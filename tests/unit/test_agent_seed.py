@@ -21,7 +21,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(seed, "JOURNAL_SETTINGS", str(tmp_path / "journald.conf.d" / "90.conf"))
     monkeypatch.setattr(seed, "JOURNAL_GROUP", str(tmp_path / "cgroup.procs"))
     (tmp_path / "cgroup.procs").write_text("")
-    monkeypatch.setattr(seed, "HUSHED", str(run / "hushed"))
+    (tmp_path / "cgroup" / "system.slice").mkdir(parents=True)
+    monkeypatch.setattr(seed, "CONTROL_GROUPS", str(tmp_path / "cgroup"))
     return tmp_path
 
 
@@ -75,36 +76,26 @@ def test_journal_of_the_seed_is_ended_once_and_one_that_has_gone_is_no_error(fol
     seed._renew_journal()
 
 
-def test_hushed_processes_are_roused_as_they_were_except_the_kernels_and_us(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    processes = folder / "proc"
-    sleeper = subprocess.Popen(["nice", "-n", "3", "sleep", "60"])
-    gone = subprocess.Popen(["true"])
-    gone.wait(10)
-    try:
-        while os.getpriority(os.PRIO_PROCESS, sleeper.pid) != 3:
-            assert sleeper.poll() is None
-        for name, line in ((str(sleeper.pid), "sleep"), ("2", ""), (str(os.getpid()), "us"), ("self", "us")):
-            (processes / name).mkdir(parents=True)
-            (processes / name / "cmdline").write_text(line)
-        monkeypatch.setattr(seed, "PROCESSES", str(processes))
-        (folder / "run").mkdir()
-        seed.hush()
-        assert (folder / "run" / "hushed").read_text() == f"{sleeper.pid} 3\n"
-        assert os.getpriority(os.PRIO_PROCESS, sleeper.pid) == seed.LEAST
-        if os.geteuid() == 0:
-            # Raising a priority again takes a privilege.
-            (folder / "run" / "hushed").write_text(f"{gone.pid} 0\n{sleeper.pid} 3\n")
-            seed.rouse()
-            assert os.getpriority(os.PRIO_PROCESS, sleeper.pid) == 3
-            assert not (folder / "run" / "hushed").exists()
-    finally:
-        sleeper.kill()
-        sleeper.wait(10)
+@pytest.fixture
+def groups(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tree = folder / "cgroup"
+    for name in ("init.scope", "user.slice", "system.slice/dbus.service", "system.slice/insula-agent.service"):
+        (tree / name).mkdir(parents=True, exist_ok=True)
+        (tree / name / "cpu.idle").write_text("0")
+    (tree / "system.slice" / "cpu.idle").write_text("0")
+    (tree / "system.slice" / "dev-mqueue.mount").mkdir()
+    (tree / "cpu.stat").touch()
+    monkeypatch.setattr(seed, "CONTROL_GROUPS", str(tree))
+    return tree
 
 
-def test_nobody_hushed_is_nobody_roused() -> None:
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    seed.rouse()
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+def idle(groups: Path) -> set[str]:
+    return {str(path.parent.relative_to(groups)) for path in groups.rglob("cpu.idle") if path.read_text() == "1"}
+
+
+def test_all_groups_but_ours_are_hushed_until_the_gate_opens(groups: Path) -> None:
+    seed.hush(is_wanted=True)
+    assert idle(groups) == {"init.scope", "user.slice", "system.slice/dbus.service"}
+    assert not (groups / "system.slice" / "dev-mqueue.mount" / "cpu.idle").exists()
+    seed.hush(is_wanted=False)
+    assert idle(groups) == set()
