@@ -77,6 +77,17 @@ async def test_disposable_is_gone_when_it_ends_however_it_ends(bench: Bench) -> 
     assert list(bench.folder.glob("pool/**/*disp*")) == []
 
 
+async def test_console_of_a_disposable_is_not_kept(bench: Bench) -> None:
+    name = await bench.engine.create_disposable(DVM, WORK)
+    await bench.engine.start(name)
+    kept = bench.host.console_folder / f"{name}.console.log"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("what its programs said")
+    await bench.engine.kill(name)
+    assert name not in bench.host.store.system.qubes
+    assert not kept.exists()
+
+
 async def test_every_disk_of_a_disposable_is_encrypted_with_a_key_nobody_keeps(bench: Bench) -> None:
     name = await bench.engine.create_disposable(DVM, WORK)
     await bench.engine.start(name)

@@ -286,6 +286,8 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
                 except (StorageError, QubesPoolNotFoundError) as e:
                     # The qube is gone; the next start of the daemon removes what is left.
                     log.error("%s: volume %s: %s", name, volume.name, e)
+            # What its last machine wrote on its console is the user's as well; a later qube of that name has its own.
+            (host.console_folder / f"{name}.console.log").unlink(missing_ok=True)
         host.publish("", "domain-delete", vm=name)
 
     # -- properties

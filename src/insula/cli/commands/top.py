@@ -40,11 +40,7 @@ def top(
     interval: Annotated[float, typer.Option(min=0.5, max=3600, metavar="SECONDS", help="Between two looks.")] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Show what each running qube uses: memory (shared pages in equal parts), CPU (100 is one CPU), disk.
-
-    MEMORY is what the qube's machine takes of this machine now, ASSIGNED what its system believes to have. Ends with
-    Ctrl-C.
-    """
+    """Show what each running qube uses: memory (shared pages in equal parts), CPU (100 is one CPU), disk."""
 
     async def work(client: AdminClient) -> None:
         if as_json or once or not output.is_terminal(sys.stdout):
