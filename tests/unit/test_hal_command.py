@@ -249,6 +249,7 @@ def test_guest_sees_no_uuid_and_the_vmm_is_found_by_it() -> None:
         ({"disks": (Disk("a", source()),)}, "layers"),
         ({"disks": (Disk("a", replace(source("/a"), size=513)),)}, "size"),
         ({"disks": (Disk("a", replace(source("/a"), size=0)),)}, "size"),
+        ({"freezable": True, "seed": Path("/seed")}, "fork cannot be frozen"),
         ({"disks": (Disk("a", replace(source("/a"), key=b"short")),)}, "key"),
         ({"disks": (Disk("a", replace(source("/a"), key=bytes(32))),)}, "key"),
         ({"disks": (Disk("a", replace(source("/a.raw"), key=new_key())),)}, "key"),

@@ -126,6 +126,7 @@ def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
         _matches(_CMDLINE, spec.cmdline),
         f"kernel command line must be printable ASCII of at most {MAX_CMDLINE} characters",
     )
+    yield spec.seed is None or not spec.freezable, "a fork cannot be frozen: its memory is the seed's"
     yield len(spec.channels) <= MAX_CHANNELS, f"{len(spec.channels)} channels; at most {MAX_CHANNELS} fit"
     yield len(set(spec.channels)) == len(spec.channels), "two channels have the same name"
     for channel in spec.channels:

@@ -385,18 +385,17 @@ class QemuMachine:
             await self.wait_gone()
 
     async def freeze(self, folder: Path) -> None:
-        async with self._life:
-            self._require_started()
-            check_freeze(self._spec, self._state, folder)
-            if self._memory is None:
-                raise DriverError(f"machine {self._spec.name!r} was started by an earlier daemon")
-            with ExitStack() as stack:
-                memory = os.dup(self._memory)
-                stack.callback(os.close, memory)
-                state = state_memory()
-                stack.callback(os.close, state)
+        with ExitStack() as stack:
+            async with self._life:
+                self._require_started()
+                check_freeze(self._spec, self._state, folder)
+                if self._memory is None:
+                    raise DriverError(f"machine {self._spec.name!r} was started by an earlier daemon")
+                memory, state = os.dup(self._memory), state_memory()
+                for fd in (memory, state):
+                    stack.callback(os.close, fd)
                 manifest = await self._save_state(state)
-                await store(folder, manifest, memory, state)
+            await store(folder, manifest, memory, state)
 
     async def _save_state(self, state: int) -> Manifest:
         """The device state goes to a memory file; the VMM is gone after it, however that went."""
