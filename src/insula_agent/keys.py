@@ -51,12 +51,20 @@ def write_file(folder: str, name: str, value: bytes, mode: int = 0o644) -> None:
 
 
 class Keys(StreamHandler):
-    """``on_complete`` is called with all keys each time they have been read over a new connection."""
+    """``on_complete`` is called with all keys each time they have been read over a new connection, ``on_written`` with
+    a key and its value each time the host has set one since."""
 
-    def __init__(self, link: Link, folder: str, on_complete: Callable[[dict[str, bytes]], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        folder: str,
+        on_complete: Callable[[dict[str, bytes]], None],
+        on_written: Callable[[str, bytes], None],
+    ) -> None:
         self._link = link
         self._folder = folder
         self._on_complete = on_complete
+        self._on_written = on_written
         self._client = qubesdb.KeyClient()
         self._stream = 0
         self._writer: StreamWriter | None = None
@@ -89,6 +97,7 @@ class Keys(StreamHandler):
                 self._on_complete(dict(self._client.keys))
                 self._show_all()
             elif isinstance(event, qubesdb.KeyWritten):
+                self._on_written(event.path, event.value)
                 self._show(event.path, event.value)
             else:
                 self._hide(file_name(event.path))

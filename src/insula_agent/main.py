@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
 SIGTERM = 15
+CLOCK_KEY = "/insula-clock"
+"""See :mod:`insula_agent.renewal`."""
 GATE_STEP = 0.05
 """Seconds between looks whether the rest of a fork's system may start: not before the first command has ended, for on
 one virtual CPU it would be in its way."""
@@ -133,6 +135,18 @@ class Identity:
 
         identity.complete(self._who)
 
+    def set_clock(self, value: bytes) -> None:
+        """The host says what time it is: this machine stood still, and its clock with it."""
+        from insula_agent import renewal  # noqa: PLC0415
+
+        try:
+            clock = renewal.plan_clock(value)
+        except renewal.RenewalError as error:
+            log(str(error))
+            return
+        if clock is not None:
+            renewal.set_clock(clock)
+
     def is_gated(self) -> bool:
         """Whether the rest of the system waits for us to open the gate."""
         from insula_agent import seed  # noqa: PLC0415
@@ -165,6 +179,9 @@ class NoIdentity(Identity):
     def complete(self) -> None:
         pass
 
+    def set_clock(self, value: bytes) -> None:
+        pass
+
     def is_gated(self) -> bool:
         return False
 
@@ -181,7 +198,7 @@ class Agent:
         self._is_announced = False
         self.loop = Loop()
         self.link = Link(self.loop, options.device, self._synced, self._accept)
-        self.keys = keys.Keys(self.link, options.keys_folder, self._keys_read)
+        self.keys = keys.Keys(self.link, options.keys_folder, self._keys_read, self._key_written)
         configuration = Configuration(
             os.environ.get("QREXEC_SERVICE_PATH", services.DEFAULT_SERVICE_PATH),
             os.environ.get("QUBES_RPC_CONFIG_PATH", services.DEFAULT_CONFIG_PATH),
@@ -214,6 +231,11 @@ class Agent:
                 self.loop.after(GATE_STEP, self._look_at_gate)
             else:
                 self._identity.complete()
+
+    def _key_written(self, path: str, value: bytes) -> None:
+        # Before that it is read with the others, and obeyed once.
+        if path == CLOCK_KEY and self._has_identity:
+            self._identity.set_clock(value)
 
     def _ready(self, version: int) -> None:
         log(f"ready, qrexec version {version}")

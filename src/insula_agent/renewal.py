@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SEED_KEY = "/qubes-random-seed"
 CLOCK_KEY = "/insula-clock"
-"""Time of the host when it served the keys, decimal nanoseconds since the epoch."""
+"""Time of the host when it served the keys or let this machine go on, decimal nanoseconds since the epoch."""
 MACHINE_ID_KEY = "/insula-machine-id"
 SEED_MAX = 3072
 """Bytes of a key's value."""

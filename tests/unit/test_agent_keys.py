@@ -17,6 +17,10 @@ class Pipe:
         self.server = qubesdb.KeyServer(host_keys, lambda path, value: True)
         self.was_reset = False
         self.keys: keys.Keys | None = None
+        self.changes: list[tuple[str, bytes]] = []
+
+    def changed(self, path: str, value: bytes) -> None:
+        self.changes.append((path, value))
 
     def open(self, port: int, handler: object) -> int:
         assert port == 111
@@ -42,7 +46,7 @@ class Pipe:
 def connected(folder: Path, host_keys: dict[str, bytes]) -> tuple[Pipe, list[dict[str, bytes]]]:
     pipe = Pipe(host_keys)
     seen: list[dict[str, bytes]] = []
-    pipe.keys = keys.Keys(pipe, str(folder), seen.append)  # type: ignore[arg-type]
+    pipe.keys = keys.Keys(pipe, str(folder), seen.append, pipe.changed)  # type: ignore[arg-type]
     pipe.keys.start()
     pipe.deliver()
     return pipe, seen
@@ -63,6 +67,7 @@ def test_change_and_removal_by_host_are_followed(tmp_path: Path) -> None:
     pipe.deliver(pipe.server.write("/name", b"play"))
     pipe.deliver(pipe.server.write("/new", b"1"))
     assert shown(tmp_path) == {"name": b"play", "new": b"1"}
+    assert pipe.changes == [("/name", b"play"), ("/new", b"1")]
     pipe.deliver(pipe.server.remove("/name"))
     pipe.deliver(pipe.server.remove("/name"))
     assert shown(tmp_path) == {"new": b"1"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from insula_agent import commands, main, seed
+from insula_agent import commands, main, renewal, seed
 from insula_agent import identity as identity_module
 
 SRC = Path(__file__).parents[2] / "src"
@@ -85,6 +85,9 @@ class Recorded(main.Identity):
     def complete(self) -> None:
         self.happened.append("complete")
 
+    def set_clock(self, value: bytes) -> None:
+        self.happened.append(f"clock {value.decode()}")
+
     def is_gated(self) -> bool:
         return self.gated
 
@@ -124,6 +127,25 @@ def test_identity_that_fails_lets_no_command_in_and_is_tried_again(agent: main.A
     assert happened == ["apply bad"]
     agent._keys_read({"/name": b"work"})
     assert happened == ["apply bad", "apply work", "commands", "flush", "finish", "complete"]
+
+
+def test_clock_is_set_when_the_host_says_the_time_to_a_machine_that_is_somebody(
+    agent: main.Agent, happened: list[str]
+) -> None:
+    agent._key_written("/insula-clock", b"1")
+    agent._keys_read({"/name": b"work"})
+    happened.clear()
+    agent._key_written("/name", b"2")
+    agent._key_written("/insula-clock", b"3")
+    assert happened == ["clock 3"]
+
+
+def test_nonsense_for_a_clock_is_not_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr(renewal, "set_clock", set_to.append)
+    for value in (b"", b"soon", b"-1", b"1", b"1795464851000000000"):
+        main.Identity().set_clock(value)
+    assert set_to == [1795464851000000000]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from insula.model.errors import (
 )
 from insula.model.names import QubeName
 from insula.model.properties import set_property
+from insula.model.qubesdb_keys import CLOCK_KEY
 from insula.model.state import PowerState
 from insula.storage.pool import NoSpace
 from insula.store.errors import StoreError
@@ -375,6 +377,23 @@ async def test_machine_that_stops_by_itself_is_shown_paused_and_goes_on_when_tol
     await bench.engine.unpause(WORK)
     assert bench.guest("work").state is MachineState.RUNNING
     assert bench.engine.power_state(WORK) is PowerState.RUNNING
+
+
+async def test_unpaused_qube_is_told_the_time(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await bench.engine.pause(WORK)
+    before = time.time_ns()
+    await bench.engine.unpause(WORK)
+    assert before <= int(bench.sessions.of("work").keys[CLOCK_KEY]) <= time.time_ns()
+
+
+async def test_qube_without_a_session_is_unpaused_nevertheless(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    await bench.engine.start(WORK)
+    await bench.engine.pause(WORK)
+    bench.sessions.of("work").die("crashed")
+    await bench.engine.unpause(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.RUNNING
+    assert "its clock is late" in caplog.text
 
 
 async def test_volumes_that_cannot_be_settled_are_settled_before_the_next_start(

@@ -35,6 +35,9 @@ class Session(Protocol):
     async def wait_closed(self) -> str:
         """Return why the session process ended, once it has."""
 
+    async def set_key(self, path: str, value: bytes) -> None:
+        """Tell the qube a key that is new or has changed. :raise OSError: the session is gone."""
+
     async def close(self) -> None:
         """End it; idempotent."""
 

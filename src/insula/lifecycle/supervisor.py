@@ -10,6 +10,7 @@ States are those of :class:`insula.model.state.PowerState`; only this file chang
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from insula.hal.driver import MachineExit, MachineState
@@ -29,12 +30,15 @@ from insula.model.errors import (
 )
 from insula.model.klass import Klass
 from insula.model.names import QubeName
+from insula.model.qubesdb_keys import CLOCK_KEY
 from insula.model.state import PowerState
 
 SESSION_RESTARTS = 5
 """How often in a row a session process is replaced; one that lived SESSION_STABLE_S starts the count anew."""
 SESSION_STABLE_S = 60.0
 SESSION_RESTART_DELAY_S = 0.25
+CLOCK_LIMIT_S = 1.0
+"""For a session process to take a message; it does nothing that takes long."""
 
 
 class Supervisor:
@@ -250,9 +254,21 @@ class Supervisor:
         if self.state is not PowerState.PAUSED or self.running is None:
             raise QubesVMNotPausedError(f"{self.name} is not paused")
         self.host.publish(self.name, "domain-pre-unpaused")
+        await self._tell_time()
         await self._machine_call(self.running.machine.resume())
         self._state = PowerState.RUNNING
         self.host.publish(self.name, "domain-unpaused")
+
+    async def _tell_time(self) -> None:
+        """The clock of a machine that stands still does so too. Told before it goes on: so its agent hears of the time
+        before it hears of a command."""
+        if self.session is None:
+            return
+        try:
+            async with asyncio.timeout(CLOCK_LIMIT_S):
+                await self.session.set_key(CLOCK_KEY, str(time.time_ns()).encode("ascii"))
+        except OSError as e:
+            log.warning("%s: its clock is late, its session process does not hear: %s", self.name, e or "no answer")
 
     async def _machine_call(self, call: Awaitable[None]) -> None:
         try:

@@ -22,6 +22,8 @@ SEED_KEY = "/insula-seed"
 """``1``: this machine is a seed; it boots up without an identity and waits to be frozen (docs/decisions/009)."""
 MACHINE_ID_KEY = "/insula-machine-id"
 """The qube's machine-id(5), 32 hex digits: its uuid, so that it stays the same from start to start."""
+CLOCK_KEY = "/insula-clock"
+"""The host's time, decimal nanoseconds since the epoch: when the keys are read, and when the machine stood still."""
 
 MAX_KEY = 63
 MAX_VALUE = 3072

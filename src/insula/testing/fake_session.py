@@ -32,6 +32,11 @@ class FakeSession:
     async def wait_closed(self) -> str:
         return await asyncio.shield(self._ended)
 
+    async def set_key(self, path: str, value: bytes) -> None:
+        if self._ended.done():
+            raise BrokenPipeError(self._ended.result())
+        self.keys[path] = value.decode()
+
     async def close(self) -> None:
         self.die("closed")
 
