@@ -391,6 +391,16 @@ class Decoder:
     def is_between_messages(self) -> bool:
         return not self._partial and not self._body_left
 
+    @property
+    def missing(self) -> int:
+        """Bytes up to the end of the header, then of the message: who feeds no more than these gets one at a time."""
+        if self._body_left:
+            return self._body_left
+        have = len(self._partial)
+        if have < HEADER.size:
+            return HEADER.size - have
+        return HEADER.size + int(HEADER.unpack_from(self._partial)[1]) - have
+
     def receive(self, untrusted_data: bytes) -> list[Message]:
         """Return what is complete. :raise RemoteProtocolError: and nothing else; the decoder is of no use then."""
         end = len(untrusted_data)

@@ -106,14 +106,17 @@ class _Channel:
         """Return the messages completed by these bytes, HELLO among them (the version is set then)."""
         if self.version is not None:
             return self._check(self._decoder.receive(untrusted_data))
-        # Byte after byte until HELLO is complete: what may follow it is known only then.
-        for index in range(len(untrusted_data)):
-            messages = self._decoder.receive(untrusted_data[index : index + 1])
+        # HELLO alone first: what may follow it is known only then.
+        position = 0
+        while position < len(untrusted_data):
+            end = position + self._decoder.missing
+            messages = self._decoder.receive(untrusted_data[position:end])
             if messages:
                 assert isinstance(messages[0], Hello)
                 self.version = qrexec.negotiate(messages[0].version, self._own_version)
                 self._decoder.allowed = self._allowed(self.version)
-                return messages + self._check(self._decoder.receive(untrusted_data[index + 1 :]))
+                return messages + self._check(self._decoder.receive(untrusted_data[end:]))
+            position = end
         return []
 
     def _check(self, messages: list[Message]) -> list[Message]:

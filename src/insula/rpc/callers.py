@@ -31,6 +31,8 @@ MAX_CLIENTS = limits.MAX_CALLS + 128
 REQUEST_TIMEOUT = 10.0
 """Seconds a client has from connecting to its complete request (MC-13)."""
 READ_SIZE = 65536
+SMALL = 4096
+"""Bytes from the guest up to which they wait for what else came with them: a caller is woken once."""
 LISTEN_BACKLOG = 512
 
 REFUSED_BUSY = b"busy"
@@ -58,6 +60,8 @@ class _Relay(StreamHandler):
         connection.setblocking(False)
         self._channel = channel
         self._connection = connection
+        # The number, because asyncio words an error with the socket's addresses for each one it does not know yet.
+        self._fd = connection.fileno()
         self._table = table
         self._port = port
         self._loop = asyncio.get_running_loop()
@@ -66,7 +70,7 @@ class _Relay(StreamHandler):
         self._guest_finished = False
         self._is_closed = False
         self.stream = channel.open(port, self)
-        self._loop.add_reader(connection, self._readable)
+        self._loop.add_reader(self._fd, self._readable)
 
     # caller to guest
 
@@ -74,7 +78,7 @@ class _Relay(StreamHandler):
         room = self._channel.writable(self.stream)
         if not room:
             # Not read while the guest does not: the caller is paced by its socket buffer (MC-14).
-            self._loop.remove_reader(self._connection)
+            self._loop.remove_reader(self._fd)
             self._channel.notify_writable(self.stream)
             return
         try:
@@ -100,18 +104,20 @@ class _Relay(StreamHandler):
 
     def writable(self) -> None:
         if not self._is_closed:
-            self._loop.add_reader(self._connection, self._readable)
+            self._loop.add_reader(self._fd, self._readable)
 
     # guest to caller
 
     def view(self, untrusted_view: memoryview) -> None:
         sent = 0
-        if not self._pending:
+        if not self._pending and len(untrusted_view) <= SMALL:
+            self._loop.call_soon(self._deliver)
+        elif not self._pending:
             # What the caller takes at once, nearly always all, is not copied.
             sent = self._send(untrusted_view)
             if self._is_closed or sent == len(untrusted_view):
                 return
-            self._loop.add_writer(self._connection, self._deliver)
+            self._loop.add_writer(self._fd, self._deliver)
         self._pending += untrusted_view[sent:]
 
     def fin(self) -> None:
@@ -120,6 +126,7 @@ class _Relay(StreamHandler):
             self._end_of_output()
 
     def closed(self) -> None:
+        self._deliver()
         self._close()
 
     def _send(self, untrusted_data: memoryview | bytearray) -> int:
@@ -135,10 +142,15 @@ class _Relay(StreamHandler):
         return sent
 
     def _deliver(self) -> None:
-        del self._pending[: self._send(self._pending)]
-        if self._pending or self._is_closed:
+        if self._is_closed or not self._pending:
             return
-        self._loop.remove_writer(self._connection)
+        del self._pending[: self._send(self._pending)]
+        if self._is_closed:
+            return
+        if self._pending:
+            self._loop.add_writer(self._fd, self._deliver)
+            return
+        self._loop.remove_writer(self._fd)
         if self._guest_finished:
             self._end_of_output()
 
@@ -152,8 +164,8 @@ class _Relay(StreamHandler):
         if self._is_closed:
             return
         self._is_closed = True
-        self._loop.remove_reader(self._connection)
-        self._loop.remove_writer(self._connection)
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
         self._connection.close()
         self._pending.clear()
         self._table.relay_closed(self._port)
@@ -246,13 +258,14 @@ class _Client:
         connection.setblocking(False)
         self._server = server
         self._connection = connection
+        self._fd = connection.fileno()
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder(qrexec.lengths(HELLO))
         self._is_closed = False
         self._is_greeted = False
         self._has_asked = False
         self._timer = self._loop.call_later(REQUEST_TIMEOUT, self.close)
-        self._loop.add_reader(connection, self._readable)
+        self._loop.add_reader(self._fd, self._readable)
         self._send(qrexec.encode(Hello(qrexec.LOCAL_VERSION)))
 
     def _send(self, data: bytes) -> None:
@@ -282,8 +295,8 @@ class _Client:
 
     def _receive(self, untrusted_data: bytes) -> None:
         while untrusted_data:
-            # Up to HELLO byte after byte: what may follow is known only then.
-            size = len(untrusted_data) if self._is_greeted else 1
+            # HELLO alone first: what may follow is known only then.
+            size = len(untrusted_data) if self._is_greeted else self._decoder.missing
             for message in self._decoder.receive(untrusted_data[:size]):
                 self._handle(message)
             untrusted_data = untrusted_data[size:]
@@ -315,7 +328,7 @@ class _Client:
         if not self._is_closed:
             self._is_closed = True
             self._timer.cancel()
-            self._loop.remove_reader(self._connection)
+            self._loop.remove_reader(self._fd)
             self._connection.close()
             self._server.client_closed(self)
 

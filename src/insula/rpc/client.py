@@ -116,13 +116,12 @@ class Connection:
 
 
 async def connect(socket_path: Path) -> socket.socket:
-    """Return a connection to a qube's session, HELLO exchanged. :raise SessionUnavailable:"""
+    """Return a connection to a qube's session. :raise SessionUnavailable:"""
     session = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     session.setblocking(False)
     try:
         with address(socket_path) as where:
             await asyncio.get_running_loop().sock_connect(session, where)
-        await asyncio.get_running_loop().sock_sendall(session, qrexec.encode(Hello(qrexec.LOCAL_VERSION)))
     except OSError as error:
         session.close()
         raise SessionUnavailable(f"{socket_path}: {error}") from error
@@ -154,7 +153,9 @@ async def request(session: socket.socket, message: ExecCmdline | JustExec) -> Co
     with ExitStack() as undo:
         undo.callback(session.close)
         try:
-            await asyncio.get_running_loop().sock_sendall(session, qrexec.encode(message))
+            # With our HELLO, which need not wait for the session's.
+            request_bytes = qrexec.encode(Hello(qrexec.LOCAL_VERSION)) + qrexec.encode(message)
+            await asyncio.get_running_loop().sock_sendall(session, request_bytes)
             answer, descriptors = await _receive_answer(session, undo)
         except (OSError, RemoteProtocolError) as error:
             raise SessionUnavailable(str(error)) from error
@@ -185,8 +186,10 @@ async def _receive_answer(session: socket.socket, undo: ExitStack) -> tuple[Mess
 
 def _answer(decoder: Decoder, data: bytes) -> Message | None:
     """The session's answer if it is complete; HELLO before it is checked and left out."""
-    for index in range(len(data)):
-        for message in decoder.receive(data[index : index + 1]):
+    position = 0
+    while position < len(data):
+        end = position + decoder.missing
+        for message in decoder.receive(data[position:end]):
             if not isinstance(message, Hello):
                 return message
             qrexec.negotiate(message.version, qrexec.LOCAL_VERSION)
@@ -195,6 +198,7 @@ def _answer(decoder: Decoder, data: bytes) -> Message | None:
                 JUST_EXEC: ANSWER_LENGTHS,
                 **qrexec.lengths(SERVICE_REFUSED),
             }
+        position = end
     return None
 
 
@@ -216,12 +220,18 @@ async def _receive_with_descriptors(session: socket.socket) -> tuple[bytes, list
 
 async def _readable(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(connection, ready.set)
+    ready: asyncio.Future[None] = loop.create_future()
+    fd = connection.fileno()
+    loop.add_reader(fd, _set, ready)
     try:
-        await ready.wait()
+        await ready
     finally:
-        loop.remove_reader(connection)
+        loop.remove_reader(fd)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 # --- the call ------------------------------------------------------------------------------------------------------
@@ -328,6 +338,9 @@ class _Exchange:
         """``sinks`` are those of stdout and stderr; ``on_greeted`` is called once the agent has said HELLO."""
         connection.setblocking(False)
         self._connection = connection
+        # The number, because asyncio words an error with the socket's addresses for each one it does not know yet.
+        self._fd = connection.fileno()
+        self._waits_for_room = False
         self._source = source
         self._sinks = sinks
         self._loop = asyncio.get_running_loop()
@@ -340,20 +353,20 @@ class _Exchange:
 
     async def run(self) -> int:
         """Return the exit code; 255 if the channel closed before one came. :raise: what a sink raises."""
-        self._loop.add_reader(self._connection, self._receive)
+        self._loop.add_reader(self._fd, self._receive)
         self._send()
         try:
             return await self._result
         finally:
-            self._loop.remove_reader(self._connection)
-            self._loop.remove_writer(self._connection)
+            self._loop.remove_reader(self._fd)
+            self._stop_waiting()
             self._unwatch_source()
             for sink in tuple(self._writing):
                 self._loop.remove_writer(sink.fd)
 
     def _finish(self, code: int) -> None:
         """Give the result once the sinks have everything."""
-        self._loop.remove_reader(self._connection)
+        self._loop.remove_reader(self._fd)
         self._unwatch_source()
         self._stdin_open = False
         self._exit_code = code
@@ -402,7 +415,7 @@ class _Exchange:
     def _drain(self, sink: _Sink) -> None:
         if sink.pending and sink not in self._writing:
             self._writing.add(sink)
-            self._loop.remove_reader(self._connection)
+            self._loop.remove_reader(self._fd)
             self._loop.add_writer(sink.fd, self._write_sink, sink)
 
     def _write_sink(self, sink: _Sink) -> None:
@@ -422,7 +435,7 @@ class _Exchange:
         if self._exit_code is not None:
             self._finish(self._exit_code)
         else:
-            self._loop.add_reader(self._connection, self._receive)
+            self._loop.add_reader(self._fd, self._receive)
 
     # to the qube
 
@@ -463,15 +476,21 @@ class _Exchange:
             # The channel is gone; reading says so, after everything that came before.
             self._outgoing = b""
             self._stdin_open = False
-            self._loop.remove_writer(self._connection)
+            self._stop_waiting()
             return
         self._outgoing = self._outgoing[sent:]
         if self._outgoing:
-            self._loop.add_writer(self._connection, self._send)
+            self._waits_for_room = True
+            self._loop.add_writer(self._fd, self._send)
             return
-        self._loop.remove_writer(self._connection)
+        self._stop_waiting()
         # In a later turn of the loop, so that a large source does not keep everything else waiting.
         self._loop.call_soon(self._pump_source)
+
+    def _stop_waiting(self) -> None:
+        if self._waits_for_room:
+            self._waits_for_room = False
+            self._loop.remove_writer(self._fd)
 
 
 async def _call(
