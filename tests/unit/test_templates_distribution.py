@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from insula.templates.apt_sources import KEYRING
 from insula.templates.distribution import find_distribution, known_distributions
-from insula.templates.distributions.debian import MASKED_UNITS, DebianRelease
+from insula.templates.distributions.debian import MASKED_UNITS, SHELL_START, DebianRelease
 from insula.templates.errors import TemplateError
 
 
@@ -26,6 +28,23 @@ def test_adapt_script_is_a_shell_script() -> None:
     script = find_distribution("debian-12").adapt_script()
     subprocess.run(["sh", "-n"], input=script.encode(), check=True, timeout=60)
     assert all(unit in script for unit in MASKED_UNITS)
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    [
+        ("/etc/profile", 'if [ "$(id -u)" -eq 0 ]; then', "if [ -O / ]; then"),
+        ("/root/.profile", "mesg n 2> /dev/null || true", "[ ! -t 0 ] || mesg n 2> /dev/null || true"),
+    ],
+)
+def test_login_shell_starts_no_program_of_its_own(path: str, before: str, after: str) -> None:
+    edited = subprocess.run(
+        ["sed", dict(SHELL_START)[path]], input=f"{before}\n", capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert edited == f"{after}\n"
+    for shell in ("dash", "bash"):
+        root = subprocess.run([shell, "-c", "[ -O / ]"], check=False, timeout=60).returncode == 0
+        assert root is (os.geteuid() == Path("/").stat().st_uid)
 
 
 def test_packages_decide_the_bootstrap() -> None:

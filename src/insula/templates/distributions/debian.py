@@ -8,6 +8,7 @@ systems, terminals and init scripts that a template does not have, and take a se
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,6 +87,15 @@ BOOT_PACKAGE = "insula-boot.deb"
 DEFAULT_USER = "user"
 DEFAULT_USER_ID = 1000
 
+SHELL_START = (
+    # Who is root can be asked without a program.
+    ("/etc/profile", 's|"$(id -u)" -eq 0|-O /|'),
+    # Nobody writes to a terminal that is none.
+    ("/root/.profile", "s/^mesg n/[ ! -t 0 ] || mesg n/"),
+)
+"""Edits by sed of what every login shell reads, and so every command of the host: each program it starts takes 20 to
+60 ms of the command's time under software emulation. dpkg never writes these files again."""
+
 _ADAPT = """\
 # $1: folder of the unpacked system, $2: our agent as a Debian package
 root=$1
@@ -120,6 +130,8 @@ echo localhost > "$root/etc/hostname"
 : > "$root/etc/fstab"
 rm -f "$root/etc/resolv.conf"
 : > "$root/etc/resolv.conf"
+
+{shell_start}
 
 # As of the first boot /usr/local and /home come from the private volume; this is what they start from.
 rm -rf "$root/usr/local.orig"
@@ -208,7 +220,10 @@ class DebianRelease:
         ]
 
     def adapt_script(self) -> str:
-        return _ADAPT.format(units=" ".join(MASKED_UNITS), user=DEFAULT_USER, uid=DEFAULT_USER_ID)
+        edits = [f'sed -i {shlex.quote(edit)} "$root{path}"' for path, edit in SHELL_START]
+        return _ADAPT.format(
+            units=" ".join(MASKED_UNITS), user=DEFAULT_USER, uid=DEFAULT_USER_ID, shell_start="\n".join(edits)
+        )
 
 
 class _PackageCounter:
