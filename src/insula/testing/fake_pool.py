@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from insula.model.block import GIB, BlockLayer, BlockSource, LayerFormat, VolumeSpec
-from insula.storage.pool import NoSuchRevision, NoSuchVolume, PoolUsage, Revision, StorageError, VolumeBusy
+from insula.storage.pool import NoSuchRevision, NoSuchVolume, PoolUsage, Prepare, Revision, StorageError, VolumeBusy
 
 POOL_SIZE = 1000 * GIB
 """Bytes; never runs out."""
@@ -48,11 +48,15 @@ class FakePool:
         """Newest content without the zeros after it, for tests."""
         return self._volumes[vid].data
 
-    async def create(self, spec: VolumeSpec) -> None:
+    async def create(self, spec: VolumeSpec, prepare: Prepare | None = None) -> None:
+        # What would be prepared is a file; here there is none.
         if spec.vid in self._volumes:
             raise StorageError(f"Volume {spec.vid} exists already")
         if spec.save_on_stop:
             self._volumes[spec.vid] = _Content(spec.size)
+
+    async def revision_key(self, spec: VolumeSpec) -> str:
+        return f"{spec.source or spec.vid}@{self._volumes[spec.source or spec.vid].made}"
 
     async def remove(self, spec: VolumeSpec) -> None:
         if spec.vid in self._volumes:
