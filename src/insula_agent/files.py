@@ -30,14 +30,33 @@ def read(path: str) -> str:
 
 
 def write(path: str, text: str, mode: int = 0o644) -> None:
-    """Make a file, or change one in place: it may be bound from /rw and could not be replaced."""
+    """Make a file, or replace what is in it; for files of the kernel too."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        data = text.encode("utf-8", "surrogateescape")
-        while data:
-            data = data[os.write(fd, data) :]
+        _write(fd, text)
     finally:
         os.close(fd)
+
+
+def change(path: str, text: str) -> None:
+    """Replace what is in a file, in place: it may be bound from /rw and could not be replaced itself.
+
+    Not emptied first: what was emptied is brought to the disk when it is closed (ext4, ``auto_da_alloc``).
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.ftruncate(fd, _write(fd, text))
+    finally:
+        os.close(fd)
+
+
+def _write(fd: int, text: str) -> int:
+    """Write all; the number of bytes."""
+    data = text.encode("utf-8", "surrogateescape")
+    done = 0
+    while done < len(data):
+        done += os.write(fd, data[done:])
+    return done
 
 
 def touch(path: str) -> None:

@@ -224,7 +224,7 @@ def _write_unless(protected: set[str], path: str, text: str) -> None:
     """Write a file in place, if that changes it: the file may itself be bound from /rw and cannot be replaced."""
     if path in protected or files.read(path) == text:
         return
-    files.write(path, text)
+    files.change(path, text)
 
 
 def _set_timezone(protected: set[str], zone: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,21 @@ def test_what_is_read_is_written_again_as_it_was(tmp_path: Path, content: bytes)
     assert (tmp_path / "to").read_bytes() == content
 
 
-def test_write_changes_a_file_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [files.write, files.change])
+@pytest.mark.parametrize("text", ["", "short", "longer than what there was before"])
+def test_file_is_changed_in_place(tmp_path: Path, text: str, change: Callable[[str, str], None]) -> None:
     path = tmp_path / "file"
-    path.write_text("longer than before")
+    path.write_text("what there was")
     path.chmod(0o600)
     before = path.stat()
-    files.write(str(path), "short")
-    assert path.read_text() == "short"
+    change(str(path), text)
+    assert path.read_text() == text
     assert (path.stat().st_ino, path.stat().st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_absent_file_is_made_by_a_change(tmp_path: Path) -> None:
+    files.change(str(tmp_path / "new"), "text")
+    assert (tmp_path / "new").read_text() == "text"
 
 
 def test_file_of_the_kernel_is_read_whole(tmp_path: Path) -> None:
