@@ -25,10 +25,10 @@ class AcceleratorName(StrEnum):
 
 
 EMULATED_CPU = "Westmere-v1,rdrand=on"
-"""All that Debian needs, AES, and random numbers of the host from the first moment: Linux else has none for seconds,
-and a fork of a machine without them does not renew its own when it learns that it is one. With ``max`` a boot takes twice
-the CPU time (9.2 s against 4.8 s, QEMU 7.2): Linux meets an AMD CPU it does not know and wide vector registers to save,
-all of it emulated."""
+"""All that Debian needs, AES, and random numbers of the host: without them Linux has none for its first seconds, and a
+fork of such a machine does not renew its own when it learns that it is one. With ``max`` a boot takes twice the CPU
+time (9.2 s against 4.8 s, QEMU 7.2): Linux meets an AMD CPU it does not know and wide vector registers to save, all of
+it emulated."""
 
 
 @dataclass(frozen=True)
