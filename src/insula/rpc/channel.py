@@ -193,13 +193,18 @@ class Channel:
         if not size:
             self._end("the machine closed the channel")
             return
+        # What the handlers queue is written once, here, and not in another turn of the loop.
+        is_scheduled, self._is_flushing = self._is_flushing, True
         try:
             for event in current(self._mux.receive(self._buffer[:size])):
                 self._dispatch(event)
         except RemoteProtocolError as error:
             self.drop(str(error))
             return
-        self._schedule_flush()
+        finally:
+            self._is_flushing = is_scheduled
+        if not is_scheduled and not self._waits_for_room:
+            self._flush()
 
     def _end(self, reason: str) -> None:
         self.close()
