@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.lifecycle.seeds import MACHINE, RECORD, Seed, SeedKey, SeedStore, plan_eviction
+from insula.lifecycle.seeds import MACHINE, RECORD, ROOT_LAYER, Seed, SeedKey, SeedStore, plan_eviction
 
 KEY = SeedKey("debian-12", "1:a", "6.1 1:2:3", "quiet", 400, 2, ("root", "private", "volatile"), "qemu")
 
@@ -20,6 +20,7 @@ def changed(**fields: object) -> SeedKey:
 def made(store: SeedStore, key: SeedKey = KEY, *, size: int = 0, used_at: float | None = None) -> Seed:
     with store.staging(key) as folder:
         (folder / MACHINE / "memory").write_bytes(b"m" * size)
+        (folder / ROOT_LAYER).write_bytes(b"root")
     if used_at is not None:
         os.utime(store.folder / key.name / RECORD, (used_at, used_at))
     seed = store.find(key)
@@ -46,6 +47,15 @@ def test_seed_is_found_by_its_key_and_by_no_other(store: SeedStore) -> None:
         changed(template="other"),
     ):
         assert store.find(other) is None
+
+
+def test_root_layer_that_is_not_what_was_written_is_noticed(store: SeedStore) -> None:
+    seed = made(store)
+    assert store.is_root_whole(seed)
+    seed.root_layer.write_bytes(b"toor")
+    assert not store.is_root_whole(seed)
+    seed.root_layer.unlink()
+    assert not store.is_root_whole(seed)
 
 
 def test_seed_that_was_broken_off_is_none_and_tidied_away(store: SeedStore) -> None:
@@ -99,7 +109,7 @@ def test_seeds_are_listed_by_their_last_use(store: SeedStore) -> None:
 
 
 def seed(name: str, size: int, used_at: float) -> Seed:
-    return Seed(Path(name), KEY, 0.0, used_at, size)
+    return Seed(Path(name), KEY, 0.0, used_at, size, "")
 
 
 def test_eviction_takes_those_unused_longest_until_the_rest_fits() -> None:

@@ -141,6 +141,36 @@ async def test_damaged_seed_is_dropped_and_the_qube_boots(
     assert len([r for r in caplog.records if r.levelname == "WARNING" and seed.folder.name in r.message]) == 1
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_damaged_layer_of_the_root_is_noticed_and_the_qube_boots(
+    bench: Bench, is_there: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    await seeded(bench)
+    assert bench.engine.seeds is not None
+    [seed] = bench.engine.seeds.all()
+    seed.root_layer.unlink()
+    if is_there:
+        seed.root_layer.touch()
+    await bench.engine.start(WORK)
+    assert not bench.guest("work").is_fork
+    assert bench.engine.seeds.all() == []
+    assert len([r for r in caplog.records if r.levelname == "WARNING" and seed.folder.name in r.message]) == 1
+
+
+async def test_dropped_seed_is_made_anew_but_not_again_and_again(bench: Bench) -> None:
+    set_property(bench, WORK, "start_mode", "warm")
+    assert bench.engine.seeds is not None
+    for is_fork in (True, False, True, False, False):
+        await bench.engine.start(WORK)
+        assert bench.guest("work").is_fork is is_fork
+        await bench.engine.kill(WORK)
+        if is_fork:
+            [seed] = bench.engine.seeds.all()
+            bench.host.driver.unload_seed(seed.machine)
+            bench.engine.seeds._whole.clear()
+            seed.root_layer.unlink()
+
+
 async def test_fork_whose_agent_never_answers_is_ended_and_the_qube_boots(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,10 @@ class SeedKeeper:
         self._builds: dict[str, _Build] = {}
         """By the seed's name."""
         self._failed_at: dict[str, float] = {}
+        """When one could not be made, or not be used again."""
+        self._unusable_at: dict[str, float] = {}
+        self._whole: set[str] = set()
+        """Names of seeds whose layer of the root was checked."""
         self._loaded: list[Path] = []
         """Machine folders of seeds the driver may hold in memory, least recently used first."""
         self._last_start = float("-inf")
@@ -93,10 +97,20 @@ class SeedKeeper:
         seed = self._store.find(key)
         if seed is None:
             seed = await self._missing(plan, key)
+        elif not await self._is_root_whole(seed):
+            self.unusable(seed, "what its system wrote to the root is damaged")
+            seed = None
         if seed is not None:
             self._store.touch(seed)
             self._note_loaded(seed.machine)
         return seed
+
+    async def _is_root_whole(self, seed: Seed) -> bool:
+        """Looked at once; its memory is, when the driver loads it."""
+        name = seed.folder.name
+        if name not in self._whole and await asyncio.to_thread(self._store.is_root_whole, seed):
+            self._whole.add(name)
+        return name in self._whole
 
     async def _missing(self, plan: StartPlan, key: SeedKey) -> Seed | None:
         failed_at = self._failed_at.get(key.name)
@@ -114,10 +128,16 @@ class SeedKeeper:
             return None
 
     def unusable(self, seed: Seed, why: str) -> None:
-        """A start from it failed: drop it, so that the next one does not try it."""
+        """A start from it failed: drop it, so that the next one does not try it.
+
+        The first time, what is on the disk is at fault, and a new one will do; if that fails soon after, it waits.
+        """
         name = seed.folder.name
         log.warning("seed %s of %s is dropped, the start goes on without it: %s", name, seed.key.template, why)
-        self._failed_at[name] = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        if now - self._unusable_at.get(name, float("-inf")) < RETRY_S:
+            self._failed_at[name] = now
+        self._unusable_at[name] = now
         self.drop(name)
 
     # -- for people, and after changes
@@ -156,6 +176,7 @@ class SeedKeeper:
     def drop(self, name: str) -> bool:
         """Remove a seed; whether there was one. Running forks are not touched."""
         self._host.driver.unload_seed(self._store.folder / name / MACHINE)
+        self._whole.discard(name)
         return self._store.drop(name)
 
     async def root_changed(self, plans: Iterable[StartPlan]) -> None:

@@ -58,6 +58,8 @@ class SeedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: SeedKey
     created_at: float
     """Unix time."""
+    root_sha256: str
+    """Of the root's layer, hex; machine/ has a manifest of its own."""
 
 
 class Seed(msgspec.Struct, frozen=True):
@@ -70,6 +72,8 @@ class Seed(msgspec.Struct, frozen=True):
     """Unix time of the last start from it."""
     size: int
     """Bytes it takes on the disk."""
+    root_sha256: str
+    """What its root's layer was when it was written."""
 
     @property
     def machine(self) -> Path:
@@ -108,7 +112,14 @@ class SeedStore:
             return None
         if folder.name != record.key.name:
             return None
-        return Seed(folder, record.key, record.created_at, used_at, _size(folder))
+        return Seed(folder, record.key, record.created_at, used_at, _size(folder), record.root_sha256)
+
+    def is_root_whole(self, seed: Seed) -> bool:
+        """Whether the root's layer is what was written. Blocking: reads some MB."""
+        try:
+            return _sha256(seed.root_layer) == seed.root_sha256
+        except OSError:
+            return False
 
     def touch(self, seed: Seed) -> None:
         """Note that it was used now."""
@@ -126,7 +137,7 @@ class SeedStore:
         try:
             (folder / MACHINE).mkdir(mode=0o700)
             yield folder
-            record = msgspec.json.encode(SeedRecord(key, time.time()))
+            record = msgspec.json.encode(SeedRecord(key, time.time(), _sha256(folder / ROOT_LAYER)))
             with (folder / RECORD).open("xb") as file:
                 file.write(record)
                 file.flush()
@@ -174,6 +185,11 @@ def plan_eviction(seeds: Iterable[Seed], limit: int, keep: frozenset[str] = froz
             gone.append(seed.folder.name)
             left -= seed.size
     return gone
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(folder: Path) -> int:

@@ -69,7 +69,7 @@ class FakeTemplates:
 
     async def build_seed(self, name: QubeName) -> Seed:
         key = SeedKey(str(name), "1", "6.1 build", "quiet", 400, 2, ("root", "private", "volatile"), "fake")
-        seed = Seed(Path(key.name), key, 1_750_000_000.0, 1_750_000_000.0, 250 << 20)
+        seed = Seed(Path(key.name), key, 1_750_000_000.0, 1_750_000_000.0, 250 << 20, "")
         self.made.append(seed)
         return seed
 
