@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.hal.driver import ExitKind, MachineExit
+from insula.hal.driver import ExitKind, MachineExit, MachineState
 from insula.hal.errors import SeedUnusable
 from insula.hal.fake import SEED_NAMES
 from insula.lifecycle import seed_build, seed_keeper, start
@@ -228,6 +228,21 @@ async def test_machine_that_ends_while_it_is_made_into_a_seed_is_an_error(bench:
     with pytest.raises(SeedFailed, match="ended"):
         await building
     assert list(bench.seeds.folder.iterdir()) == []
+
+
+async def test_machine_that_is_stopped_while_it_is_made_into_a_seed_is_an_error(bench: Bench) -> None:
+    """A hypervisor stops a guest whose disk the host cannot extend any more."""
+    bench.sessions.answers = False
+    building = asyncio.create_task(seeded(bench))
+    async with asyncio.timeout(5):
+        while not bench.sessions.launched or next(iter(bench.computer.living())).state is not MachineState.RUNNING:
+            await asyncio.sleep(0)
+    next(iter(bench.computer.living())).state = MachineState.PAUSED
+    async with asyncio.timeout(5):
+        with pytest.raises(SeedFailed, match="no room"):
+            await building
+    assert list(bench.seeds.folder.iterdir()) == []
+    assert bench.computer.living() == []
 
 
 async def test_daemon_that_ends_while_a_seed_is_made_leaves_nothing(bench: Bench) -> None:

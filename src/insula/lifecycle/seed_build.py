@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from insula.hal.driver import RPC_CHANNEL, Disk, Machine, MachineSpec
+from insula.hal.driver import RPC_CHANNEL, Disk, Machine, MachineSpec, MachineState
 from insula.hal.errors import HalError
 from insula.lifecycle.host import Host, Session, keep_console, log
 from insula.lifecycle.plan import StartPlan
@@ -152,9 +152,15 @@ async def _wait_until_booted(machine: Machine, session: Session) -> None:
         end = await machine.wait_gone()
         raise SeedFailed(f"the seed's machine ended while booting ({end.kind.value}). {end.detail}".strip())
 
+    async def machine_stands_still() -> None:
+        while True:
+            await asyncio.sleep(REST_STEP_S)
+            if machine.state is MachineState.PAUSED:
+                raise SeedFailed("the seed's machine was stopped while booting: its disk has no room, or fails")
+
     try:
         async with asyncio.timeout(BOOT_LIMIT_S):
-            await first_of(session.wait_ready, machine_ended)
+            await first_of(session.wait_ready, machine_ended, machine_stands_still)
     except TimeoutError:
         raise SeedFailed(f"the seed's system was not up within {BOOT_LIMIT_S:.0f} s") from None
 
