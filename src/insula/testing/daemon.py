@@ -70,10 +70,14 @@ class DaemonProcess:
                     raise AssertionError(f"insulad ended with {self.process.returncode}:\n{self.log()}")
                 await asyncio.sleep(0.02)
 
+    def command(self) -> list[str]:
+        """What is run; the process that it becomes is the daemon."""
+        return [sys.executable, "-m", "insula.daemon.insulad", "--verbose"]
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "insula.daemon.insulad", "--verbose"],
+                self.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
