@@ -85,6 +85,17 @@ def test_decode_any_split_returns_same_messages(messages: list[Message], size: i
     assert [m for m in parts if not isinstance(m, DATA)] == [m for m in messages if not isinstance(m, DATA)]
 
 
+@given(st.lists(MESSAGES.filter(lambda message: not isinstance(message, DATA)), max_size=4))
+def test_decode_no_more_than_missing_returns_one_message_at_a_time(messages: list[Message]) -> None:
+    decoder = Decoder(qrexec.LENGTHS)
+    for message in messages:
+        encoded = qrexec.encode(message)
+        assert decoder.missing == qrexec.HEADER.size
+        assert decoder.receive(encoded[: qrexec.HEADER.size]) == []
+        assert decoder.missing == len(encoded) - qrexec.HEADER.size
+        assert len(decoder.receive(encoded[qrexec.HEADER.size :])) == 1
+
+
 @given(st.lists(MESSAGES, min_size=1, max_size=3), st.data())
 def test_decode_mutated_bytes_raises_only_remote_error(messages: list[Message], data: st.DataObject) -> None:
     """MC-11, MC-12."""
