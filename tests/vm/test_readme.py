@@ -64,17 +64,20 @@ async def test_readme_commands_work_one_after_the_other(installation: DaemonProc
     printed: dict[str, str] = {}
     for program, *arguments in commands:
         assert program == PROGRAM
-        code, printed[arguments[0]] = await insula(installation, arguments)
-        output = printed[arguments[0]]
+        name = " ".join(arguments[: 1 + (arguments[1:2] == ["--dispvm"])])
+        code, output = await insula(installation, arguments)
+        printed[name] = output
         if arguments[0] == "doctor" and code == 1:
             # Something is missing on this machine; then it must say what.
             assert re.search(r"^\S.* fail  +\S", output, re.MULTILINE), output
         else:
             assert code == 0, f"{shlex.join(arguments)}: {output}"
-    assert [arguments[1] for arguments in commands] == ["ls", "run", "create", "start", "doctor", "down"]
+    assert list(printed) == ["ls", "run", "create", "start", "run --dispvm", "top", "doctor", "down"]
     assert re.search(r"^personal +AppVM ", printed["ls"], re.MULTILINE)
     assert "Linux personal " in printed["run"]
     assert "bank started" in printed["start"]
+    assert "uid=1000(user)" in printed["run --dispvm"]
+    assert re.search(r"^bank ", printed["top"], re.MULTILINE)
     assert not is_running(installation.paths)
     assert installation.process is not None
     await asyncio.to_thread(installation.process.wait, DAEMON_END_TIMEOUT_S)
