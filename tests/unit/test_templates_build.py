@@ -76,6 +76,13 @@ async def test_progress_goes_through_the_steps_and_never_back(folders: tuple[Pat
     ]  # fmt: skip
 
 
+async def test_progress_is_told_on_the_event_loop(folders: tuple[Path, Path]) -> None:
+    """Whoever shows it sets timers."""
+    loops: set[asyncio.AbstractEventLoop] = set()
+    await build_distribution(TinyDistribution(), *folders, lambda _: loops.add(asyncio.get_running_loop()))
+    assert loops == {asyncio.get_running_loop()}
+
+
 async def test_failed_step_publishes_nothing_and_is_where_the_next_build_goes_on(folders: tuple[Path, Path]) -> None:
     work, out = folders
     distribution = TinyDistribution()

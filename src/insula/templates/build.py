@@ -220,6 +220,7 @@ class _Build:
         (room.path / "tmp").mkdir()
         namespace.hand_over(room.path / "tmp", ids)
 
+        self._step("agent")(0.0, "packing the agent")
         await asyncio.to_thread(self._build_packages, room)
         if not (room.path / bootstrap).exists():
             await self._distribution.bootstrap(room, bootstrap, self._step("bootstrap"))
@@ -228,7 +229,7 @@ class _Build:
             await image.make_tree(room, self._distribution, bootstrap, part, self._step("system"))
             (room.path / part).rename(room.path / tree)
         with self._publication() as folder:
-            version = await asyncio.to_thread(self._take_kernel, room.path / tree, folder)
+            version = await self._take_kernel(room.path / tree, folder)
             if not (room.path / root_image).exists():
                 part = f"{root_image}.part"
                 await image.make_image(room, tree, part, self._system_key, self._step("image"))
@@ -250,17 +251,17 @@ class _Build:
                 )
 
     def _build_packages(self, room: Workroom) -> None:
-        self._step("agent")(0.0, "packing the agent")
         for package, name in ((self._agent, image.AGENT), (self._boot, "insula-boot.deb")):
             build_package(package, room.path).replace(room.path / name)
 
-    def _take_kernel(self, tree: Path, folder: Path) -> str:
+    async def _take_kernel(self, tree: Path, folder: Path) -> str:
         progress = self._step("kernel")
         progress(0.0, "unpacking the kernel")
-        files = kernel.find_kernel(tree)
-        (folder / "vmlinux").write_bytes(kernel.unpack_bzimage((tree / files.image).read_bytes()))
+        files = await asyncio.to_thread(kernel.find_kernel, tree)
+        await asyncio.to_thread(_unpack_kernel, tree / files.image, folder / "vmlinux")
         progress(0.8, "making the initramfs")
-        (folder / "initrd").write_bytes(initramfs.build_initramfs(tree / "usr/bin/busybox", tree / files.modules))
+        archive = await asyncio.to_thread(initramfs.build_initramfs, tree / "usr/bin/busybox", tree / files.modules)
+        (folder / "initrd").write_bytes(archive)
         return files.version
 
     @contextlib.contextmanager
@@ -313,6 +314,10 @@ class _Build:
             self._report(BuildProgress(step, self._fraction, text))
 
         return report
+
+
+def _unpack_kernel(packed: Path, target: Path) -> None:
+    target.write_bytes(kernel.unpack_bzimage(packed.read_bytes()))
 
 
 def _sync(path: Path) -> None:
