@@ -23,6 +23,7 @@ from insula.hal.qemu.process import VMM_NICENESS
 from insula.hal.qemu.sandbox import VMM_FILES_LIMIT, vmm_uid
 from insula.model.block import MIB, BlockLayer, BlockSource, LayerFormat
 from insula.testing import tiny_guest
+from insula.testing.daemon import open_files
 from insula.testing.hypervisors import (
     DISK_SIZE,
     GUEST_LIMIT_S,
@@ -176,7 +177,7 @@ def test_vmm_has_no_terminal(machine: Machine) -> None:
 
 
 def test_vmm_holds_only_its_own_files(machine: Machine) -> None:
-    links = [str(path.readlink()) for path in (proc(machine) / "fd").iterdir()]
+    links = list(open_files(proc(machine)).values())
     files = {link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/memfd:"))}
     layers = {str(layer.path) for disk in machine.spec.disks for layer in disk.source.layers}
     assert files <= layers | {str(machine.spec.kernel), str(machine.spec.initrd)}
@@ -188,9 +189,9 @@ def test_vmm_holds_only_its_own_files(machine: Machine) -> None:
 
 def test_vmm_writes_only_to_the_top_layer(machine: Machine) -> None:
     writable = set()
-    for info in (proc(machine) / "fdinfo").iterdir():
-        flags = int(info.read_text().split("flags:")[1].split()[0], 8)
-        link = str((proc(machine) / "fd" / info.name).readlink())
+    for number, link in open_files(proc(machine)).items():
+        info = (proc(machine) / "fdinfo" / str(number)).read_text()
+        flags = int(info.split("flags:")[1].split()[0], 8)
         if flags & os.O_ACCMODE != os.O_RDONLY and link.startswith("/") and not link.startswith(("/dev/", "/memfd:")):
             writable.add(link)
     assert writable == {str(machine.spec.disks[0].source.layers[0].path)}

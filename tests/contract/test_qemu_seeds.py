@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -29,6 +29,7 @@ from insula.hal.qemu.seed_files import MANIFEST_NAME, MEMORY_NAME, STATE_NAME, c
 from insula.model.block import MIB, BlockLayer, BlockSource, LayerFormat, new_key
 from insula.storage.qcow2_image import write_encrypted_overlay
 from insula.testing import tiny_guest
+from insula.testing.daemon import open_files
 from insula.testing.hypervisors import (
     GUEST_LIMIT_S,
     POLL_S,
@@ -170,7 +171,7 @@ async def test_forks_notice_that_they_are_and_draw_different_random_numbers(
 async def test_vmm_cannot_write_the_seeds_memory(world: QemuWorld, driver: QemuDriver, seed: Path) -> None:
     before = digest_of(seed)
     async with running(driver, fork_of(seed, world, "one")) as machine:
-        links = {int(path.name): str(path.readlink()) for path in (proc(machine) / "fd").iterdir()}
+        links = open_files(proc(machine))
         fds = [fd for fd, link in links.items() if link.startswith("/memfd:seed-")]
         assert {links[fd].split()[0] for fd in fds} == {"/memfd:seed-memory"}
         for fd in fds:
@@ -236,11 +237,9 @@ async def test_encrypted_overlay_is_plain_to_the_guest_and_ciphertext_on_disk(
         assert await run_in_guest(machine, "dd if=/dev/vdb bs=64k skip=1 count=1 2>/dev/null | sort -u") == b"SECRETS\n"
         where_a_key_could_be = [(proc(machine) / name).read_bytes() for name in ("cmdline", "environ")]
         where_a_key_could_be += [path.read_bytes() for path in spec.runtime_dir.iterdir() if path.is_file()]
-        for path in (proc(machine) / "fd").iterdir():
-            # QEMU's own come and go; the one that brought the key stays.
-            with suppress(FileNotFoundError):
-                if str(path.readlink()).startswith("/memfd:key"):
-                    where_a_key_could_be.append(path.read_bytes())
+        for number, link in open_files(proc(machine)).items():
+            if link.startswith("/memfd:key"):
+                where_a_key_could_be.append((proc(machine) / "fd" / str(number)).read_bytes())
         # The VMM still has the file that brought the key; nothing is in it any more.
         assert bytes(len(KEY)) in where_a_key_could_be
         assert not any(KEY in place for place in where_a_key_could_be)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -127,15 +128,21 @@ def processes_under(folder: Path) -> list[str]:
     """Command lines of processes that have a file of the folder open."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _uses(entry, str(folder)):
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-            found.append(f"{entry.name}: {command[:200]!r}")
+        if entry.name.isdigit() and any(link.startswith(str(folder)) for link in open_files(entry).values()):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                found.append(f"{entry.name}: {command[:200]!r}")
     return found
 
 
-def _uses(process: Path, folder: str) -> bool:
-    try:
-        links = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
-    except OSError:
-        return False
-    return any(link.startswith(folder) for link in links)
+def open_files(process: Path) -> dict[int, str]:
+    """Descriptors of a process (its folder in ``/proc``) and what they lead to; those it closes meanwhile are left out.
+
+    Empty if it is gone or may not be looked at.
+    """
+    links: dict[int, str] = {}
+    with suppress(OSError):
+        for path in (process / "fd").iterdir():
+            with suppress(FileNotFoundError):
+                links[int(path.name)] = str(path.readlink())
+    return links
