@@ -160,7 +160,7 @@ def test_start_running_qube_says_it_was_running(cli: Cli) -> None:
 
 def test_start_one_of_two_fails_and_the_other_runs(cli: Cli) -> None:
     cli.run("create", "bank", "--label", "green")
-    cli.in_daemon(lambda: cli.daemon.engine.fail("start", QubesMemoryError("not enough memory")))
+    cli.in_daemon(lambda: cli.daemon.engine.fail("start", QubesMemoryError("not enough memory"), of="bank"))
     ran = cli.run("start", "bank", "work")
     assert ran.code == 1
     assert "insula: error: bank: not enough memory\nhint: stop a qube" in ran.err

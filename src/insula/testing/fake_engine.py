@@ -65,7 +65,7 @@ class FakeEngine:
         self.pools: dict[str, FakePool] = {
             name: FakePool(name, config.driver, config.options) for name, config in store.system.pools.items()
         }
-        self._failures: defaultdict[str, list[Exception]] = defaultdict(list)
+        self._failures: defaultdict[tuple[str, str], list[Exception]] = defaultdict(list)
         self._gates: dict[str, asyncio.Event] = {}
 
     async def make_volumes(self) -> None:
@@ -76,19 +76,20 @@ class FakeEngine:
 
     # scripting
 
-    def fail(self, operation: str, error: Exception) -> None:
-        """The next call of the method ``operation`` raises ``error`` (once; several queue up)."""
-        self._failures[operation].append(error)
+    def fail(self, operation: str, error: Exception, *, of: str = "") -> None:
+        """The next call of the method ``operation``, for the qube ``of`` if given, raises ``error`` (once)."""
+        self._failures[operation, of].append(error)
 
     def hold(self, operation: str) -> asyncio.Event:
         """Calls of the method ``operation`` wait until the returned event is set."""
         return self._gates.setdefault(operation, asyncio.Event())
 
-    async def _scripted(self, operation: str) -> None:
+    async def _scripted(self, operation: str, name: str = "") -> None:
         if operation in self._gates:
             await self._gates[operation].wait()
-        if self._failures[operation]:
-            raise self._failures[operation].pop(0)
+        for failures in (self._failures[operation, name], self._failures[operation, ""]):
+            if failures:
+                raise failures.pop(0)
 
     def _publish(self, subject: str, name: str, /, **kwargs: str) -> None:
         self.bus.publish(Event(subject, name, kwargs))
@@ -114,7 +115,7 @@ class FakeEngine:
         memory = view(self.store.system, qube).number("memory")
         self._publish(name, "domain-pre-start", start_guid="None", mem_required=str(memory * 1024 * 1024))
         try:
-            await self._scripted("start")
+            await self._scripted("start", name)
         except BaseException as error:
             self.states[name] = PowerState.HALTED
             self._publish(name, "domain-start-failed", reason=str(error))
