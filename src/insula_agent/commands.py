@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 
-from insula_agent import process, services
+from insula_agent import process
 from insula_agent.calls import Call, StartFailed
 from insula_agent.link import Link, StreamHandler, StreamWriter
 from insula_agent.log import log
 from insula_agent.loop import Loop
-from insula_proto import limits, qrexec
+from insula_proto import limits, qrexec, services
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.mux import RESET_FAILED
 from insula_proto.qrexec import EXIT_NOT_FOUND, EXIT_PROBLEM, ExecCmdline, Hello, JustExec

@@ -18,11 +18,12 @@ import os
 import sys
 import time
 
-from insula_agent import keys, services
+from insula_agent import keys
 from insula_agent.commands import Commands, Configuration
 from insula_agent.link import Link, StreamHandler, TransportError
 from insula_agent.log import fatal, log
 from insula_agent.loop import Loop
+from insula_proto import services
 
 # See process.py for why not ``signal``.
 import _signal  # type: ignore[import-not-found]  # isort: skip

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula_agent.services import parse_settings
 from insula_proto import vmexec
+from insula_proto.services import parse_settings
 
 FOLDER = Path(__file__).parents[2] / "src" / "insula_agent" / "rpc"
 ECHO = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(os.fsencode(a) for a in sys.argv[1:]))"

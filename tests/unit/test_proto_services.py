@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula_agent.services import (
+from insula_proto.services import (
     ServiceBroken,
     ServiceCall,
     ServiceNotFound,
