@@ -70,6 +70,11 @@ class Paths:
         return self.runtime / "insulad.internal.sock"
 
     @property
+    def policy_agent_socket(self) -> Path:
+        """Where the program listens that asks the user (``insula.policy.agent``)."""
+        return self.runtime / "policy-agent.sock"
+
+    @property
     def lock(self) -> Path:
         return self.runtime / "insulad.lock"
 
