@@ -45,6 +45,9 @@ MUX_MAX_HUNT = 16777216
 QREXEC_MAX_CHUNK = 65536
 """Bytes in one data message, versions 3 and up."""
 
+QREXEC_MAX_CHUNK_2 = 4096
+"""The same in version 2."""
+
 QREXEC_MAX_SERVICE = 65000
 """Bytes of service name and argument in a trigger message."""
 

@@ -1,4 +1,4 @@
-"""qrexec messages, protocol versions 4 and 3, byte for byte as published (reference: qrexec, §2).
+"""qrexec messages, protocol versions 4 to 2, byte for byte as published (reference: qrexec, §2).
 
 Every message is a header (type, length: u32 little-endian) and a body. This module has the typed messages,
 :func:`encode`, and an incremental :class:`Decoder` that is told which types, with which lengths, may come on its
@@ -25,6 +25,9 @@ VERSION = 4
 LOCAL_VERSION = 3
 """What a daemon and its local clients announce to each other; stays 3 while the wire is at 4."""
 MIN_VERSION = 3
+"""What our own agents and daemons accept…"""
+OLDEST_VERSION = 2
+"""…and what the published executables do, for agents of other people."""
 
 CONTROL_PORT = 512
 
@@ -56,6 +59,8 @@ _I32 = struct.Struct("<i")
 _PARAMS = struct.Struct("<II")
 _NAME_SIZE = 64
 _IDENT_SIZE = 32
+_TRIGGER2_TARGET_SIZE = 32
+_TRIGGER2_SIZE = _NAME_SIZE + _TRIGGER2_TARGET_SIZE + _IDENT_SIZE
 _TRIGGER3_FIXED = _NAME_SIZE + _IDENT_SIZE
 _TRIGGER4_FIXED = 2 * _NAME_SIZE + _IDENT_SIZE
 
@@ -107,15 +112,21 @@ class JustExec(_Exec):
 
 
 class ServiceConnect(Message):
-    """The answer to a trigger: be the server of that port. ``ident`` is the one of the request."""
+    """The answer to a trigger: be the server of that port. ``ident`` is the one of the request.
 
-    __slots__ = ("domain", "ident", "port")
+    A local client that serves the request itself sends it with port 0; ``ident`` is None in the daemon's answer to
+    that. ``ident_size`` is that of the padded field: local clients may send less than the 32 bytes agents know, and
+    a daemon passes on what it got.
+    """
+
+    __slots__ = ("domain", "ident", "ident_size", "port")
     domain: int
     port: int
-    ident: bytes
+    ident: bytes | None
+    ident_size: int
 
-    def __init__(self, domain: int, port: int, ident: bytes) -> None:
-        self._fill(domain=domain, port=port, ident=ident)
+    def __init__(self, domain: int, port: int, ident: bytes | None, ident_size: int = _IDENT_SIZE) -> None:
+        self._fill(domain=domain, port=port, ident=ident, ident_size=ident_size)
 
 
 class ServiceRefused(Message):
@@ -242,7 +253,7 @@ def _encode_body(message: Message) -> tuple[int, bytes]:
     if isinstance(message, JustExec):
         return JUST_EXEC, _encode_exec(message)
     if isinstance(message, ServiceConnect):
-        ident = _name_field(message.ident, _IDENT_SIZE)
+        ident = b"" if message.ident is None else _name_field(message.ident, message.ident_size)
         return SERVICE_CONNECT, _PARAMS.pack(message.domain, message.port) + ident
     if isinstance(message, ServiceRefused):
         if len(message.ident) > _IDENT_SIZE:
@@ -259,6 +270,11 @@ def _encode_body(message: Message) -> tuple[int, bytes]:
     raise LocalProtocolError(f"{type(message).__name__} is not sent")
 
 
+def kind_of(request: ExecCmdline | JustExec | ServiceConnect) -> int:
+    """The type that a local client's request, and the answer to it, have on the wire."""
+    return {ExecCmdline: EXEC_CMDLINE, JustExec: JUST_EXEC, ServiceConnect: SERVICE_CONNECT}[type(request)]
+
+
 def encode(message: Message) -> bytes:
     """Return header and body.
 
@@ -273,13 +289,12 @@ def encode(message: Message) -> bytes:
     return HEADER.pack(kind, len(body)) + body
 
 
-def encode_data(kind: int, data: bytes | memoryview) -> list[bytes]:
+def encode_data(kind: int, data: bytes | memoryview, chunk: int = limits.QREXEC_MAX_CHUNK) -> list[bytes]:
     """Return the messages that carry ``data`` as STDIN, STDOUT or STDERR; none for no data (that would be the end)."""
-    if len(data) <= limits.QREXEC_MAX_CHUNK:
+    if len(data) <= chunk:
         return [b"".join((HEADER.pack(kind, len(data)), data))] if data else []
     view = memoryview(data)
-    starts = range(0, len(view), limits.QREXEC_MAX_CHUNK)
-    parts = [view[start : start + limits.QREXEC_MAX_CHUNK] for start in starts]
+    parts = [view[start : start + chunk] for start in range(0, len(view), chunk)]
     return [b"".join((HEADER.pack(kind, len(part)), part)) for part in parts]
 
 
@@ -300,11 +315,27 @@ def _strip_field(untrusted_field: bytes) -> bytes | None:
     return text
 
 
+def _cut_field(untrusted_field: bytes) -> bytes:
+    """A name; without its NUL or with bytes behind it it is cut there, as the published daemon does."""
+    return untrusted_field[:-1].partition(b"\0")[0]
+
+
+def _decode_trigger2(untrusted_body: bytes) -> Message:
+    service = _cut_field(untrusted_body[:_NAME_SIZE])
+    target = _cut_field(untrusted_body[_NAME_SIZE:-_IDENT_SIZE])
+    raw_ident = untrusted_body[-_IDENT_SIZE:]
+    ident = _strip_field(raw_ident)
+    if ident is None or not IDENT_ALPHABET.issuperset(ident):
+        return MalformedTrigger(raw_ident, "ident")
+    if not service or service.startswith(b"+"):
+        return MalformedTrigger(raw_ident, "service name empty")
+    return TriggerService(None, target, ident, service)
+
+
 def _decode_trigger(untrusted_body: bytes, *, has_source: bool) -> Message:
     fields = []
     for _ in range(2 if has_source else 1):
-        # A name without its NUL or with bytes behind it is cut there, as the published daemon does.
-        fields.append(untrusted_body[: _NAME_SIZE - 1].partition(b"\0")[0])
+        fields.append(_cut_field(untrusted_body[:_NAME_SIZE]))
         untrusted_body = untrusted_body[_NAME_SIZE:]
     raw_ident = untrusted_body[:_IDENT_SIZE]
     untrusted_service = untrusted_body[_IDENT_SIZE:]
@@ -325,6 +356,17 @@ def _decode_exec(kind: int, untrusted_body: bytes) -> Message:
     return (ExecCmdline if kind == EXEC_CMDLINE else JustExec)(domain, port, command)
 
 
+def _decode_connect(untrusted_body: bytes) -> Message:
+    domain, port = _PARAMS.unpack_from(untrusted_body)
+    untrusted_field = untrusted_body[_PARAMS.size :]
+    if not untrusted_field:
+        return ServiceConnect(domain, port, None)
+    ident = _strip_field(untrusted_field)
+    if ident is None:
+        raise RemoteProtocolError("ident not padded with NUL")
+    return ServiceConnect(domain, port, ident, len(untrusted_field))
+
+
 def decode_body(kind: int, untrusted_body: bytes) -> Message:
     """Return the message of a body whose length the decoder has checked. :raise RemoteProtocolError:"""
     if kind == HELLO:
@@ -332,15 +374,13 @@ def decode_body(kind: int, untrusted_body: bytes) -> Message:
     if kind in (EXEC_CMDLINE, JUST_EXEC):
         return _decode_exec(kind, untrusted_body)
     if kind == SERVICE_CONNECT:
-        ident = _strip_field(untrusted_body[_PARAMS.size :])
-        if ident is None:
-            raise RemoteProtocolError("ident not padded with NUL")
-        domain, port = _PARAMS.unpack_from(untrusted_body)
-        return ServiceConnect(domain, port, ident)
+        return _decode_connect(untrusted_body)
     if kind == SERVICE_REFUSED:
         return ServiceRefused(untrusted_body.rstrip(b"\0"))
     if kind == CONNECTION_TERMINATED:
         return ConnectionTerminated(*_PARAMS.unpack(untrusted_body))
+    if kind == TRIGGER_SERVICE:
+        return _decode_trigger2(untrusted_body)
     if kind in (TRIGGER_SERVICE3, TRIGGER_SERVICE4):
         return _decode_trigger(untrusted_body, has_source=kind == TRIGGER_SERVICE4)
     if kind == EXIT_CODE:
@@ -355,6 +395,7 @@ LENGTHS = {
     SERVICE_CONNECT: (_PARAMS.size + _IDENT_SIZE, _PARAMS.size + _IDENT_SIZE),
     SERVICE_REFUSED: (_IDENT_SIZE, _IDENT_SIZE),
     CONNECTION_TERMINATED: (_PARAMS.size, _PARAMS.size),
+    TRIGGER_SERVICE: (_TRIGGER2_SIZE, _TRIGGER2_SIZE),
     TRIGGER_SERVICE3: (_TRIGGER3_FIXED + 1, _TRIGGER3_FIXED + limits.QREXEC_MAX_SERVICE),
     TRIGGER_SERVICE4: (_TRIGGER4_FIXED + 1, _TRIGGER4_FIXED + limits.QREXEC_MAX_SERVICE),
     EXEC_CMDLINE: (_PARAMS.size + 1, limits.QREXEC_MAX_BODY),
@@ -363,8 +404,11 @@ LENGTHS = {
     STDOUT: DATA_LENGTHS,
     STDERR: DATA_LENGTHS,
 }
-"""Shortest and longest body of each type (§2). In an answer EXEC_CMDLINE and JUST_EXEC have :data:`ANSWER_LENGTHS`."""
+"""Shortest and longest body of each type (§2); other ones between daemon and local client:"""
 ANSWER_LENGTHS = (_PARAMS.size, _PARAMS.size)
+"""EXEC_CMDLINE, JUST_EXEC and SERVICE_CONNECT in the daemon's answer: domain and port."""
+LOCAL_CONNECT_LENGTHS = (_PARAMS.size + 1, _PARAMS.size + _IDENT_SIZE)
+"""SERVICE_CONNECT from a local client."""
 
 
 def lengths(*kinds: int) -> dict[int, tuple[int, int]]:
@@ -469,10 +513,15 @@ class Decoder:
             )
 
 
-def negotiate(untrusted_version: int, own_version: int = VERSION) -> int:
-    """The version both ends speak. :raise RemoteProtocolError: below 3."""
+def max_chunk(version: int) -> int:
+    """Bytes in one data message."""
+    return limits.QREXEC_MAX_CHUNK if version >= MIN_VERSION else limits.QREXEC_MAX_CHUNK_2
+
+
+def negotiate(untrusted_version: int, own_version: int = VERSION, oldest: int = MIN_VERSION) -> int:
+    """The version both ends speak. :raise RemoteProtocolError: below ``oldest``."""
     version = min(untrusted_version, own_version)
-    if version < MIN_VERSION:
+    if version < oldest:
         raise RemoteProtocolError(f"protocol version {untrusted_version} is too old")
     return version
 

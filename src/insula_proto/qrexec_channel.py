@@ -1,4 +1,4 @@
-"""Who may say what when on qrexec's channels: four small state machines over :mod:`insula_proto.qrexec`.
+"""Who may say what when on qrexec's channels: six small state machines over :mod:`insula_proto.qrexec`.
 
 ::
 
@@ -6,6 +6,8 @@
                                    ◄─ HELLO, EXEC_CMDLINE, JUST_EXEC, SERVICE_CONNECT, SERVICE_REFUSED ──
     data channel      CallerEnd ──── HELLO, STDIN ──────────────────────────────────────► ServiceEnd
                                 ◄─── HELLO, STDOUT, STDERR, EXIT_CODE ────────────────────
+    local requests    LocalClient ── HELLO, then one EXEC_CMDLINE, JUST_EXEC or SERVICE_CONNECT ──► LocalServer
+                                  ◄─ HELLO, then the same type with domain and port ───────────────
 
     states            new ── peer's HELLO ──► open ── EXIT_CODE (data channel) ──► closed
 
@@ -28,12 +30,15 @@ from insula_proto.qrexec import (
     STDERR,
     STDIN,
     STDOUT,
+    TRIGGER_SERVICE,
     TRIGGER_SERVICE3,
     TRIGGER_SERVICE4,
     ConnectionTerminated,
     Decoder,
+    ExecCmdline,
     ExitCode,
     Hello,
+    JustExec,
     Message,
     ServiceConnect,
     ServiceRefused,
@@ -79,12 +84,13 @@ class ServiceRequested(Message):
 
 
 class _Channel:
-    """What all four have in common: HELLO first, the smaller version counts."""
+    """What all have in common: HELLO first, the smaller version counts, and none below ``oldest``."""
 
     _after_hello: Mapping[int, tuple[int, int]]
 
-    def __init__(self, own_version: int = qrexec.VERSION) -> None:
+    def __init__(self, own_version: int = qrexec.VERSION, oldest: int = qrexec.MIN_VERSION) -> None:
         self._own_version = own_version
+        self._oldest = oldest
         self._decoder = Decoder(qrexec.lengths(HELLO))
         self.version: int | None = None
         """Negotiated; None before the peer's HELLO."""
@@ -113,7 +119,7 @@ class _Channel:
             messages = self._decoder.receive(untrusted_data[position:end])
             if messages:
                 assert isinstance(messages[0], Hello)
-                self.version = qrexec.negotiate(messages[0].version, self._own_version)
+                self.version = qrexec.negotiate(messages[0].version, self._own_version, self._oldest)
                 self._decoder.allowed = self._allowed(self.version)
                 return messages + self._check(self._decoder.receive(untrusted_data[end:]))
             position = end
@@ -152,11 +158,11 @@ class DaemonControl(_Channel):
     """
 
     def _allowed(self, version: int) -> Mapping[int, tuple[int, int]]:
-        trigger = TRIGGER_SERVICE4 if version >= 4 else TRIGGER_SERVICE3
+        trigger = {2: TRIGGER_SERVICE, 3: TRIGGER_SERVICE3}.get(version, TRIGGER_SERVICE4)
         return qrexec.lengths(trigger, CONNECTION_TERMINATED)
 
     def answer(self) -> bytes:
-        """HELLO with the negotiated version (published daemons echo the agent's; the same for 3 and 4)."""
+        """HELLO with the negotiated version (published daemons echo the agent's; the same for 2 to 4)."""
         self._require_open()
         assert self.version is not None
         return qrexec.encode(Hello(self.version))
@@ -168,8 +174,14 @@ class DaemonControl(_Channel):
         return qrexec.encode(message)
 
     def connect_service(self, domain: int, port: int, ident: bytes) -> bytes:
+        return self.forward_connect(ServiceConnect(domain, port, ident))
+
+    def forward_connect(self, message: ServiceConnect) -> bytes:
+        """Pass on what a local client said."""
         self._require_open()
-        return qrexec.encode(ServiceConnect(domain, port, ident))
+        if message.ident is None:
+            raise LocalProtocolError("nothing to connect")
+        return qrexec.encode(message)
 
     def refuse_service(self, ident: bytes) -> bytes:
         self._require_open()
@@ -192,17 +204,27 @@ class DaemonControl(_Channel):
 class _DataEnd(_Channel):
     """One end of a data channel: streams that end once each."""
 
-    def __init__(self, own_version: int = qrexec.VERSION) -> None:
-        super().__init__(own_version)
+    def __init__(self, own_version: int = qrexec.VERSION, oldest: int = qrexec.MIN_VERSION) -> None:
+        super().__init__(own_version, oldest)
         self._ended: set[int] = set()
+
+    @property
+    def max_chunk(self) -> int:
+        """Bytes in one data message, in the negotiated version."""
+        return qrexec.max_chunk(self._own_version if self.version is None else self.version)
+
+    def _allowed(self, version: int) -> Mapping[int, tuple[int, int]]:
+        if version >= qrexec.MIN_VERSION:
+            return self._after_hello
+        return {**self._after_hello, **dict.fromkeys((STDIN, STDOUT, STDERR), (0, qrexec.max_chunk(version)))}
 
     def _data(self, kind: int, data: bytes | memoryview) -> list[bytes]:
         self._require_sendable(kind)
-        return qrexec.encode_data(kind, data)
+        return qrexec.encode_data(kind, data, self.max_chunk)
 
     def _header(self, kind: int, size: int) -> bytes:
         self._require_sendable(kind)
-        if not 0 < size <= limits.QREXEC_MAX_CHUNK:
+        if not 0 < size <= self.max_chunk:
             raise LocalProtocolError(f"data message of {size} bytes")
         return qrexec.HEADER.pack(kind, size)
 
@@ -225,13 +247,17 @@ class CallerEnd(_DataEnd):
 
     _after_hello = qrexec.lengths(STDIN, STDOUT, STDERR, EXIT_CODE)
 
-    def __init__(self, own_version: int = qrexec.VERSION) -> None:
-        super().__init__(own_version)
+    def __init__(self, own_version: int = qrexec.VERSION, oldest: int = qrexec.MIN_VERSION) -> None:
+        super().__init__(own_version, oldest)
         self._peer_ended: set[type[Message]] = set()
         self.exit_code: int | None = None
 
     def stdin(self, data: bytes | memoryview) -> list[bytes]:
         return self._data(STDIN, data)
+
+    def stdin_header(self, size: int) -> bytes:
+        """What goes before 1 to :attr:`max_chunk` bytes of input, for callers who do not want them copied."""
+        return self._header(STDIN, size)
 
     def stdin_end(self) -> bytes:
         return self._end(STDIN)
@@ -259,8 +285,8 @@ class ServiceEnd(_DataEnd):
 
     _after_hello = qrexec.lengths(STDIN, STDOUT, STDERR, EXIT_CODE)
 
-    def __init__(self, own_version: int = qrexec.VERSION) -> None:
-        super().__init__(own_version)
+    def __init__(self, own_version: int = qrexec.VERSION, oldest: int = qrexec.MIN_VERSION) -> None:
+        super().__init__(own_version, oldest)
         self._stdin_ended = False
         self._is_closed = False
 
@@ -268,7 +294,7 @@ class ServiceEnd(_DataEnd):
         return self._data(STDOUT, data)
 
     def stdout_header(self, size: int) -> bytes:
-        """What goes before 1 to 65 536 bytes of output, for callers who do not want them copied."""
+        """What goes before 1 to :attr:`max_chunk` bytes of output, for callers who do not want them copied."""
         return self._header(STDOUT, size)
 
     def stdout_end(self) -> bytes:
@@ -310,3 +336,65 @@ class ServiceEnd(_DataEnd):
             elif not isinstance(message, (Stderr, ExitCode)):
                 checked.append(message)
         return checked
+
+
+class LocalServer(_Channel):
+    """The daemon's end of a local client's connection: HELLO first, one request, nothing after it."""
+
+    _after_hello = {  # noqa: RUF012 - as in the base: a mapping nobody changes
+        **qrexec.lengths(EXEC_CMDLINE, JUST_EXEC),
+        SERVICE_CONNECT: qrexec.LOCAL_CONNECT_LENGTHS,
+    }
+
+    def __init__(self) -> None:
+        super().__init__(qrexec.LOCAL_VERSION)
+        self._request: Message | None = None
+
+    def answer(self, domain: int, port: int) -> bytes:
+        """Domain and port of the data channel, in a message of the request's type."""
+        return qrexec.encode(_answer_to(self._request, domain, port))
+
+    def _check(self, messages: list[Message]) -> list[Message]:
+        for message in messages:
+            if self._request is not None:
+                raise RemoteProtocolError("a second request")
+            self._request = message
+        if messages:
+            self._decoder.allowed = {}
+        return messages
+
+
+class LocalClient(_Channel):
+    """A local client's end: it hears HELLO, answers it, asks for one thing."""
+
+    def __init__(self) -> None:
+        super().__init__(qrexec.LOCAL_VERSION)
+        self._request: ExecCmdline | JustExec | ServiceConnect | None = None
+
+    def request(self, message: ExecCmdline | JustExec | ServiceConnect) -> bytes:
+        """:raise LocalProtocolError: asked before, or not asked for by local clients."""
+        self._require_open()
+        if self._request is not None:
+            raise LocalProtocolError("a second request")
+        self._request = message
+        self._decoder.allowed = {qrexec.kind_of(message): qrexec.ANSWER_LENGTHS}
+        return qrexec.encode(message)
+
+    def _allowed(self, version: int) -> Mapping[int, tuple[int, int]]:
+        del version
+        return {}
+
+    def _check(self, messages: list[Message]) -> list[Message]:
+        if messages:
+            self._decoder.allowed = {}
+        if len(messages) > 1:
+            raise RemoteProtocolError("a second answer")
+        return messages
+
+
+def _answer_to(request: Message | None, domain: int, port: int) -> Message:
+    if isinstance(request, (ExecCmdline, JustExec)):
+        return type(request)(domain, port)
+    if isinstance(request, ServiceConnect):
+        return ServiceConnect(domain, port, None)
+    raise LocalProtocolError("nothing to answer")

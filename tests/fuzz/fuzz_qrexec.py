@@ -1,8 +1,10 @@
-"""Invariant: each of the four ends, fed any bytes, returns messages it may get or raises RemoteProtocolError; a request
+"""Invariant: each of the six ends, fed any bytes, returns messages it may get or raises RemoteProtocolError; a request
 it lets through has only letters of the allowed alphabet (MC-16); what it keeps is bounded by one message.
 """
 
 from __future__ import annotations
+
+import functools
 
 import harness
 
@@ -14,6 +16,10 @@ ENDS = (
     qrexec_channel.DaemonControl,
     qrexec_channel.CallerEnd,
     qrexec_channel.ServiceEnd,
+    qrexec_channel.LocalServer,
+    qrexec_channel.LocalClient,
+    functools.partial(qrexec_channel.DaemonControl, oldest=qrexec.OLDEST_VERSION),
+    functools.partial(qrexec_channel.ServiceEnd, oldest=qrexec.OLDEST_VERSION),
 )
 
 HELLO = qrexec.encode(qrexec.Hello(4))
@@ -25,6 +31,11 @@ SEEDS = [
     b"\1" + HELLO + qrexec.encode(qrexec.ConnectionTerminated(0, 600)),
     b"\2" + HELLO + qrexec.encode(qrexec.Stdout(b"hello")) + qrexec.encode(qrexec.ExitCode(3)),
     b"\3" + HELLO + qrexec.encode(qrexec.Stdin(b"hello")) + qrexec.encode(qrexec.Stdin(b"")),
+    b"\4" + qrexec.encode(qrexec.Hello(3)) + qrexec.encode(qrexec.ServiceConnect(7, 513, b"SOCKET1", 8)),
+    b"\4" + qrexec.encode(qrexec.Hello(3)) + qrexec.encode(qrexec.JustExec(0, 0, b"user:true")),
+    b"\5" + qrexec.encode(qrexec.Hello(3)) + qrexec.encode(qrexec.JustExec(7, 513)),
+    b"\6" + qrexec.encode(qrexec.Hello(2)) + qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE, 128) + b"a.B".ljust(128, b"\0"),
+    b"\7" + qrexec.encode(qrexec.Hello(2)) + qrexec.encode(qrexec.Stdin(b"hello")) + qrexec.encode(qrexec.Stdin(b"")),
 ]
 
 

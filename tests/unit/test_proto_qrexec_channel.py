@@ -6,21 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula_proto import qrexec
+from insula_proto import limits, qrexec
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 from insula_proto.qrexec import (
     ConnectionTerminated,
     ExecCmdline,
     ExitCode,
     Hello,
+    JustExec,
     MalformedTrigger,
     Message,
+    ServiceConnect,
     Stderr,
     Stdin,
     Stdout,
     TriggerService,
 )
-from insula_proto.qrexec_channel import AgentControl, CallerEnd, DaemonControl, ServiceEnd, ServiceRequested
+from insula_proto.qrexec_channel import (
+    AgentControl,
+    CallerEnd,
+    DaemonControl,
+    LocalClient,
+    LocalServer,
+    ServiceEnd,
+    ServiceRequested,
+)
 
 ENDS = (AgentControl, DaemonControl, CallerEnd, ServiceEnd)
 
@@ -195,3 +205,136 @@ def test_service_finish_sends_missing_ends_then_code_once() -> None:
         service.finish(7)
     with pytest.raises(LocalProtocolError):
         service.stderr(b"late")
+
+
+# version 2, for agents of other people
+
+
+def trigger2(service: bytes, target: bytes = b"dom0", ident: bytes = b"SOCKET1") -> bytes:
+    body = service.ljust(64, b"\0") + target.ljust(32, b"\0") + ident.ljust(32, b"\0")
+    return qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE, len(body)) + body
+
+
+def version_2(end: type[DaemonControl | CallerEnd | ServiceEnd]):  # type: ignore[no-untyped-def]
+    channel = end(oldest=qrexec.OLDEST_VERSION)
+    assert channel.receive(wire(Hello(2))) == [Hello(2)]
+    return channel
+
+
+def test_version_2_only_where_it_is_asked_for() -> None:
+    with pytest.raises(RemoteProtocolError):
+        DaemonControl(oldest=qrexec.OLDEST_VERSION).receive(wire(Hello(1)))
+    assert version_2(DaemonControl).answer() == wire(Hello(2))
+
+
+def test_version_2_trigger_is_a_request_without_source() -> None:
+    [request] = version_2(DaemonControl).receive(trigger2(b"a.B+c", b"work"))
+    assert (request.service, request.target, request.ident, request.claimed_source) == ("a.B+c", "work", b"SOCKET1", "")
+
+
+@pytest.mark.parametrize("service", [b"", b"\0", b"\0a", b"\0+a", b"+", b"+a"])
+def test_version_2_trigger_without_a_name_is_malformed(service: bytes) -> None:
+    [message] = version_2(DaemonControl).receive(trigger2(service))
+    assert isinstance(message, MalformedTrigger)
+    assert message.raw_ident == b"SOCKET1".ljust(32, b"\0")
+
+
+@pytest.mark.parametrize("message", [TriggerService(b"", b"t", b"i", b"s"), TriggerService(None, b"t", b"i", b"s")])
+def test_version_2_trigger_of_later_version_drops_peer(message: Message) -> None:
+    """MC-12."""
+    with pytest.raises(RemoteProtocolError):
+        version_2(DaemonControl).receive(wire(message))
+
+
+def test_version_2_data_comes_and_goes_in_smaller_messages() -> None:
+    """MC-11."""
+    small = limits.QREXEC_MAX_CHUNK_2
+    caller, service = version_2(CallerEnd), version_2(ServiceEnd)
+    assert caller.max_chunk == small
+    parts = caller.stdin(bytes(small + 1))
+    assert [len(part) - qrexec.HEADER.size for part in parts] == [small, 1]
+    assert sum(len(m.data) for m in service.receive(b"".join(parts))) == small + 1
+    with pytest.raises(LocalProtocolError):
+        caller.stdin_header(small + 1)
+    with pytest.raises(RemoteProtocolError):
+        service.receive(qrexec.HEADER.pack(qrexec.STDIN, small + 1))
+
+
+# local requests
+
+REQUESTS = (
+    ExecCmdline(0, 0, b"user:true"),
+    JustExec(7, 0, b"DEFAULT:true"),
+    ServiceConnect(7, 514, b"SOCKET1"),
+    ServiceConnect(0, 0, b"", 32),
+)
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@given(size=st.integers(1, 40))
+def test_local_request_any_split_is_answered(request_: ExecCmdline | JustExec | ServiceConnect, size: int) -> None:
+    client, server = LocalClient(), LocalServer()
+
+    def pass_on(data: bytes, end: LocalClient | LocalServer) -> list[Message]:
+        return [m for start in range(0, len(data), size) for m in end.receive(data[start : start + size])]
+
+    assert pass_on(server.hello(), client) == [Hello(3)]
+    assert pass_on(client.hello() + client.request(request_), server) == [Hello(3), request_]
+    [answer] = pass_on(server.answer(42, 513), client)
+    assert type(answer) is type(request_)
+    assert (answer.domain, answer.port) == (42, 513)
+    with pytest.raises(LocalProtocolError):
+        client.request(request_)
+
+
+def test_local_connect_with_shorter_ident_is_passed_on_as_it_came() -> None:
+    body = struct.pack("<II", 43, 513) + b"SOCKET11\0"
+    server = LocalServer()
+    server.receive(wire(Hello(3)))
+    [request] = server.receive(struct.pack("<II", qrexec.SERVICE_CONNECT, len(body)) + body)
+    assert isinstance(request, ServiceConnect)
+    assert request.ident == b"SOCKET11"
+    assert opened(DaemonControl).forward_connect(request)[8:] == body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        wire(ExitCode(0)),
+        wire(REQUESTS[0], REQUESTS[0]),
+        struct.pack("<II", qrexec.EXEC_CMDLINE, 8) + bytes(8),
+        struct.pack("<II", qrexec.SERVICE_CONNECT, 41) + bytes(41),
+        struct.pack("<IIII", qrexec.SERVICE_CONNECT, 10, 0, 0) + b"ab",
+        struct.pack("<IIII", qrexec.EXEC_CMDLINE, 10, 0, 0) + b"ab",
+        struct.pack("<II", qrexec.EXEC_CMDLINE, 65536),
+        wire(Hello(3)),
+    ],
+)
+def test_local_server_bad_request_drops_client(data: bytes) -> None:
+    server = LocalServer()
+    server.receive(wire(Hello(3)))
+    with pytest.raises(RemoteProtocolError):
+        server.receive(data)
+
+
+@pytest.mark.parametrize("end", [LocalClient, LocalServer])
+def test_local_version_below_3_drops_peer(end: type[LocalClient | LocalServer]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        end().receive(wire(Hello(2)))
+
+
+def test_local_client_answer_of_another_type_or_unasked_drops_daemon() -> None:
+    client = LocalClient()
+    client.receive(wire(Hello(3)))
+    with pytest.raises(RemoteProtocolError):
+        client.receive(wire(ExecCmdline(1, 513)))
+    client = LocalClient()
+    client.receive(wire(Hello(3)))
+    client.request(REQUESTS[0])
+    with pytest.raises(RemoteProtocolError):
+        client.receive(wire(JustExec(1, 513)))
+
+
+def test_local_server_answer_before_a_request_refused_locally() -> None:
+    with pytest.raises(LocalProtocolError):
+        LocalServer().answer(1, 513)
