@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from insula_agent.date_time import parse
 from insula_proto import vmexec
 from insula_proto.services import parse_settings
 
 FOLDER = Path(__file__).parents[2] / "src" / "insula_agent" / "rpc"
 ECHO = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(os.fsencode(a) for a in sys.argv[1:]))"
-SERVICES = ("qubes.VMExec", "qubes.VMShell", "qubes.VMRootExec", "qubes.VMRootShell")
+SERVICES = sorted(path.name for path in FOLDER.iterdir() if path.is_file() or path.is_symlink())
+AS_ROOT = ("qubes.PostInstall", "qubes.ResizeDisk", "qubes.SetDateTime", "qubes.VMRootExec", "qubes.VMRootShell")
+AFTER_LOGIN = ("qubes.StartApp", "qubes.VMExecGUI")
 
 
-def execute(name: str, *arguments: bytes, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([FOLDER / name, *arguments], input=stdin, capture_output=True, check=False, timeout=30)
+def run(
+    name: str, *arguments: bytes, stdin: bytes = b"", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "INSULA_LIBRARY": str(FOLDER.parents[1]), **(env or {})}
+    return subprocess.run(
+        [FOLDER / name, *arguments], input=stdin, env=environment, capture_output=True, check=False, timeout=30
+    )
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_service_file_is_executable(name: str) -> None:
-    assert (FOLDER / name).stat().st_mode & 0o111 == 0o111
+def test_service_file_is_executable_or_a_link_to_a_port(name: str) -> None:
+    path = FOLDER / name
+    if path.is_symlink():
+        assert str(path.readlink()).startswith("/dev/tcp/127.0.0.1")
+        return
+    assert path.stat().st_mode & 0o111 == 0o111
+    assert path.read_text().splitlines()[1].startswith(f"# {name}")
 
 
-@pytest.mark.parametrize("name", ["qubes.VMRootExec", "qubes.VMRootShell"])
-def test_root_service_is_forced_to_root(name: str) -> None:
-    assert parse_settings((FOLDER / "config" / name).read_text()).force_user == "root"
+@pytest.mark.parametrize("name", SERVICES)
+def test_exactly_these_services_are_root_whoever_calls(name: str) -> None:
+    settings = FOLDER / "config" / name
+    is_root = settings.exists() and parse_settings(settings.read_text()).force_user == "root"
+    assert is_root == (name in AS_ROOT)
 
 
-def test_no_other_service_has_settings() -> None:
-    assert {path.name for path in (FOLDER / "config").iterdir()} == {"qubes.VMRootExec", "qubes.VMRootShell"}
+def test_settings_are_understood_and_belong_to_a_service() -> None:
+    for path in (FOLDER / "config").iterdir():
+        assert parse_settings(path.read_text()).wait_for_session == (path.name in AFTER_LOGIN)
+        assert path.name.partition("+")[0] in SERVICES
 
 
 @pytest.mark.parametrize(
@@ -42,7 +62,7 @@ def test_no_other_service_has_settings() -> None:
 def test_vmexec_argument_reaches_program_unchanged(argument: bytes) -> None:
     """MC-17: the handler echoes its vector."""
     encoded = vmexec.encode([sys.executable.encode(), b"-S", b"-E", b"-c", ECHO.encode(), argument, b"end"])
-    done = execute("qubes.VMExec", encoded)
+    done = run("qubes.VMExec", encoded)
     assert done.stdout == argument + b"\0end"
     assert done.returncode == 0
 
@@ -52,28 +72,82 @@ def test_vmexec_argument_reaches_program_unchanged(argument: bytes) -> None:
 def test_vmexec_any_arguments_reach_program_unchanged(arguments: list[bytes]) -> None:
     """MC-17."""
     encoded = vmexec.encode([b"printf", b"%s|", *arguments])
-    assert execute("qubes.VMExec", encoded).stdout == b"".join(arg + b"|" for arg in arguments or [b""])
+    assert run("qubes.VMExec", encoded).stdout == b"".join(arg + b"|" for arg in arguments or [b""])
 
 
 @pytest.mark.parametrize("bad", [b"", b"a b", b"-", b"true-", b"true+-2f", b"true+-00", b"true+$HOME", b"+", b"+x"])
 def test_vmexec_not_encoded_is_125(bad: bytes) -> None:
     """MC-16."""
-    assert execute("qubes.VMExec", bad).returncode == 125
+    assert run("qubes.VMExec", bad).returncode == 125
 
 
 def test_vmexec_missing_program_is_127() -> None:
-    assert execute("qubes.VMExec", b"no.such.program.here").returncode == 127
+    assert run("qubes.VMExec", b"no.such.program.here").returncode == 127
 
 
 def test_vmexec_exit_code_is_passed_on() -> None:
-    assert execute("qubes.VMExec", vmexec.encode([b"sh", b"-c", b"exit 7"])).returncode == 7
+    assert run("qubes.VMExec", vmexec.encode([b"sh", b"-c", b"exit 7"])).returncode == 7
 
 
 @pytest.mark.parametrize("name", ["qubes.VMShell", "qubes.VMRootShell"])
 def test_vmshell_text_after_a_command_is_its_input(name: str) -> None:
-    done = execute(name, stdin=b"head -c 5; exit 3\nhello")
+    done = run(name, stdin=b"head -c 5; exit 3\nhello")
     assert (done.stdout, done.returncode) == (b"hello", 3)
 
 
 def test_vmrootexec_is_vmexec() -> None:
-    assert execute("qubes.VMRootExec", b"echo+a-20b").stdout == b"a b\n"
+    assert run("qubes.VMRootExec", b"echo+a-20b").stdout == b"a b\n"
+
+
+def test_vmexecgui_is_vmexec() -> None:
+    assert run("qubes.VMExecGUI", b"echo+a-20b").stdout == b"a b\n"
+
+
+def test_getdate_has_the_published_lengths() -> None:
+    seconds, nanoseconds = run("qubes.GetDate").stdout, run("qubes.GetDate", b"nanoseconds").stdout
+    assert (len(seconds), len(nanoseconds)) == (26, 36)
+    assert abs(parse(seconds) - time.time()) < 10
+    assert nanoseconds.endswith(b"+00:00\n")
+    assert nanoseconds[19:20] == b","
+
+
+def test_setdatetime_line_that_is_none_changes_nothing() -> None:
+    before = time.time()
+    done = run("qubes.SetDateTime", stdin=b"tomorrow\n")
+    assert done.returncode == 1
+    assert abs(time.time() - before) < 60
+
+
+def test_setdatetime_right_clock_is_left_alone() -> None:
+    """Setting it would need rights; nothing is tried within 2 s."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00\n", time.gmtime()).encode()
+    assert run("qubes.SetDateTime", stdin=now).returncode == 0
+
+
+def fake_resize2fs(tmp_path: Path) -> dict[str, str]:
+    """Two disks, and a resize2fs that says what it was called with."""
+    for disk, serial in {"vdx": "root", "vdy": "private", "vdz": "volatile"}.items():
+        (tmp_path / "block" / disk).mkdir(parents=True)
+        (tmp_path / "block" / disk / "serial").write_text(serial)
+    tool = tmp_path / "bin" / "resize2fs"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho "$@"\n')
+    tool.chmod(0o755)
+    return {"PATH": f"{tool.parent}:{os.environ['PATH']}", "INSULA_BLOCK": str(tmp_path / "block")}
+
+
+@pytest.mark.parametrize(("disk", "device"), [(b"root", b"/dev/vdx\n"), (b"private", b"/dev/vdy\n")])
+def test_resizedisk_grows_the_disk_of_that_name(tmp_path: Path, disk: bytes, device: bytes) -> None:
+    env = fake_resize2fs(tmp_path)
+    assert run("qubes.ResizeDisk", stdin=disk + b"\n", env=env).stdout == device
+    assert run("qubes.ResizeDisk", disk, env=env).stdout == device
+
+
+@pytest.mark.parametrize("disk", [b"", b"volatile", b"../vda", b"/dev/vda", b"-f", b"root private", b"*"])
+def test_resizedisk_other_names_refused(tmp_path: Path, disk: bytes) -> None:
+    done = run("qubes.ResizeDisk", stdin=disk + b"\n", env=fake_resize2fs(tmp_path))
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_waitforsession_without_windows_ends_at_once() -> None:
+    assert run("qubes.WaitForSession", stdin=b"user\n").returncode == 0

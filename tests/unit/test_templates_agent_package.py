@@ -19,6 +19,7 @@ def sources(tmp_path: Path) -> Path:
         "insula_agent/__pycache__/main.pyc": "",
         "insula_agent/rootfs/etc/sudoers.d/insula": "user ALL=(ALL) ALL\n",
         "insula_agent/rootfs/usr/lib/systemd/system/a.service": "[Unit]\n",
+        "insula_agent/bin/a-command": "#!/bin/sh\n",
         "insula_agent/rpc/test.Service": "#!/bin/sh\n",
         "insula_agent/rpc/config/test.Service": "force-user='root'\n",
         "insula_proto/mux.py": "y = 2\n",
@@ -42,6 +43,7 @@ def test_files_are_where_the_guest_looks_for_them(sources: Path, tmp_path: Path)
     assert found[f"./{LIBRARY}/insula_agent/main.py"] == "-rw-r--r-- root/root"
     assert found[f"./{LIBRARY}/insula_proto/mux.py"] == "-rw-r--r-- root/root"
     assert found["./etc/qubes-rpc/test.Service"] == "-rwxr-xr-x root/root"
+    assert found["./usr/bin/a-command"] == "-rwxr-xr-x root/root"
     assert found["./etc/qubes/rpc-config/test.Service"] == "-rw-r--r-- root/root"
     assert found["./etc/sudoers.d/insula"] == "-r--r----- root/root"
     assert not [path for path in found if "pycache" in path or "rootfs" in path]

@@ -1,9 +1,10 @@
 """Builds the Debian packages that make a system a qube: ``insula-agent`` and the tiny ``insula-boot``.
 
 ``insula-agent`` holds the packages ``insula_agent`` and ``insula_proto`` under ``/usr/lib/insula`` (not on Python's
-normal path: programs of the user neither see nor shadow it), the files of ``insula_agent/rootfs`` as they are, and
-the service scripts of ``insula_agent/rpc``. Python files are byte-compiled when the package is installed, by the very
-Python that will run them, with hashes that are not checked at run time: an import then reads one file.
+normal path: programs of the user neither see nor shadow it), the files of ``insula_agent/rootfs`` as they are, the
+service scripts of ``insula_agent/rpc`` and, in ``/usr/bin``, the commands of ``insula_agent/bin``. Python files are
+byte-compiled when the package is installed, by the very Python that will run them, with hashes that are not checked at
+run time: an import then reads one file.
 
 Equal sources give equal bytes: names are sorted, times fixed, owners root.
 """
@@ -121,6 +122,7 @@ def agent_package(sources: Path = SOURCES) -> Package:
         **_python_files(sources, "insula_proto"),
         **_tree(sources / "insula_agent" / "rootfs", PurePosixPath()),
         **_services(sources / "insula_agent" / "rpc"),
+        **_tree(sources / "insula_agent" / "bin", PurePosixPath("usr/bin")),
     }
     # sudo refuses files that others may read or write more than this.
     for path in list(files):

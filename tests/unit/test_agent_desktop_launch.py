@@ -1,0 +1,63 @@
+"""Starting an application, by the service as it is run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from insula_agent.desktop.entries import EntryError
+from insula_agent.desktop.launch import plan
+
+SRC = Path(__file__).parents[2] / "src"
+SERVICE = SRC / "insula_agent" / "rpc" / "qubes.StartApp"
+
+
+def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    env = {**os.environ, "XDG_DATA_HOME": str(folder), "XDG_DATA_DIRS": "/nowhere", "INSULA_LIBRARY": str(SRC)}
+    return subprocess.run([SERVICE, *arguments], env=env, capture_output=True, check=False, timeout=30)
+
+
+def place(folder: Path, name: str, text: str) -> None:
+    path = folder / "applications" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_application_is_found_by_its_joined_name_and_becomes_the_call(tmp_path: Path) -> None:
+    place(
+        tmp_path,
+        "kde/a.desktop",
+        f'[Desktop Entry]\nPath={tmp_path}\nExec=sh -c "pwd; echo \\\\"\\\\$0\\\\"; exit 7" %c %U\nName=$(id)\n',
+    )
+    done = start(tmp_path, "kde-a")
+    assert done.stdout.decode() == f"{tmp_path}\n$(id)\n"
+    assert done.returncode == 7
+
+
+@pytest.mark.parametrize("wanted", ["nothing", "../a", "/etc/passwd", "-x", "*"])
+def test_application_that_is_not_there_is_127(tmp_path: Path, wanted: str) -> None:
+    """MC-16, MC-17: an identifier is looked up, never opened."""
+    place(tmp_path, "b.desktop", "[Desktop Entry]\nExec=echo started\n")
+    place(tmp_path, "../a.desktop", "[Desktop Entry]\nExec=echo started\n")
+    done = start(tmp_path, wanted)
+    assert (done.returncode, done.stdout) == (127, b"")
+
+
+def test_no_identifier_and_broken_entry_are_125(tmp_path: Path) -> None:
+    place(tmp_path, "b.desktop", '[Desktop Entry]\nExec="sh\n')
+    assert start(tmp_path).returncode == 125
+    assert start(tmp_path, "b").returncode == 125
+
+
+def test_program_that_is_missing_is_127(tmp_path: Path) -> None:
+    place(tmp_path, "b.desktop", "[Desktop Entry]\nExec=no.such.program\n")
+    assert start(tmp_path, "b").returncode == 127
+
+
+def test_plan_terminal_and_links() -> None:
+    assert plan({"Exec": "top -d 1", "Terminal": "true"}, "/p") == ["x-terminal-emulator", "-e", "top", "-d", "1"]
+    with pytest.raises(EntryError):
+        plan({"Type": "Link", "Exec": "a"}, "/p")
