@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # `make` must not inherit somebody's Python settings.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup run test check fmt lint types unit contract fault vm fuzz bench docs clean
+.PHONY: help setup run test check fmt lint types unit contract fault vm desktop fuzz bench docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ setup: ## Install Debian packages and the locked Python environment (nothing is 
 run: setup ## Build the template, create and start four qubes, show that they are islands
 	@scripts/demo
 
-test: setup ## Everything: lint, types, unit, contract, fault and real-guest tests
+test: setup ## Everything: lint, types, unit, contract, fault, real-guest and real-screen tests
 	@scripts/test
 
 check: setup lint types unit ## What to run before a commit (under two minutes)
@@ -42,6 +42,9 @@ fault: setup ## Kills, full disks, broken peers
 
 vm: setup ## Real guests under QEMU
 	$(PY) -m pytest tests/vm
+
+desktop: setup ## Real windows on a real X server and window manager, without a screen
+	$(PY) -m pytest tests/desktop
 
 fuzz: setup ## Longer runs of every fuzz target (FUZZ_SECONDS each, 60 if unset)
 	@for target in tests/fuzz/fuzz_*.py; do $(PY) $$target --seconds $${FUZZ_SECONDS:-60} || exit 1; done
