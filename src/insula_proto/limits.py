@@ -78,3 +78,28 @@ QUBESDB_MAX_OUTPUT = 2 * QUBESDB_MAX_KEYS * (72 + QUBESDB_MAX_VALUE)
 
 VMEXEC_MAX_ARGUMENT = QREXEC_MAX_SERVICE
 """Bytes of an encoded command: it travels as a service argument."""
+
+# --- windows (published GUI protocol, up to version 1.8) -----------------------------------------------------------
+
+GUI_MAX_WIDTH = 16384
+GUI_MAX_HEIGHT = 6144
+"""Pixels of a window and of its picture; also how far from the origin a window may lie."""
+
+GUI_BYTES_PER_PIXEL = 4
+GUI_PAGE = 4096
+"""Bytes a grant reference stands for; pictures in frame memory begin at a multiple."""
+
+GUI_MAX_GRANTS = GUI_MAX_WIDTH * GUI_MAX_HEIGHT * GUI_BYTES_PER_PIXEL // GUI_PAGE
+"""Grant references of the largest picture."""
+
+GUI_TITLE_SIZE = 128
+"""Bytes of a title's field, with its NUL."""
+
+GUI_CLASS_SIZE = 64
+"""Bytes of each of the two fields of a window's class, with its NUL."""
+
+GUI_MAX_CLIPBOARD = 256000
+"""Bytes of a clipboard from version 1.8 on."""
+
+GUI_MAX_CLIPBOARD_BEFORE_8 = 65000
+"""Bytes of a clipboard in versions 1.4 to 1.7."""

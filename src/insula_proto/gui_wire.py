@@ -1,0 +1,271 @@
+"""Messages of the GUI protocol as bytes: :func:`encode`, and an incremental :class:`Decoder`.
+
+The decoder is told which messages, with which lengths, may come on its channel, and refuses all else when a header is
+complete. What it returns is well formed and *possible*: no negative or empty window, no picture larger than a picture
+may be, no flag set and cleared at once, no cursor that does not exist. What is *allowed* (which window, where on the
+screen) is for the host's window machine.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from insula_proto import gui, limits
+from insula_proto.errors import LocalProtocolError, RemoteProtocolError
+from insula_proto.gui import (
+    ClipboardData,
+    Configure,
+    Create,
+    Cursor,
+    Fixed,
+    FramePicture,
+    GrantPicture,
+    KeymapNotify,
+    Message,
+    Title,
+    Unknown,
+    WindowClass,
+    WindowFlags,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEADER = struct.Struct("<III")
+_DUMP = struct.Struct("<IIII")
+_FRAME = struct.Struct("<QI")
+_BITS_PER_PIXEL = 24
+_REFERENCE_SIZE = 4
+_KEYMAP_SIZE = 32
+MAX_SIGNED = 0x7FFFFFFF
+MAX_SKIPPED = limits.GUI_MAX_CLIPBOARD
+"""Bytes of a message of unknown type that are skipped."""
+
+_MESSAGES: tuple[type[Message], ...] = (*gui.FROM_AGENT, *gui.FROM_HOST)
+_FIXED: dict[int, type[Fixed]] = {cls.kind: cls for cls in _MESSAGES if issubclass(cls, Fixed)}
+
+
+def picture_size(width: int, height: int) -> int:
+    """Bytes of a picture."""
+    return width * height * limits.GUI_BYTES_PER_PIXEL
+
+
+# --- encoding ------------------------------------------------------------------------------------------------------
+
+
+def _encode_fixed(message: Fixed) -> bytes:
+    values: list[int] = [getattr(message, name) for name in message.layout.names]
+    if message.choices is not None:
+        values[0] = message.choices[0] if values[0] else message.choices[1]
+    return message.layout.struct.pack(*values)
+
+
+def _text(value: bytes, size: int) -> bytes:
+    if len(value) >= size or b"\0" in value:
+        raise LocalProtocolError(f"text of {len(value)} bytes in a field of {size}, or a NUL in it")
+    return value.ljust(size, b"\0")
+
+
+def _encode_body(message: Message) -> bytes:
+    if isinstance(message, Fixed):
+        return _encode_fixed(message)
+    if isinstance(message, ClipboardData):
+        return message.data
+    if isinstance(message, Title):
+        return _text(message.text, limits.GUI_TITLE_SIZE)
+    if isinstance(message, WindowClass):
+        return _text(message.class_name, limits.GUI_CLASS_SIZE) + _text(message.instance, limits.GUI_CLASS_SIZE)
+    if isinstance(message, KeymapNotify):
+        return message.keys
+    if isinstance(message, GrantPicture):
+        dump = _DUMP.pack(gui.DUMP_GRANTS, message.width, message.height, _BITS_PER_PIXEL)
+        return dump + struct.pack(f"<{len(message.references)}I", *message.references)
+    if isinstance(message, FramePicture):
+        dump = _DUMP.pack(gui.DUMP_FRAME, message.width, message.height, _BITS_PER_PIXEL)
+        return dump + _FRAME.pack(message.offset, message.width * limits.GUI_BYTES_PER_PIXEL)
+    raise LocalProtocolError(f"{type(message).__name__} is not sent")
+
+
+def encode(message: Message) -> bytes:
+    """Return header and body. :raise LocalProtocolError: the other side would refuse it."""
+    try:
+        body = _encode_body(message)
+        header = HEADER.pack(message.kind, message.window, len(body))
+    except struct.error as error:
+        raise LocalProtocolError(f"{message!r}: {error}") from error
+    try:
+        decode_body(message.kind, message.window, body)
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(str(error)) from error
+    return header + body
+
+
+# --- decoding ------------------------------------------------------------------------------------------------------
+
+
+def _check_size(width: int, height: int) -> None:
+    if not (0 < width <= MAX_SIGNED and 0 < height <= MAX_SIGNED):
+        raise RemoteProtocolError(f"window of {width} x {height}")
+
+
+def _flag(number: int) -> bool:
+    if number > 1:
+        raise RemoteProtocolError(f"flag {number}, neither 0 nor 1")
+    return bool(number)
+
+
+def _decode_fixed(cls: type[Fixed], window: int, untrusted_body: bytes) -> Message:
+    values = list(cls.layout.struct.unpack(untrusted_body))
+    if cls.choices is not None:
+        if values[0] not in cls.choices:
+            raise RemoteProtocolError(f"{cls.__name__} with event number {values[0]}")
+        values[0] = values[0] == cls.choices[0]
+    if cls.has_flag:
+        values[-1] = _flag(values[-1])
+    message: Message = cls(window, *values)  # type: ignore[call-arg] # each takes the fields of its layout
+    _check(message)
+    return message
+
+
+def _check(message: Message) -> None:
+    """What is wrong with a message by itself (§12). :raise RemoteProtocolError:"""
+    if isinstance(message, Create):
+        if message.window == gui.NO_WINDOW:
+            raise RemoteProtocolError("window 0 is no window")
+        _check_size(message.width, message.height)
+    elif isinstance(message, Configure):
+        _check_size(message.width, message.height)
+    elif isinstance(message, WindowFlags):
+        if message.added & message.removed:
+            raise RemoteProtocolError(f"flags {message.added & message.removed:#x} both set and cleared")
+    elif isinstance(message, Cursor):
+        number = message.cursor
+        is_font = gui.CURSOR_FONT <= number < gui.CURSOR_FONT_END and number % 2 == 0
+        if number != gui.CURSOR_DEFAULT and not is_font:
+            raise RemoteProtocolError(f"cursor {number:#x}")
+
+
+def _decode_dump(window: int, untrusted_body: bytes) -> Message:
+    # (The number of bits is not looked at, as in the published daemon: pixels have 32 of which 24 count.)
+    kind, width, height, _ = _DUMP.unpack_from(untrusted_body)
+    if not (0 < width <= limits.GUI_MAX_WIDTH and 0 < height <= limits.GUI_MAX_HEIGHT):
+        raise RemoteProtocolError(f"picture of {width} x {height}")
+    rest = untrusted_body[_DUMP.size :]
+    if kind == gui.DUMP_FRAME:
+        if len(rest) != _FRAME.size:
+            raise RemoteProtocolError(f"frame picture in {len(rest)} bytes")
+        offset, row = _FRAME.unpack(rest)
+        if row != width * limits.GUI_BYTES_PER_PIXEL or offset % limits.GUI_PAGE:
+            raise RemoteProtocolError(f"picture at {offset} with rows of {row} bytes for {width} pixels")
+        return FramePicture(window, width, height, offset)
+    if kind != gui.DUMP_GRANTS or len(rest) % _REFERENCE_SIZE:
+        raise RemoteProtocolError(f"picture of type {kind:#x} in {len(rest)} bytes")
+    count = len(rest) // _REFERENCE_SIZE
+    if count > limits.GUI_MAX_GRANTS or count * limits.GUI_PAGE < picture_size(width, height):
+        raise RemoteProtocolError(f"{count} pages for a picture of {width} x {height}")
+    return GrantPicture(window, width, height, struct.unpack(f"<{count}I", rest))
+
+
+def _untrusted_text(untrusted_field: bytes) -> bytes:
+    """What stands before the first NUL; the last byte is none of the text, as in the published daemon."""
+    return untrusted_field[:-1].partition(b"\0")[0]
+
+
+def decode_body(kind: int, window: int, untrusted_body: bytes) -> Message:
+    """Return the message of a body whose length was checked. :raise RemoteProtocolError: and nothing else."""
+    cls = _FIXED.get(kind)
+    if cls is not None:
+        return _decode_fixed(cls, window, untrusted_body)
+    if kind == FramePicture.kind:
+        return _decode_dump(window, untrusted_body)
+    if kind == ClipboardData.kind:
+        return ClipboardData(window, untrusted_body)
+    if kind == Title.kind:
+        return Title(window, _untrusted_text(untrusted_body))
+    if kind == WindowClass.kind:
+        size = limits.GUI_CLASS_SIZE
+        return WindowClass(window, _untrusted_text(untrusted_body[:size]), _untrusted_text(untrusted_body[size:]))
+    if kind == KeymapNotify.kind:
+        return KeymapNotify(window, untrusted_body)
+    raise RemoteProtocolError(f"message type {kind} is not read here")
+
+
+_FRAME_LENGTHS = (_DUMP.size + _FRAME.size,) * 2
+_GRANT_LENGTHS = (_DUMP.size, _DUMP.size + limits.GUI_MAX_GRANTS * _REFERENCE_SIZE)
+_LENGTHS: dict[type[Message], tuple[int, int]] = {
+    ClipboardData: (0, limits.GUI_MAX_CLIPBOARD),
+    Title: (limits.GUI_TITLE_SIZE,) * 2,
+    WindowClass: (2 * limits.GUI_CLASS_SIZE,) * 2,
+    KeymapNotify: (_KEYMAP_SIZE,) * 2,
+    GrantPicture: _GRANT_LENGTHS,
+    FramePicture: _FRAME_LENGTHS,
+}
+
+
+def lengths(classes: Sequence[type[Message]]) -> dict[int, tuple[int, int]]:
+    """Shortest and longest body of each type. Of the two kinds of picture, name one."""
+    return {cls.kind: (cls.layout.struct.size,) * 2 if issubclass(cls, Fixed) else _LENGTHS[cls] for cls in classes}
+
+
+class Decoder:
+    """Splits bytes into messages; takes any split.
+
+    A message that is none of ``classes`` is refused, or, with ``skips_unknown``, skipped and reported as
+    :class:`insula_proto.gui.Unknown`. A wrong length is always refused, as from version 1.6 on it must be; in older
+    versions the length field said nothing else.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[type[Message]],
+        *,
+        longest_clipboard: int = limits.GUI_MAX_CLIPBOARD,
+        skips_unknown: bool = False,
+    ) -> None:
+        self._classes = frozenset(classes)
+        self._allowed = lengths(classes)
+        if ClipboardData.kind in self._allowed:
+            self._allowed[ClipboardData.kind] = (0, longest_clipboard)
+        self._skips_unknown = skips_unknown
+        self._partial = bytearray()
+        self._is_checked = False
+        """Whether the header of what is partial was."""
+
+    @property
+    def is_between_messages(self) -> bool:
+        return not self._partial
+
+    def receive(self, untrusted_data: bytes) -> list[Message]:
+        """Return what is complete. :raise RemoteProtocolError: and nothing else; the decoder is of no use then."""
+        messages: list[Message] = []
+        partial = self._partial
+        partial += untrusted_data
+        position = 0
+        while len(partial) - position >= HEADER.size:
+            kind, window, length = HEADER.unpack_from(partial, position)
+            if not self._is_checked:
+                self._check_header(kind, length)
+            end = position + HEADER.size + length
+            self._is_checked = len(partial) < end
+            if self._is_checked:
+                break
+            if kind in self._allowed:
+                message = decode_body(kind, window, bytes(partial[position + HEADER.size : end]))
+                if type(message) not in self._classes:
+                    raise RemoteProtocolError(f"{type(message).__name__} is not used here")
+                messages.append(message)
+            else:
+                messages.append(Unknown(window, kind))
+            position = end
+        del partial[:position]
+        return messages
+
+    def _check_header(self, kind: int, length: int) -> None:
+        bounds = self._allowed.get(kind)
+        if bounds is None:
+            if not self._skips_unknown:
+                raise RemoteProtocolError(f"message type {kind}")
+            bounds = (0, MAX_SKIPPED)
+        if not bounds[0] <= length <= bounds[1]:
+            raise RemoteProtocolError(f"message type {kind} with length {length}, allowed {bounds[0]} to {bounds[1]}")
