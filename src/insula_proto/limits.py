@@ -103,3 +103,23 @@ GUI_MAX_CLIPBOARD = 256000
 
 GUI_MAX_CLIPBOARD_BEFORE_8 = 65000
 """Bytes of a clipboard in versions 1.4 to 1.7."""
+
+# --- qfile (qubes.Filecopy) ---------------------------------------------------------------------------------------
+
+QFILE_MAX_PATH = 16383
+"""Bytes of a name in the stream, its final NUL counted, and of a link's target."""
+
+QFILE_MAX_COMPONENT = 255
+"""Bytes of one part of a path: what Linux file systems can store."""
+
+QFILE_MAX_DEPTH = 64
+"""Parts of a path: far above what people have, and each may cost the receiver an open folder (MC-06)."""
+
+QFILE_MAX_ENTRIES = 1000000
+"""Files, links and folders (each counts twice: it is sent twice) in one transfer (MC-06)."""
+
+QFILE_MAX_TOTAL = 1 << 44
+"""Bytes of content in one transfer: 16 TiB, what a file of ext4 may have; a smaller one is the disk's own."""
+
+OPEN_NAME_SIZE = 256
+"""Bytes of the name field of qubes.OpenInVM."""

@@ -11,9 +11,12 @@ import pytest
 FUZZ = Path(__file__).parents[1] / "fuzz"
 
 
-@pytest.mark.parametrize("name", ["fuzz_gui", "fuzz_mux", "fuzz_qrexec", "fuzz_qubesdb", "fuzz_vmexec"])
+FUZZ_TARGETS = ["fuzz_gui", "fuzz_mux", "fuzz_qfile", "fuzz_qrexec", "fuzz_qubesdb", "fuzz_vmexec"]
+
+
+@pytest.mark.parametrize("name", FUZZ_TARGETS)
 def test_target_fixed_inputs_keep_invariant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MC-11, MC-12, MC-16, MC-21, MC-35: decoders given any bytes in any split."""
+    """MC-01, MC-04, MC-07, MC-11, MC-12, MC-16, MC-21, MC-35: decoders given any bytes in any split."""
     monkeypatch.syspath_prepend(str(FUZZ))
     target = importlib.import_module(name)
     harness = sys.modules["harness"]
