@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from insula.hal.capabilities import Capability
-from insula.hal.driver import GUI_CHANNEL, RPC_CHANNEL, Driver, ExitKind, Machine, MachineSpec, MachineState
+from insula.hal.driver import GUI_CHANNEL, RPC_CHANNEL, Driver, ExitKind, Machine, MachineSpec, MachineState, Nic
 from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo, probe
 from insula.testing import tiny_guest
@@ -626,3 +626,73 @@ async def test_discard_ends_a_machine_known_by_its_folder(world: World, driver: 
     assert await second.discard(first.spec.runtime_dir) is True
     assert await second.discard(first.spec.runtime_dir) is False
     assert await second.adopt(first.spec, first.record()) is None
+
+
+# Links
+
+
+def with_nic(spec: MachineSpec, mac: str = "00:16:3e:5e:6c:00") -> MachineSpec:
+    return replace(spec, nic=Nic(mac))
+
+
+async def test_link_is_taken_until_it_is_parted(world: World, driver: Driver) -> None:
+    if Capability.LINKS not in driver.capabilities:
+        return
+    async with (
+        running(world, driver, replace(world.spec("net"), links=2)) as net,
+        running(world, driver, with_nic(world.spec("one"))) as one,
+        running(world, driver, with_nic(world.spec("two"))) as two,
+    ):
+        for machine in (net, one, two):
+            await world.act(machine)
+        assert await driver.links(net) == frozenset()
+        await driver.link(one, net, 1)
+        assert await driver.links(net) == {1}
+        with pytest.raises(DriverError):
+            await driver.link(two, net, 1)
+        await driver.link(two, net, 0)
+        assert await driver.links(net) == {0, 1}
+        await driver.unlink(net, 1)
+        await driver.unlink(net, 1)
+        async with asyncio.timeout(GUEST_LIMIT_S):
+            # The guest lets go of its interface.
+            while await driver.links(net) != {0}:
+                await asyncio.sleep(POLL_S)
+        await driver.link(one, net, 1)
+        assert await driver.links(net) == {0, 1}
+
+
+async def test_link_without_interface_or_port_is_refused(world: World, driver: Driver) -> None:
+    if Capability.LINKS not in driver.capabilities:
+        return
+    async with (
+        running(world, driver, replace(world.spec("net"), links=1)) as net,
+        running(world, driver, world.spec("alone")) as alone,
+        running(world, driver, with_nic(world.spec("one"))) as one,
+    ):
+        with pytest.raises(DriverError):
+            await driver.link(alone, net, 0)
+        with pytest.raises(DriverError):
+            await driver.link(one, net, 1)
+        with pytest.raises(DriverError):
+            await driver.link(one, one, 0)
+        with pytest.raises(DriverError):
+            await driver.link_outside(alone)
+        assert await driver.links(net) == frozenset()
+
+
+async def test_links_are_known_to_a_later_daemon(world: World, driver: Driver) -> None:
+    if Capability.LINKS not in driver.capabilities:
+        return
+    net = await driver.define(replace(world.spec("net"), links=1))
+    one = await driver.define(with_nic(world.spec("one")))
+    for machine in (net, one):
+        await machine.start_paused()
+    await driver.link(one, net, 0)
+    await driver.close()
+    later = world.driver()
+    for machine in (net, one):
+        adopted = await later.adopt(machine.spec, machine.record())
+        assert adopted is not None
+        assert await later.links(adopted) == ({0} if machine is net else frozenset())
+        await adopted.kill()

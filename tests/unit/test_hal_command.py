@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.hal.driver import Disk, MachineSpec
+from insula.hal.driver import Disk, MachineSpec, Nic
 from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator, AcceleratorName
 from insula.hal.qemu.chain import DiskDescriptors
@@ -21,6 +21,7 @@ from insula.hal.qemu.command import (
     MAX_CHANNELS,
     MAX_CMDLINE,
     MAX_DISKS,
+    MAX_LINKS,
     MAX_QID,
     Descriptors,
     channel_chardev,
@@ -137,6 +138,46 @@ def test_pci_addresses_are_unique_and_independent_of_disks() -> None:
 def test_hotplug_ports_have_their_own_chassis() -> None:
     ports = devices(vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU), "pcie-root-port")
     assert len({port["chassis"] for port in ports}) == len({port["id"] for port in ports}) == HOTPLUG_PORTS
+
+
+def test_interface_and_ports_of_links_have_places_of_their_own() -> None:
+    plain = objects(argv_of(SPEC), "-device")
+    spec = replace(SPEC, nic=Nic("00:16:3e:5e:6c:00"), links=MAX_LINKS)
+    argv = vmm_argv(spec, replace(DESCRIPTORS, nic=99), TCG, QEMU)
+    made = objects(argv, "-device")
+    places = [device["addr"] for device in made if device.get("bus") == "pcie.0"]
+    assert len(places) == len(set(places))
+    # The board's own device (ICH9) is at 0x1f.
+    assert all(int(place.split(".")[0], 16) < 0x1F for place in places)
+    # What was there keeps its place, so nothing else in the guest moves.
+    assert {device["id"]: device["addr"] for device in made if "addr" in device}.items() >= {
+        device["id"]: device["addr"] for device in plain if "addr" in device
+    }.items()
+    ports = devices(argv, "pcie-root-port")
+    assert len({port["chassis"] for port in ports}) == HOTPLUG_PORTS + MAX_LINKS
+
+
+def test_interface_waits_at_its_socket_and_boots_nothing() -> None:
+    spec = replace(SPEC, nic=Nic("00:16:3e:5e:6c:00"))
+    fds = replace(DESCRIPTORS, nic=99)
+    argv = vmm_argv(spec, fds, TCG, QEMU)
+    assert 99 in fds.numbers()
+    (netdev,) = objects(argv, "-netdev")
+    assert netdev == {"type": "stream", "id": "nic", "server": True, "addr": {"type": "fd", "str": "99"}}
+    (nic,) = devices(argv, "virtio-net-pci")
+    assert (nic["netdev"], nic["mac"], nic["romfile"]) == ("nic", "00:16:3e:5e:6c:00", "")
+
+
+@pytest.mark.parametrize("mac", ["", "00:16:3e:5e:6c", "01:16:3e:5e:6c:00", "00:16:3E:5E:6C:00", "00:16:3e:5e:6c:00,x"])
+def test_address_that_is_none_is_refused(mac: str) -> None:
+    with pytest.raises(DriverError, match="address"):
+        check_spec(replace(SPEC, nic=Nic(mac)))
+
+
+@pytest.mark.parametrize("links", [-1, MAX_LINKS + 1])
+def test_more_links_than_ports_are_refused(links: int) -> None:
+    with pytest.raises(DriverError, match="links"):
+        check_spec(replace(SPEC, links=links))
 
 
 def test_most_disks_and_channels_fit() -> None:

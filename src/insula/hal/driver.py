@@ -29,6 +29,18 @@ GUI_CHANNEL = "insula.gui"
 """Byte channel of the windows."""
 
 
+OUTSIDE_ADDRESS = "10.0.2.15"
+OUTSIDE_NETMASK = "255.255.255.0"
+OUTSIDE_GATEWAY = "10.0.2.2"
+OUTSIDE_DNS = "10.0.2.3"
+"""What a machine finds behind :meth:`Driver.link_outside`: the numbers that user-mode networks have always had."""
+
+
+def link_mac(number: int) -> str:
+    """Address of the provider's end of a link before its guest gives it another: it tells the guest which one it is."""
+    return f"fe:ff:ff:00:{number >> 8:02x}:{number & 0xFF:02x}"
+
+
 class MachineState(StrEnum):
     DEFINED = "defined"
     PAUSED = "paused"
@@ -62,6 +74,14 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Nic:
+    """The network interface of a machine. Nothing is behind it until :meth:`Driver.link`."""
+
+    mac: str
+    """Address it begins with, ``00:16:3e:5e:6c:00``."""
+
+
+@dataclass(frozen=True)
 class MachineSpec:
     """Everything about a virtual machine. All text in it is host text (no guest wrote it)."""
 
@@ -80,13 +100,17 @@ class MachineSpec:
     runtime_dir: Path
     """Existing folder of this machine alone, owned by the daemon, mode 0700: sockets, console log."""
     channels: tuple[str, ...] = (RPC_CHANNEL, GUI_CHANNEL)
+    nic: Nic | None = None
+    """None: the machine has no network interface at all (MC-82)."""
+    links: int = 0
+    """How many clients can be linked to this machine at a time."""
     debug: bool = False
     freezable: bool = False
     """Whether :meth:`Machine.freeze` can be used: the machine's memory is a file of its own from the start."""
     seed: Path | None = None
     """Start as a fork of the machine frozen into this folder (:meth:`Machine.freeze`) instead of booting. Memory,
-    vcpus, kernel, command line, channels and the names and order of the disks must be those of the frozen machine;
-    what the disks hold is the fork's own, where the root's chain ends in the layers the frozen one had written."""
+    vcpus, kernel, command line, channels, interfaces and the names and order of the disks must be those of the frozen
+    machine; what the disks hold is the fork's own, where the root's chain ends in the layers the frozen one wrote."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +211,32 @@ class Driver(Protocol):
 
     async def discard(self, runtime_dir: Path) -> bool:
         """End a machine of an earlier daemon of which only the run-time folder is known; whether there was one."""
+
+    async def link(self, client: Machine, provider: Machine, number: int) -> None:
+        """Join the client's interface to a new one of the provider, its link ``number`` (from 0).
+
+        Both have started, the client is not linked. The provider's guest sees an interface with the address
+        :func:`link_mac` appear; that may take it a second. Frames go from one machine to the other and nowhere else.
+        Needs Capability.LINKS.
+
+        :raise DriverError: the number is taken (or its guest still holds what was there), or one of them has no
+            interface for it; nothing was done.
+        """
+
+    async def unlink(self, provider: Machine, number: int) -> None:
+        """Part what :meth:`link` has joined: no frame passes any more when this returns. Idempotent."""
+
+    async def links(self, provider: Machine) -> frozenset[int]:
+        """Numbers that cannot be linked now: those in use, and those whose interface its guest still holds."""
+
+    async def link_outside(self, client: Machine) -> None:
+        """Join the client's interface to the network of this host, as far as an ordinary program reaches it.
+
+        Nothing on the host can reach the machine, and the machine reaches nothing that listens on the host's own
+        addresses (MC-88). Idempotent; ends with the machine. Needs Capability.LINKS.
+
+        :raise DriverError: it cannot be joined; nothing was done.
+        """
 
     async def close(self) -> None:
         """Let go of all machines without ending them; where Capability.ADOPT is missing, they end.

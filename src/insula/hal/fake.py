@@ -20,12 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from insula.hal.capabilities import Capability
-from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, MachineStats
+from insula.hal.driver import ExitKind, Machine, MachineExit, MachineSpec, MachineState, MachineStats
 from insula.hal.errors import DriverError, MachineGone, SeedUnusable, Unsupported
 from insula.hal.preconditions import check_freeze
 
 ALL_CAPABILITIES = frozenset(
-    {Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT, Capability.FORK}
+    {
+        Capability.PAUSE,
+        Capability.BALLOON,
+        Capability.RESIZE_DISK,
+        Capability.ADOPT,
+        Capability.FORK,
+        Capability.LINKS,
+    }
 )
 CONSOLE_NAME = "console.log"
 NOTE_NAME = "fake.machine"
@@ -76,6 +83,10 @@ class FakeGuest:
     shutdown_requests: int = 0
     powers_off_when_asked: bool = True
     """Whether :meth:`FakeMachine.request_shutdown` is obeyed."""
+    linked_to: tuple[int, int] | None = None
+    """Number of the provider, and of its link."""
+    is_outside: bool = False
+    """Whether it is joined to the host's network."""
     is_fork: bool = False
     """Whether it began as a fork of a seed instead of booting."""
     exit: MachineExit | None = None
@@ -182,7 +193,8 @@ def _shape(spec: MachineSpec) -> str:
     """What a fork and its seed must have in common."""
     disks = [[disk.name, disk.source.writable] for disk in spec.disks]
     files = [str(spec.kernel), str(spec.initrd)]
-    return json.dumps([spec.memory_mib, spec.vcpus, files, spec.cmdline, spec.channels, disks])
+    nic = None if spec.nic is None else spec.nic.mac
+    return json.dumps([spec.memory_mib, spec.vcpus, files, spec.cmdline, spec.channels, disks, nic, spec.links])
 
 
 def write_seed(folder: Path, spec: MachineSpec) -> None:
@@ -264,21 +276,21 @@ class FakeMachine:
                 raise
 
     async def resume(self) -> None:
-        guest = await self._begin("resume")
+        guest = await self.begin("resume")
         guest.state = MachineState.RUNNING
 
     async def pause(self) -> None:
-        guest = await self._begin("pause", Capability.PAUSE)
+        guest = await self.begin("pause", Capability.PAUSE)
         guest.state = MachineState.PAUSED
 
     async def freeze(self, folder: Path) -> None:
-        guest = await self._begin("freeze", Capability.FORK)
+        guest = await self.begin("freeze", Capability.FORK)
         check_freeze(self._spec, guest.state, folder)
         write_seed(folder, self._spec)
         guest.end(MachineExit(ExitKind.FROZEN))
 
     async def request_shutdown(self) -> None:
-        guest = await self._begin("request_shutdown")
+        guest = await self.begin("request_shutdown")
         guest.shutdown_requests += 1
         if guest.powers_off_when_asked and guest.state is MachineState.RUNNING:
             guest.power_off()
@@ -308,25 +320,25 @@ class FakeMachine:
         return ending
 
     async def open_channel(self, name: str) -> socket.socket:
-        guest = await self._begin("open_channel")
+        guest = await self.begin("open_channel")
         if name not in self._spec.channels:
             raise DriverError(f"machine {self._spec.name!r} has no channel {name!r}")
         return guest.connect(name)
 
     async def set_memory(self, mib: int) -> None:
-        guest = await self._begin("set_memory", Capability.BALLOON)
+        guest = await self.begin("set_memory", Capability.BALLOON)
         if not 0 < mib <= self._spec.memory_mib:
             raise DriverError(f"memory of {mib} MiB is not within 1…{self._spec.memory_mib} MiB")
         guest.memory_kib = mib * 1024
 
     async def resize_disk(self, disk: str, size: int) -> None:
-        guest = await self._begin("resize_disk", Capability.RESIZE_DISK)
+        guest = await self.begin("resize_disk", Capability.RESIZE_DISK)
         if disk not in guest.disk_sizes:
             raise DriverError(f"machine {self._spec.name!r} has no disk {disk!r}")
         guest.disk_sizes[disk] = size
 
     async def stats(self) -> MachineStats:
-        guest = await self._begin("stats")
+        guest = await self.begin("stats")
         return MachineStats(0, guest.memory_kib // 2, guest.memory_kib, self._spec.vcpus)
 
     def release(self) -> None:
@@ -341,7 +353,7 @@ class FakeMachine:
     async def _step(self, method: str) -> None:
         await self._driver.host.script.step(self._spec.name, method)
 
-    async def _begin(self, method: str, needs: Capability | None = None) -> FakeGuest:
+    async def begin(self, method: str, needs: Capability | None = None) -> FakeGuest:
         """What every call on a living machine starts with; the guest, still alive after the call's step."""
         if needs is not None and needs not in self._driver.capabilities:
             raise Unsupported(needs, self._driver.name)
@@ -392,6 +404,35 @@ class FakeDriver:
         if guest.spec.uuid != spec.uuid:
             raise DriverError(f"machine {number} is {guest.spec.uuid}, not {spec.uuid}")
         return self._keep(FakeMachine(spec, self, guest))
+
+    async def link(self, client: Machine, provider: Machine, number: int) -> None:
+        ours, theirs = await self._end(client, "link"), await self._end(provider, "linked")
+        if ours.spec.nic is None or not 0 <= number < theirs.spec.links or number in self._linked(theirs):
+            raise DriverError(f"{ours.spec.name} cannot be link {number} of {theirs.spec.name}")
+        ours.linked_to = (theirs.number, number)
+
+    async def unlink(self, provider: Machine, number: int) -> None:
+        theirs = await self._end(provider, "unlink")
+        for guest in self.host.living():
+            if guest.linked_to == (theirs.number, number):
+                guest.linked_to = None
+
+    async def links(self, provider: Machine) -> frozenset[int]:
+        return self._linked(await self._end(provider, "links"))
+
+    async def link_outside(self, client: Machine) -> None:
+        ours = await self._end(client, "link_outside")
+        if ours.spec.nic is None:
+            raise DriverError(f"{ours.spec.name} has no network interface")
+        ours.is_outside = True
+
+    async def _end(self, machine: Machine, method: str) -> FakeGuest:
+        assert isinstance(machine, FakeMachine)
+        return await machine.begin(method, Capability.LINKS)
+
+    def _linked(self, provider: FakeGuest) -> frozenset[int]:
+        ends = [guest.linked_to for guest in self.host.living() if guest.linked_to is not None]
+        return frozenset(number for owner, number in ends if owner == provider.number)
 
     async def load_seed(self, folder: Path) -> None:
         await self.host.script.step(folder.name, "load_seed")

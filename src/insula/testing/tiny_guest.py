@@ -37,6 +37,9 @@ _MODULES = (
     "virtio_balloon",
     "pvpanic",
     "pvpanic-pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
 )
 """In the order of their dependencies."""
 
@@ -106,7 +109,7 @@ def build(cache: Path = CACHE, kernel_package: str = CLOUD_KERNEL) -> TinyGuest:
     """Return the guest, made on first use. Needs apt (once) and Debian's ``busybox-static``."""
     root = _kernel_root(cache, kernel_package)
     kernel = next(iter(sorted(root.glob("boot/vmlinuz-*"))))
-    modules = {path.stem: path for path in root.glob("lib/modules/*/kernel/drivers/**/*.ko") if path.stem in _MODULES}
+    modules = {path.stem: path for path in root.glob("lib/modules/*/kernel/**/*.ko") if path.stem in _MODULES}
     if not _is_static(_BUSYBOX):
         raise RuntimeError(f"{_BUSYBOX} must be Debian's busybox-static: apt-get install busybox-static")
     # Anew each time: it takes milliseconds and so never is older than this file.

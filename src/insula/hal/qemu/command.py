@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from uuid import UUID
 
-from insula.hal.driver import Disk, MachineSpec
+from insula.hal.driver import Disk, MachineSpec, Nic
 from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator
 from insula.hal.qemu.chain import DiskDescriptors, chain_options, json_option
@@ -29,6 +29,9 @@ from insula.model.block import LayerFormat
 
 HOTPLUG_PORTS = 8
 """Free PCIe root ports from the start: devices plugged later need one each (links, frames, block, USB)."""
+
+MAX_LINKS = 16
+"""Clients of a net qube: their interfaces are hot-plugged, each needs a root port of its own."""
 
 MAX_DISKS = 16
 """PCI slots kept for disks; a qube has four volumes, the rest is for block devices attached at start."""
@@ -53,6 +56,9 @@ QMP_CHARDEV = "qmp"
 CONSOLE_CHARDEV = "console"
 ROOT_PORT_BUS = "hotplug{}"
 """Bus of the n-th hot-plug port, counted from 0."""
+LINK_PORT_BUS = "link-port{}"
+"""Bus of the n-th port for a client's interface, counted from 0."""
+NIC_NETDEV = "nic"
 BALLOON_ID = "balloon"
 
 _SLOT_RNG = 0x1
@@ -61,11 +67,17 @@ _SLOT_BALLOON = 0x3
 _SLOT_PANIC = 0x4
 _SLOT_PORTS = 0x5
 _SLOT_FIRST_DISK = 0x8
+_SLOT_NIC = 0x18
+_SLOT_LINKS = 0x19
+"""First of two; a slot has eight functions."""
+_FUNCTIONS = 8
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CHANNEL = re.compile(r"[a-z][a-z0-9.-]{0,31}")
 _DISK = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_SERIAL - 1}}}")
 _KEY = re.compile(rb"[!-~]{%d}" % KEY_SIZE)
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
+"""Of one station, not a group (IEEE 802: the lowest bit of the first byte is 0)."""
 _CMDLINE = re.compile(rf"[ -~]{{0,{MAX_CMDLINE}}}")
 
 
@@ -83,6 +95,8 @@ class Descriptors:
     """Listening sockets, in the order of ``spec.channels``."""
     disks: tuple[DiskDescriptors, ...]
     """In the order of ``spec.disks``."""
+    nic: int | None = None
+    """Listening socket of the network interface."""
     memory: int | None = None
     """Memory file of a freezable machine, or the seed's of a fork."""
     state: int | None = None
@@ -90,8 +104,8 @@ class Descriptors:
 
     def numbers(self) -> tuple[int, ...]:
         disks = (number for disk in self.disks for number in disk.numbers())
-        seed = (number for number in (self.memory, self.state) if number is not None)
-        return (self.kernel, self.initrd, self.qmp, self.console, *self.channels, *disks, *seed)
+        others = (number for number in (self.nic, self.memory, self.state) if number is not None)
+        return (self.kernel, self.initrd, self.qmp, self.console, *self.channels, *disks, *others)
 
 
 def channel_chardev(index: int) -> str:
@@ -127,6 +141,11 @@ def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
         f"kernel command line must be printable ASCII of at most {MAX_CMDLINE} characters",
     )
     yield spec.seed is None or not spec.freezable, "a fork cannot be frozen: its memory is the seed's"
+    yield 0 <= spec.links <= MAX_LINKS, f"{spec.links} links; at most {MAX_LINKS} fit"
+    yield (
+        spec.nic is None or _matches(_MAC, spec.nic.mac),
+        f"the interface's address {spec.nic.mac if spec.nic else ''!a} is none",
+    )
     yield len(spec.channels) <= MAX_CHANNELS, f"{len(spec.channels)} channels; at most {MAX_CHANNELS} fit"
     yield len(set(spec.channels)) == len(spec.channels), "two channels have the same name"
     for channel in spec.channels:
@@ -175,6 +194,8 @@ def vmm_argv(spec: MachineSpec, fds: Descriptors, accelerator: Accelerator, qemu
         *_platform_devices(),
         *_channels(spec.channels, fds.channels),
         *_disks(spec.disks, fds.disks),
+        *_nic(spec.nic, fds.nic),
+        *_link_ports(spec.links),
     )
 
 
@@ -246,20 +267,45 @@ def _platform_devices() -> Iterator[str]:
         "-device", {"driver": "pvpanic-pci", "id": "panic", "bus": "pcie.0", "addr": f"{_SLOT_PANIC:#x}"}
     )
     for port in range(HOTPLUG_PORTS):
-        yield from json_option(
-            "-device",
-            {
-                "driver": "pcie-root-port",
-                "id": ROOT_PORT_BUS.format(port),
-                "bus": "pcie.0",
-                "addr": f"{_SLOT_PORTS:#x}.{port:#x}",
-                "multifunction": port == 0,
-                "chassis": port + 1,
-                "slot": port + 1,
-                # No hot-plugged device of ours has I/O ports, and there is room for few such windows only.
-                "io-reserve": 0,
-            },
-        )
+        yield from _root_port(ROOT_PORT_BUS.format(port), _SLOT_PORTS, port, chassis=port + 1)
+
+
+def _root_port(name: str, slot: int, function: int, *, chassis: int) -> Iterator[str]:
+    yield from json_option(
+        "-device",
+        {
+            "driver": "pcie-root-port",
+            "id": name,
+            "bus": "pcie.0",
+            "addr": f"{slot:#x}.{function:#x}",
+            "multifunction": function == 0,
+            "chassis": chassis,
+            "slot": chassis,
+            # No hot-plugged device of ours has I/O ports, and there is room for few such windows only.
+            "io-reserve": 0,
+        },
+    )
+
+
+def _nic(nic: Nic | None, fd: int | None) -> Iterator[str]:
+    """An interface that waits for somebody to connect to its socket, and for the next one after that."""
+    if nic is None:
+        return
+    address = {"type": "fd", "str": str(fd)}
+    yield from json_option("-netdev", {"type": "stream", "id": NIC_NETDEV, "server": True, "addr": address})
+    yield from _pci("virtio-net-pci", _SLOT_NIC, link_device("nic0", NIC_NETDEV, nic.mac))
+
+
+def link_device(name: str, netdev: str, mac: str) -> dict[str, object]:
+    """Properties of an interface, whether there from the start or plugged later."""
+    # No option ROM: nothing is booted from a network.
+    return {"id": name, "netdev": netdev, "mac": mac, "romfile": ""}
+
+
+def _link_ports(links: int) -> Iterator[str]:
+    for port in range(links):
+        slot, function = _SLOT_LINKS + port // _FUNCTIONS, port % _FUNCTIONS
+        yield from _root_port(LINK_PORT_BUS.format(port), slot, function, chassis=HOTPLUG_PORTS + port + 1)
 
 
 def _channels(names: Sequence[str], fds: Sequence[int]) -> Iterator[str]:

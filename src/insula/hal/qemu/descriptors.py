@@ -28,6 +28,7 @@ from insula.model.block import BlockSource
 
 QMP_SOCKET = "qmp.sock"
 CONSOLE_SOCKET = "console.sock"
+NIC_SOCKET = "nic.sock"
 STATUS_FILE = "vmm.status"
 """First line: the machine's uuid. Second: bubblewrap's report, with the VMM's pid, written before the VMM runs. So a
 VMM can be found by its folder alone, whatever becomes of the daemon that started it."""
@@ -52,7 +53,9 @@ def socket_names(spec: MachineSpec) -> tuple[str, ...]:
 def remove_runtime_files(runtime_dir: Path) -> None:
     """Remove what a start makes in the folder, except for the console log. Absent files are fine."""
     channels = runtime_dir.glob(channel_socket("*"))
-    for path in (runtime_dir / QMP_SOCKET, runtime_dir / CONSOLE_SOCKET, runtime_dir / STATUS_FILE, *channels):
+    for name in (QMP_SOCKET, CONSOLE_SOCKET, NIC_SOCKET, STATUS_FILE):
+        (runtime_dir / name).unlink(missing_ok=True)
+    for path in channels:
         path.unlink(missing_ok=True)
 
 
@@ -124,10 +127,11 @@ class MachineFiles:
         kernel, initrd = self._boot_files(stack)
         disks = tuple(self._disk(stack, disk.source) for disk in spec.disks)
         qmp, console, *channels = (self._listen(stack, name) for name in socket_names(spec))
+        nic = None if spec.nic is None else self._listen(stack, NIC_SOCKET)
         memory, state = self._memory(stack)
         if self._seed is None:
             unlink_thrown_away(spec)
-        return Descriptors(kernel, initrd, qmp, console, tuple(channels), disks, memory, state)
+        return Descriptors(kernel, initrd, qmp, console, tuple(channels), disks, nic, memory, state)
 
     def _memory(self, stack: ExitStack) -> tuple[int | None, int | None]:
         if self._seed is not None:

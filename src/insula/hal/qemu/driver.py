@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from insula.hal.capabilities import Capability
-from insula.hal.driver import MachineSpec
+from insula.hal.driver import Machine, MachineSpec
 from insula.hal.errors import DriverError
 from insula.hal.hostinfo import HostInfo, probe
 from insula.hal.qemu.command import check_spec
@@ -18,7 +18,16 @@ from insula.hal.qemu.machine import QemuMachine
 from insula.hal.qemu.process import SANDBOX_END_LIMIT_S, SPAWN_LIMIT_S, ProcessIdentity, VmmProcess, is_named
 from insula.hal.qemu.seeds import SeedCache
 
-_ALWAYS = frozenset({Capability.PAUSE, Capability.BALLOON, Capability.RESIZE_DISK, Capability.ADOPT, Capability.FORK})
+_ALWAYS = frozenset(
+    {
+        Capability.PAUSE,
+        Capability.BALLOON,
+        Capability.RESIZE_DISK,
+        Capability.ADOPT,
+        Capability.FORK,
+        Capability.LINKS,
+    }
+)
 
 DISCARD_LIMIT_S = SPAWN_LIMIT_S + SANDBOX_END_LIMIT_S
 STATUS_POLL_S = 0.02
@@ -92,6 +101,23 @@ class QemuDriver:
             _log.error("something still runs in %s", runtime_dir)
         remove_runtime_files(runtime_dir)
         return found
+
+    async def link(self, client: Machine, provider: Machine, number: int) -> None:
+        await self._own(provider).plug_link(number, self._own(client))
+
+    async def unlink(self, provider: Machine, number: int) -> None:
+        await self._own(provider).unplug_link(number)
+
+    async def links(self, provider: Machine) -> frozenset[int]:
+        return await self._own(provider).links()
+
+    async def link_outside(self, client: Machine) -> None:
+        await self._own(client).join_outside()
+
+    def _own(self, machine: Machine) -> QemuMachine:
+        if not isinstance(machine, QemuMachine):
+            raise DriverError(f"machine {machine.spec.name!r} is not QEMU's")
+        return machine
 
     async def close(self) -> None:
         for machine in list(self._machines):

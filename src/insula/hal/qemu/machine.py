@@ -23,10 +23,12 @@ from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, 
 from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo
 from insula.hal.preconditions import check_freeze
+from insula.hal.qemu import links, outside
 from insula.hal.qemu.command import Descriptors, channel_chardev, disk_node, vmm_argv
 from insula.hal.qemu.console import ConsoleLog, ConsoleReader
 from insula.hal.qemu.descriptors import (
     CONSOLE_SOCKET,
+    NIC_SOCKET,
     QMP_SOCKET,
     KeyFiles,
     MachineFiles,
@@ -97,6 +99,7 @@ class QemuMachine:
         self._owns_folder = False
         """Whether the sockets in the run-time folder are this machine's."""
         self._is_pausing = False
+        self._plugging = asyncio.Lock()
         self._reported: set[DiskFailed] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logging.getLogger(f"{__name__}.{spec.name}")
@@ -161,7 +164,7 @@ class QemuMachine:
 
     async def _launch(self, seed: LoadedSeed | None) -> tuple[VmmProcess, Descriptors]:
         spec, host = self._spec, self._host
-        user = HostUser(vmm_uid(spec.qid), host.vmm_groups) if host.daemon_is_root else None
+        user = self._host_user()
         with MachineFiles(spec, None if user is None else user.uid, seed) as files:
             self._owns_folder, self._keys, self._memory = True, files.keys, files.memory
             # Connected before the VMM runs: it finds us waiting, and an early death of it shows as end of file.
@@ -277,6 +280,59 @@ class QemuMachine:
         if disk not in names:
             raise DriverError(f"machine {self._spec.name!r} has no disk {disk!r}")
         await self._execute("block_resize", {"node-name": disk_node(names.index(disk)), "size": size})
+
+    # Links
+
+    async def open_cable(self) -> socket.socket:
+        """Connect to the network interface; the caller owns the socket. :raise DriverError: none, or it is linked."""
+        self._require_started()
+        if self._spec.nic is None:
+            raise DriverError(f"machine {self._spec.name!r} has no network interface")
+        deadline = asyncio.get_running_loop().time() + CHANNEL_LIMIT_S
+        while True:
+            try:
+                return connect(self._spec.runtime_dir / NIC_SOCKET)
+            except BlockingIOError:
+                # QEMU has not noticed yet that the last one has gone.
+                if asyncio.get_running_loop().time() > deadline:
+                    raise DriverError(f"the interface of machine {self._spec.name!r} is linked already") from None
+            except OSError as error:
+                raise DriverError(f"the interface of machine {self._spec.name!r} refused", str(error)) from error
+            await asyncio.sleep(CHANNEL_POLL_S)
+
+    async def plug_link(self, number: int, client: QemuMachine) -> None:
+        """See :meth:`insula.hal.driver.Driver.link`."""
+        self._require_started()
+        if not 0 <= number < self._spec.links:
+            raise DriverError(f"machine {self._spec.name!r} has no link {number}")
+        async with self._plugging:
+            if number in await self.links():
+                raise DriverError(f"link {number} of {self._spec.name!r} is in use, or its guest still holds it")
+            with await client.open_cable() as cable:
+                await links.plug_link(self._monitor, number, cable)
+
+    async def unplug_link(self, number: int) -> None:
+        """See :func:`insula.hal.qemu.links.unplug_link`."""
+        self._require_started()
+        async with self._plugging:
+            await links.unplug_link(self._monitor, number)
+
+    async def links(self) -> frozenset[int]:
+        """Numbers that are plugged, or that the guest still holds."""
+        self._require_started()
+        return await links.links_of(self._monitor)
+
+    async def join_outside(self) -> None:
+        """See :meth:`insula.hal.driver.Driver.link_outside`."""
+        self._require_started()
+        folder = self._spec.runtime_dir
+        if not outside.is_joined(folder):
+            with await self.open_cable() as cable:
+                await outside.join(folder, cable, self._host_user())
+
+    def _host_user(self) -> HostUser | None:
+        host = self._host
+        return HostUser(vmm_uid(self._spec.qid), host.vmm_groups) if host.daemon_is_root else None
 
     async def stats(self) -> MachineStats:
         process = self._require_started()

@@ -46,7 +46,8 @@ def _neutral(disk: Disk) -> Disk:
 
 
 def _neutral_descriptors(spec: MachineSpec) -> Descriptors:
-    return Descriptors(0, 0, 0, 0, (0,) * len(spec.channels), (DiskDescriptors((0,)),) * len(spec.disks))
+    disks = (DiskDescriptors((0,)),) * len(spec.disks)
+    return Descriptors(0, 0, 0, 0, (0,) * len(spec.channels), disks, None if spec.nic is None else 0)
 
 
 def _fixed_sizes(spec: MachineSpec) -> dict[str, int]:

@@ -190,6 +190,12 @@ class Monitor:
                     sizes[_text(inserted, "node-name")] = size
         return sizes
 
+    async def plugged_devices(self) -> frozenset[str]:
+        """Ids of the devices that were given one, at start or later."""
+        reply = await self.execute("qom-list", {"path": "/machine/peripheral"})
+        entries = reply if isinstance(reply, list) else ()
+        return frozenset(_text(entry, "name") for entry in entries if isinstance(entry, Mapping))
+
     async def is_chardev_connected(self, chardev: str) -> bool:
         """Whether somebody is connected to a socket chardev. :raise DriverError: there is no such chardev."""
         reply = await self.execute("query-chardev")

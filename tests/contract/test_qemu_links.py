@@ -1,0 +1,163 @@
+"""Frames between real guests: they cross from one VMM to the other, and reach nobody else.
+
+The guests are tiny ones whose shell sets addresses; what net qubes make of it is tested with real qubes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from insula.hal.driver import Driver, Machine, MachineSpec, Nic, link_mac
+from insula.hal.hostinfo import HostInfo, probe
+from insula.hal.qemu.driver import QemuDriver
+from insula.testing import tiny_guest
+from insula.testing.hypervisors import GUEST_LIMIT_S, POLL_S, QemuWorld, run_in_guest
+from insula.testing.tiny_guest import Behaviour, TinyGuest
+
+pytestmark = pytest.mark.qemu
+
+MAC = "00:16:3e:5e:6c:00"
+
+
+@pytest.fixture(scope="module")
+def host() -> HostInfo:
+    return probe()
+
+
+@pytest.fixture(scope="module")
+def guest() -> TinyGuest:
+    return tiny_guest.build()
+
+
+@pytest.fixture
+def world(tmp_path: Path, host: HostInfo, guest: TinyGuest) -> QemuWorld:
+    return QemuWorld(tmp_path, host, guest)
+
+
+@pytest.fixture
+async def driver(world: QemuWorld) -> AsyncIterator[QemuDriver]:
+    made = world.driver()
+    assert isinstance(made, QemuDriver)
+    yield made
+    await made.close()
+
+
+@asynccontextmanager
+async def shell(world: QemuWorld, driver: Driver, spec: MachineSpec) -> AsyncIterator[Machine]:
+    machine = await driver.define(spec)
+    try:
+        await machine.start_paused()
+        await machine.resume()
+        await world.act(machine)
+        yield machine
+    finally:
+        await machine.kill()
+
+
+def client(world: QemuWorld, name: str) -> MachineSpec:
+    return replace(world.spec(name, Behaviour.SHELL), nic=Nic(MAC))
+
+
+def provider(world: QemuWorld, name: str = "net") -> MachineSpec:
+    return replace(world.spec(name, Behaviour.SHELL), links=4)
+
+
+async def interface(machine: Machine, mac: str) -> str:
+    """Name of the interface with this address, once the guest has it."""
+    async with asyncio.timeout(GUEST_LIMIT_S):
+        while True:
+            found = await run_in_guest(machine, f"cd /sys/class/net && grep -l {mac} */address")
+            if found.strip():
+                return found.decode().split("/")[0].strip()
+            await asyncio.sleep(POLL_S)
+
+
+async def give_address(machine: Machine, mac: str, address: str) -> None:
+    name = await interface(machine, mac)
+    await run_in_guest(machine, f"ip addr add {address} dev {name} && ip link set {name} up")
+
+
+async def can_ping(machine: Machine, address: str) -> bool:
+    return b" 0% packet loss" in await run_in_guest(machine, f"ping -c 1 -W 2 {address} 2>&1")
+
+
+async def until_ping(machine: Machine, address: str) -> None:
+    """A neighbour that did not answer before the link was there is asked again only after a while."""
+    async with asyncio.timeout(GUEST_LIMIT_S):
+        while not await can_ping(machine, address):
+            pass
+
+
+async def test_frames_pass_between_two_linked_guests_and_stop_when_they_are_parted(
+    world: QemuWorld, driver: QemuDriver
+) -> None:
+    async with shell(world, driver, provider(world)) as net, shell(world, driver, client(world, "one")) as one:
+        await give_address(one, MAC, "10.1.0.2/24")
+        assert not await can_ping(one, "10.1.0.1")
+        await driver.link(one, net, 2)
+        await give_address(net, link_mac(2), "10.1.0.1/24")
+        await until_ping(one, "10.1.0.1")
+        await driver.unlink(net, 2)
+        assert not await can_ping(one, "10.1.0.1")
+        # Back again, on another number: the client's interface is the one it always had.
+        await driver.link(one, net, 3)
+        await give_address(net, link_mac(3), "10.1.0.1/24")
+        await until_ping(one, "10.1.0.1")
+
+
+async def test_client_of_a_provider_that_died_is_linked_to_another(world: QemuWorld, driver: QemuDriver) -> None:
+    async with shell(world, driver, client(world, "one")) as one:
+        await give_address(one, MAC, "10.1.0.2/24")
+        for name in ("first", "second"):
+            async with shell(world, driver, provider(world, name)) as net:
+                await driver.link(one, net, 0)
+                await give_address(net, link_mac(0), "10.1.0.1/24")
+                await until_ping(one, "10.1.0.1")
+
+
+async def test_frames_of_one_link_are_not_seen_on_another(world: QemuWorld, driver: QemuDriver) -> None:
+    async with (
+        shell(world, driver, provider(world)) as net,
+        shell(world, driver, client(world, "one")) as one,
+        shell(world, driver, client(world, "two")) as two,
+    ):
+        await driver.link(one, net, 0)
+        await driver.link(two, net, 1)
+        for machine, mac, address in (
+            (net, link_mac(0), "10.1.0.1/24"), (one, MAC, "10.1.0.2/24"), (two, MAC, "10.1.0.3/24"),
+        ):  # fmt: skip
+            await give_address(machine, mac, address)
+        name = await interface(two, MAC)
+        await until_ping(one, "10.1.0.1")
+        before = await run_in_guest(two, f"cat /sys/class/net/{name}/statistics/rx_packets")
+        assert await can_ping(one, "10.1.0.1")
+        assert not await can_ping(one, "10.1.0.3")
+        assert await run_in_guest(two, f"cat /sys/class/net/{name}/statistics/rx_packets") == before
+
+
+async def test_fork_has_the_interface_of_its_seed(world: QemuWorld, driver: QemuDriver, tmp_path: Path) -> None:
+    frozen = await driver.define(replace(client(world, "frozen"), freezable=True))
+    await frozen.start_paused()
+    await frozen.resume()
+    await world.act(frozen)
+    await frozen.pause()
+    seed = tmp_path / "seed"
+    seed.mkdir()
+    await frozen.freeze(seed)
+    async with shell(world, driver, provider(world)) as net:
+        fork = await driver.define(replace(client(world, "fork"), seed=seed))
+        try:
+            await fork.start_paused()
+            await driver.link(fork, net, 0)
+            await fork.resume()
+            await give_address(fork, MAC, "10.1.0.2/24")
+            await give_address(net, link_mac(0), "10.1.0.1/24")
+            await until_ping(fork, "10.1.0.1")
+        finally:
+            await fork.kill()
