@@ -123,3 +123,12 @@ QFILE_MAX_TOTAL = 1 << 44
 
 OPEN_NAME_SIZE = 256
 """Bytes of the name field of qubes.OpenInVM."""
+
+# --- pixels of documents and images -------------------------------------------------------------------------------
+
+PIXELS_MAX_PAGES = 10000
+PIXELS_MAX_SIDE = 10000
+"""Published bounds of ``qubes.PdfConvert`` (agent-services §10): pages, and pixels of either side of one."""
+
+PIXELS_MAX_LINE = 12
+"""Bytes of a line with its newline: two numbers of at most five digits each."""

@@ -22,7 +22,13 @@ WITHIN_A_LAYER = frozenset(
 )
 """Edges between rooms of one layer; each needs a reason here."""
 
-AGENT_MAY_IMPORT = frozenset({"insula_agent", "insula_proto"})
+AGENT_MAY_IMPORT = frozenset(
+    {
+        "insula_agent",
+        "insula_proto",
+        "PIL",  # images are taken apart in disposables, by the service that does nothing else
+    }
+)
 
 
 def layers(docstring: str) -> list[frozenset[str]]:

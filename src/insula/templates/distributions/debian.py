@@ -27,6 +27,8 @@ PACKAGES = (
     "python3", "ca-certificates", "zstd",
     # network: addresses and routes are set by the agent; nftables is the firewall of net qubes
     "iproute2", "nftables",
+    # services: documents and images become pixels (docs/decisions/012); keys of GnuPG and SSH stay in a vault
+    "poppler-utils", "python3-pil", "gpg", "gpg-agent", "openssh-client",
     # people
     "sudo", "less", "nano",
 )  # fmt: skip
@@ -229,8 +231,8 @@ class DebianRelease:
 class _PackageCounter:
     """Turns mmdebstrap's and apt's output into progress: there are about ``EXPECTED`` lines that count."""
 
-    EXPECTED = 560
-    """Get, Unpacking and Setting up, about 185 packages of each."""
+    EXPECTED = 700
+    """Get, Unpacking and Setting up, about 235 packages of each."""
     COUNTED = ("Get:", "Unpacking ", "Setting up ")
 
     def __init__(self, progress: Progress) -> None:
