@@ -13,10 +13,9 @@ import asyncio
 import contextlib
 import logging
 import os
-import select
 import socket
 import struct
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +26,7 @@ from insula.events.bus import Overrun
 from insula.events.types import Event
 from insula.model.names import ADMIN_NAME
 from insula.model.qube import Qube
+from insula.rpc.sockets import hang_up
 from insula_proto import admin
 from insula_proto.admin import EventRecord, Request, RequestDecoder, RequestHead
 from insula_proto.errors import RemoteProtocolError
@@ -269,7 +269,7 @@ async def _send_events(writer: asyncio.StreamWriter, events: AsyncGenerator[Even
 
     sending = asyncio.create_task(send(), name="admin event stream")
     try:
-        with _hang_up(writer.get_extra_info("socket")) as gone:
+        with hang_up(writer.get_extra_info("socket")) as gone:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
         if sending.done():
             sending.result()
@@ -282,32 +282,6 @@ async def _send_events(writer: asyncio.StreamWriter, events: AsyncGenerator[Even
     finally:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def _hang_up(connection: socket.socket) -> Iterator[asyncio.Future[None]]:
-    """A future that is done once the peer closed its socket.
-
-    Reading cannot tell (the client half-closed long ago, so there is end of file all the time), and a stream may
-    have nothing to write for hours. The kernel tells by EPOLLHUP, which asyncio does not ask for; an epoll of its
-    own does, and is itself a descriptor the loop can watch.
-    """
-    loop = asyncio.get_running_loop()
-    gone: asyncio.Future[None] = loop.create_future()
-    with select.epoll() as watch:
-        watch.register(connection.fileno(), 0)
-
-        def notice() -> None:
-            loop.remove_reader(watch.fileno())
-            if not gone.done():
-                gone.set_result(None)
-
-        loop.add_reader(watch.fileno(), notice)
-        try:
-            yield gone
-        finally:
-            loop.remove_reader(watch.fileno())
-            gone.cancel()
 
 
 async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:

@@ -53,6 +53,11 @@ class Paths:
         return self.data / "policy.d"
 
     @property
+    def host_mark(self) -> Path:
+        """What makes dialogs of the host known from copies that a qube draws."""
+        return self.data / "host-mark"
+
+    @property
     def seeds(self) -> Path:
         """Frozen systems that qubes are forked from; can be made anew at any time."""
         return self.data / "seeds"
