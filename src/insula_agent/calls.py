@@ -20,6 +20,7 @@ from insula_agent.conveyor import enlarge
 from insula_agent.link import Link, StreamHandler, StreamWriter
 from insula_agent.log import log
 from insula_agent.loop import READ, WRITE, Loop, Timer
+from insula_agent.pieces import MAX_PIECES, drop
 from insula_proto import limits, qrexec
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.mux import RESET_FAILED
@@ -38,8 +39,6 @@ READ_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
 """Bytes read from a process at once: with their header one frame."""
 PIPE_SIZE = 524288
 """Bytes of the pipes to and from a process: fewer changes between it and us than with the kernel's 64 KiB."""
-MAX_PIECES = 1024
-"""Pieces writev(2) takes at once (IOV_MAX)."""
 
 
 class StartFailed(Exception):
@@ -342,16 +341,3 @@ class Call(StreamHandler):
 
 def _nothing() -> None:
     """Called in place of ``on_end`` after it was."""
-
-
-def drop(pieces: list[bytes | memoryview], count: int) -> None:
-    """Take the first ``count`` bytes off a list of pieces."""
-    done = 0
-    for piece in pieces:
-        if count < len(piece):
-            break
-        count -= len(piece)
-        done += 1
-    del pieces[:done]
-    if count:
-        pieces[0] = pieces[0][count:]

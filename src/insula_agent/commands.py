@@ -1,22 +1,34 @@
-"""The qrexec control channel, the qube's end: which command is to run for whom (reference: qrexec, §3 and §5).
+"""The qrexec control channel, the qube's end: which command is to run for whom, and which of this qube's programs asked
+for a service elsewhere (reference: qrexec, §3 and §5).
 
-The host opens the data stream of a call (port 513…768) and then sends EXEC_CMDLINE or JUST_EXEC with that port; both
-travel in the same pipe, so the stream is always there first.
+The host opens the data stream of a call (port 513…768) and then sends EXEC_CMDLINE, JUST_EXEC or SERVICE_CONNECT with
+that port; all travel in the same pipe, so the stream is always there first.
 """
 
 from __future__ import annotations
 
 import os
 
-from insula_agent import process
+from insula_agent import process, sockets
 from insula_agent.calls import Call, StartFailed
 from insula_agent.link import Link, StreamHandler, StreamWriter
 from insula_agent.log import log
 from insula_agent.loop import Loop
+from insula_agent.relay import Relay
+from insula_agent.requests import Requests
 from insula_proto import limits, qrexec, services
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.mux import RESET_FAILED
-from insula_proto.qrexec import EXIT_NOT_FOUND, EXIT_PROBLEM, ExecCmdline, Hello, JustExec
+from insula_proto.qrexec import (
+    EXIT_NOT_FOUND,
+    EXIT_PROBLEM,
+    ExecCmdline,
+    Hello,
+    JustExec,
+    ServiceConnect,
+    ServiceRefused,
+    TriggerService,
+)
 from insula_proto.qrexec_channel import LAST_DATA_PORT, AgentControl
 
 TYPE_CHECKING = False
@@ -25,13 +37,14 @@ if TYPE_CHECKING:
 
 
 class Configuration:
-    """Where services are and whether commands change the user."""
+    """Where services are, where programs ask for those of other qubes, and whether commands change the user."""
 
-    __slots__ = ("config_path", "may_switch", "service_path")
+    __slots__ = ("agent_socket", "config_path", "may_switch", "service_path")
 
-    def __init__(self, service_path: str, config_path: str, *, may_switch: bool) -> None:
+    def __init__(self, service_path: str, config_path: str, agent_socket: str, *, may_switch: bool) -> None:
         self.service_path = service_path
         self.config_path = config_path
+        self.agent_socket = agent_socket
         self.may_switch = may_switch
 
 
@@ -61,11 +74,11 @@ def plan(command_line: bytes, configuration: Configuration) -> process.Plan:
 
 
 class _Waiting(StreamHandler):
-    """A data stream whose command has not been named yet; keeps what comes for it (at most the window)."""
+    """A data stream whose purpose has not been named yet; keeps what comes for it (at most the window)."""
 
     def __init__(self, stream: int) -> None:
         self.stream = stream
-        self.call: Call | None = None
+        self.call: Call | Relay | None = None
         self._early: list[bytes] = []
         self._is_closed = False
 
@@ -94,10 +107,15 @@ class _Waiting(StreamHandler):
         if self.call is not None:
             self.call.writable(stream)
 
-    def hand_over(self, call: Call) -> None:
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def hand_over(self, call: Call | Relay) -> None:
         """From now on the stream is the call's."""
         self.call = call
-        call.connect(self.stream)
+        if isinstance(call, Call):
+            call.connect(self.stream)
         early, self._early = self._early, []
         for data in early:
             call.data(self.stream, data)
@@ -119,6 +137,7 @@ class Commands(StreamHandler):
         self._writer: StreamWriter | None = None
         self._waiting: dict[int, _Waiting] = {}
         self._calls: set[Call] = set()
+        self.requests = Requests(loop, configuration.agent_socket, self._trigger, self._withdraw)
         self.ended = 0
         """Calls that are over."""
 
@@ -171,12 +190,14 @@ class Commands(StreamHandler):
         for message in messages:
             if isinstance(message, Hello):
                 assert self._channel.version is not None
+                self.requests.connected()
                 self._on_ready(self._channel.version)
             elif isinstance(message, (ExecCmdline, JustExec)):
                 self._execute(message)
-            else:
-                # SERVICE_CONNECT, SERVICE_REFUSED: nothing here asks for services yet, so none is pending.
-                log(f"not pending: {type(message).__name__}")
+            elif isinstance(message, ServiceConnect):
+                self._join(message)
+            elif isinstance(message, ServiceRefused):
+                self.requests.refuse(message.ident)
 
     def fin(self, stream: int) -> None:
         self._link.reset(stream, RESET_FAILED)
@@ -186,11 +207,50 @@ class Commands(StreamHandler):
     def closed(self, stream: int, code: int) -> None:
         del stream, code
         self._writer = None
+        self.requests.lost()
 
     def writable(self, stream: int) -> None:
         del stream
         if self._writer is not None:
             self._writer.flush()
+
+    # --- services of other qubes ---------------------------------------------------------------------------------
+
+    def _trigger(self, ident: bytes, request: TriggerService) -> None:
+        """Ask the host. :raise LocalProtocolError: the version spoken cannot say that."""
+        assert self._writer is not None
+        message = self._channel.trigger_service(request.target, ident, request.service, request.source or b"")
+        self._writer.write(message)
+
+    def _withdraw(self, ident: bytes) -> None:
+        """The program that asked has gone: nobody is to be asked for it any more (MC-24)."""
+        if self._writer is not None:
+            self._writer.write(self._channel.withdraw_service(ident))
+
+    def _join(self, message: ServiceConnect) -> None:
+        """A program's request was granted: give it the data stream."""
+        waiting = self._waiting.pop(message.port, None)
+        client = self.requests.take(message.ident)
+        epoch = self._link.epoch
+
+        def end() -> None:
+            self._terminated(message.domain, message.port, epoch)
+
+        if waiting is None or waiting.is_closed or client is None:
+            if waiting is None:
+                log(f"no data stream for port {message.port}")
+            else:
+                self._link.reset(waiting.stream, RESET_FAILED)
+            if client is not None:
+                client.close()
+            end()
+            return
+        ours, theirs = sockets.pair()
+        # A program that has gone meanwhile leaves a channel whose other end is closed: the relay ends the call.
+        client.answer(message.domain, message.port, theirs.fileno())
+        theirs.close()
+        client.close()
+        waiting.hand_over(Relay(self._loop, self._link, waiting.stream, ours, end))
 
     def _execute(self, message: ExecCmdline | JustExec) -> None:
         waiting = self._waiting.pop(message.port, None)

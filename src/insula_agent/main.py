@@ -18,7 +18,7 @@ import os
 import sys
 import time
 
-from insula_agent import keys
+from insula_agent import keys, requests
 from insula_agent.commands import Commands, Configuration
 from insula_agent.link import Link, StreamHandler, TransportError
 from insula_agent.log import fatal, log
@@ -46,13 +46,15 @@ GATE_LIMIT = 3.0
 BOOT_STEP = 0.1
 """Seconds between looks whether a seed has booted."""
 
-USAGE = """usage: python3 -S -E -m insula_agent [--device PATH|fd:N] [--keys FOLDER] [--own-user] [--no-identity]
+USAGE = """usage: python3 -S -E -m insula_agent [--device PATH|fd:N] [--keys FOLDER] [--agent-socket PATH]
+                                     [--own-user] [--no-identity]
 
   --device       byte channel to the host (default %s); a character device, a unix socket, or an open descriptor
   --keys         folder in which keys are shown as files (default %s)
+  --agent-socket where programs ask for services of other qubes (default %s)
   --own-user     run commands as the user who started the agent (always so unless that is root)
   --no-identity  leave this machine as it is; for trying the agent outside a qube
-""" % (DEFAULT_DEVICE, keys.DEFAULT_FOLDER)
+""" % (DEFAULT_DEVICE, keys.DEFAULT_FOLDER, requests.DEFAULT_SOCKET)
 
 
 class SeedRefused(Exception):
@@ -60,9 +62,10 @@ class SeedRefused(Exception):
 
 
 class Options:
-    __slots__ = ("device", "keys_folder", "own_user", "with_identity")
+    __slots__ = ("agent_socket", "device", "keys_folder", "own_user", "with_identity")
 
     def __init__(self) -> None:
+        self.agent_socket = requests.DEFAULT_SOCKET
         self.device = DEFAULT_DEVICE
         self.keys_folder = keys.DEFAULT_FOLDER
         self.own_user = os.geteuid() != 0
@@ -83,6 +86,8 @@ def parse_options(arguments: list[str]) -> Options | None:
             options.device = rest.pop(0)
         elif option == "--keys" and rest:
             options.keys_folder = rest.pop(0)
+        elif option == "--agent-socket" and rest:
+            options.agent_socket = rest.pop(0)
         else:
             return None
     return options
@@ -203,9 +208,17 @@ class Agent:
         configuration = Configuration(
             os.environ.get("QREXEC_SERVICE_PATH", services.DEFAULT_SERVICE_PATH),
             os.environ.get("QUBES_RPC_CONFIG_PATH", services.DEFAULT_CONFIG_PATH),
+            options.agent_socket,
             may_switch=not options.own_user,
         )
         self.commands = Commands(self.loop, self.link, configuration, self._ready)
+
+    def listen(self) -> None:
+        """Let programs of this qube ask. Without that it still does what it is told, which is more than nothing."""
+        try:
+            self.commands.requests.listen()
+        except OSError as error:
+            log(f"programs cannot ask for services: {error}")
 
     def _accept(self, stream: int, port: int) -> StreamHandler | None:
         return self.commands.accept(stream, port)
@@ -232,6 +245,7 @@ class Agent:
                 self.loop.after(GATE_STEP, self._look_at_gate)
             else:
                 self._identity.complete()
+        self.commands.requests.allow()
 
     def _key_written(self, path: str, value: bytes) -> None:
         # Before that it is read with the others, and obeyed once.
@@ -299,6 +313,7 @@ def main(arguments: list[str]) -> int:
     agent = Agent(options, Identity() if options.with_identity else NoIdentity())
     _signal.signal(SIGTERM, _terminate)
     try:
+        agent.listen()
         agent.link.start()
         return agent.loop.run()
     except TransportError as error:
@@ -310,3 +325,4 @@ def main(arguments: list[str]) -> int:
         raise
     finally:
         agent.commands.kill_all()
+        agent.commands.requests.close()

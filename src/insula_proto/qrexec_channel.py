@@ -150,16 +150,27 @@ class AgentControl(_Channel):
             raise LocalProtocolError("version 3 has no source")
         return qrexec.encode(TriggerService(source if self.version >= 4 else None, target, ident, service))
 
+    def withdraw_service(self, ident: bytes) -> bytes:
+        """Who asked under this ident has gone. Published daemons do not know this; ours do, over the mux (MC-24)."""
+        self._require_open()
+        return qrexec.encode(ServiceRefused(ident))
+
 
 class DaemonControl(_Channel):
     """Control channel, the host's end: everything it receives was written by a qube.
 
-    Send :meth:`answer` when the first message (HELLO) has come.
+    Send :meth:`answer` when the first message (HELLO) has come. ``may_withdraw``: the agent is ours and takes requests
+    back by SERVICE_REFUSED with their ident, which may be unknown or answered already.
     """
+
+    def __init__(self, own_version: int = qrexec.VERSION, *, may_withdraw: bool = False) -> None:
+        super().__init__(own_version)
+        self._may_withdraw = may_withdraw
 
     def _allowed(self, version: int) -> Mapping[int, tuple[int, int]]:
         trigger = {2: TRIGGER_SERVICE, 3: TRIGGER_SERVICE3}.get(version, TRIGGER_SERVICE4)
-        return qrexec.lengths(trigger, CONNECTION_TERMINATED)
+        own = (SERVICE_REFUSED,) if self._may_withdraw else ()
+        return qrexec.lengths(trigger, CONNECTION_TERMINATED, *own)
 
     def answer(self) -> bytes:
         """HELLO with the negotiated version (published daemons echo the agent's; the same for 2 to 4)."""

@@ -128,7 +128,7 @@ class _ControlStream(_Conversation):
     def __init__(self, services: GuestServices, channel: Channel, stream: int) -> None:
         super().__init__(channel, stream, "control channel")
         self._services = services
-        self.protocol = DaemonControl()
+        self.protocol = DaemonControl(may_withdraw=True)
         self.watch.owes(True)
 
     def data(self, untrusted_data: bytes) -> None:
@@ -146,6 +146,7 @@ class _ControlStream(_Conversation):
             elif isinstance(message, MalformedTrigger):
                 self.writer.write(self.protocol.refuse_service(message.raw_ident))
                 self._services.refused("", message.reason)
+            # ServiceRefused, a request taken back, has nothing to take back: each is answered at once.
         self.took(len(untrusted_data))
 
     def closed(self) -> None:

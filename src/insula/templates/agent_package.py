@@ -123,6 +123,8 @@ def agent_package(sources: Path = SOURCES) -> Package:
         **_tree(sources / "insula_agent" / "rootfs", PurePosixPath()),
         **_services(sources / "insula_agent" / "rpc"),
         **_tree(sources / "insula_agent" / "bin", PurePosixPath("usr/bin")),
+        # Published tools call it by this name.
+        PurePosixPath("usr/lib/qubes/qrexec-client-vm"): PackedFile(b"", link="/usr/bin/qrexec-client-vm"),
     }
     # sudo refuses files that others may read or write more than this.
     for path in list(files):

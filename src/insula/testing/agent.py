@@ -35,6 +35,8 @@ class FakeQube:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rpc_socket = folder / "rpc.sock"
+        self.agent_socket = folder / "agent.sock"
+        """Where programs of the qube ask for services of others."""
         self.host_end, self.guest_end = socket.socketpair()
         self.keys: dict[str, str] = {"/name": "work", "/default-user": own_user()}
         self.messages: list[FromSession] = []
@@ -56,6 +58,7 @@ class FakeQube:
             self.agent = await asyncio.create_subprocess_exec(
                 *self.python, "-S", "-E", "-m", "insula_agent", "--device", f"fd:{guest_end.fileno()}",
                 "--own-user", "--no-identity", "--keys", str(self.folder / "keys"),
+                "--agent-socket", str(self.agent_socket),
                 cwd=AGENT_FOLDER.parent, env=environment, pass_fds=[guest_end.fileno()],
                 stderr=asyncio.subprocess.DEVNULL,
             )  # fmt: skip

@@ -52,6 +52,7 @@ class LocalGuest:
             [
                 *(sys.executable, "-m", "insula_agent", "--own-user", "--no-identity"),
                 *("--keys", str(self._keys), "--device", f"fd:{theirs.fileno()}"),
+                *("--agent-socket", str(self._keys.with_name("agent.sock"))),
             ],
             pass_fds=[theirs.fileno()],
             env={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from insula_agent.calls import drop
+from insula_agent.pieces import drop
 
 
 @pytest.mark.parametrize("count", range(10))

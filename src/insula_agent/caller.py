@@ -1,0 +1,326 @@
+"""The caller's end of a data channel, for programs: what they write goes to a service, what it writes comes to them.
+
+::
+
+    source (stdin, or a program's output) ── STDIN ─────► channel ◄── STDOUT ── sink (stdout, or a program's input)
+                                                                  ◄── STDERR ── stderr
+                                                                  ◄── EXIT_CODE
+
+Nothing is buffered without bound: the source is read only when nothing waits for the channel, the channel only when
+nothing waits for the sinks. poll(2), not epoll, because standard input may be a file.
+"""
+
+from __future__ import annotations
+
+# See process.py for why not ``signal``.
+import _signal  # type: ignore[import-not-found]
+import os
+import select
+import stat
+import time
+
+from insula_agent import conveyor, process, sockets
+from insula_agent.pieces import MAX_PIECES, drop
+from insula_agent.sink import release
+from insula_proto import qrexec
+from insula_proto.errors import RemoteProtocolError
+from insula_proto.qrexec import EXIT_CHANNEL_LOST, ExitCode, Hello, Stderr, Stdout
+from insula_proto.qrexec_channel import CallerEnd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula_agent.sink import Sink
+    from insula_proto.qrexec import Message
+
+HANDSHAKE_TIMEOUT = 120.0
+"""Seconds the other end has to connect and say HELLO (published)."""
+READ_SIZE = 65536 - qrexec.HEADER.size
+"""Bytes read of the source at once: with their header 64 KiB."""
+CHANNEL_READ_SIZE = 262144
+SIGUSR1, SIGCHLD = 10, 17
+EXIT_BROKEN = 1
+"""Published ends leave with this when the other one breaks the protocol."""
+
+
+class HandshakeFailed(Exception):
+    """The other end does not come, or is none."""
+
+
+class LocalProgram:
+    """A program whose input and output are the channel. It may ask for one socket for both (SIGUSR1 to us)."""
+
+    def __init__(self, pid: int, wakeup: int) -> None:
+        self.pid = pid
+        self.wakeup = wakeup
+        """Becomes readable when a signal has come."""
+        self.code: int | None = None
+        self.wants_single_socket = False
+
+    def look(self) -> None:
+        """Take note of signals."""
+        try:
+            if SIGUSR1 in os.read(self.wakeup, 4096):
+                self.wants_single_socket = True
+        except BlockingIOError:
+            pass
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = process.exit_code(status)
+
+    def wait(self) -> int:
+        if self.code is None:
+            self.code = process.exit_code(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+
+def catch_signals() -> int:
+    """Have SIGUSR1 and SIGCHLD make a descriptor readable; return that. Call it before the program is started."""
+    out, into = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    _signal.set_wakeup_fd(into)
+    for number in (SIGUSR1, SIGCHLD):
+        _signal.signal(number, lambda number, frame: None)
+    return out
+
+
+class Caller:
+    """One call. ``channel`` is a connected stream socket; ``source`` and the sinks are closed as their streams end."""
+
+    def __init__(
+        self,
+        channel: int,
+        source: int,
+        sink: Sink,
+        errors: Sink,
+        prefix: bytes = b"",
+        program: LocalProgram | None = None,
+    ) -> None:
+        os.set_blocking(channel, False)
+        self._channel = channel
+        self._end = CallerEnd()
+        self._source = source
+        self._is_source_pipe = conveyor.IS_POSSIBLE and stat.S_ISFIFO(os.fstat(source).st_mode)
+        self._sink = sink
+        self._errors = errors
+        self._prefix = prefix
+        self._program = program
+        self._out: list[bytes | memoryview] = [self._end.hello()]
+        self._splicing = 0
+        """Bytes of the source that belong behind a header already sent."""
+        self._buffer = memoryview(bytearray(CHANNEL_READ_SIZE))
+        self._is_lost = False
+        """No more comes over the channel."""
+        self._deadline = time.monotonic() + HANDSHAKE_TIMEOUT
+
+    def run(self) -> int:
+        """Go on until all is over; the exit status for the one who called. :raise HandshakeFailed:"""
+        try:
+            while not self._is_over:
+                self._turn()
+        except RemoteProtocolError as error:
+            if self._end.version is None:
+                raise HandshakeFailed(str(error)) from error
+            self._lose()
+            self._finish()
+            return EXIT_BROKEN
+        return self._finish()
+
+    def _finish(self) -> int:
+        os.close(self._channel)
+        local = self._program.wait() if self._program is not None else 0
+        code = self._end.exit_code
+        return EXIT_CHANNEL_LOST if code is None else code & 0xFF or local
+
+    @property
+    def _is_over(self) -> bool:
+        if self._sink.is_busy or self._errors.is_busy:
+            return False
+        if self._is_lost:
+            return True
+        return self._end.exit_code is not None and not self._out and not self._splicing
+
+    # --- one turn ------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        interests: dict[int, int] = {}
+
+        def want(fd: int, events: int) -> None:
+            interests[fd] = interests.get(fd, 0) | events
+
+        is_idle = not self._out and not self._splicing
+        if not self._is_lost:
+            may_read = not self._sink.is_busy and not self._errors.is_busy and self._end.exit_code is None
+            want(self._channel, (0 if is_idle else select.POLLOUT) | (select.POLLIN if may_read else 0))
+        if self._source >= 0 and is_idle and self._end.version is not None:
+            want(self._source, select.POLLIN)
+        for sink in (self._sink, self._errors):
+            if sink.is_open:
+                # Without interest too: a reader that goes away is noticed.
+                want(sink.fd, select.POLLOUT if sink.is_busy else 0)
+        if self._program is not None:
+            want(self._program.wakeup, select.POLLIN)
+        poll = select.poll()
+        for fd, events in interests.items():
+            poll.register(fd, events)
+        found = dict(poll.poll(self._timeout()))
+        if not found and self._end.version is None:
+            raise HandshakeFailed("the other end does not say HELLO")
+        if self._program is not None and found.get(self._program.wakeup):
+            self._signalled()
+        for sink in (self._sink, self._errors):
+            self._look_at(sink, found.get(sink.fd, 0))
+        if self._channel in found:
+            self._exchange(found[self._channel])
+        if self._source in found and found[self._source] & ~select.POLLOUT:
+            self._read_source()
+
+    def _timeout(self) -> int | None:
+        if self._end.version is not None:
+            return None
+        return max(0, int(1000 * (self._deadline - time.monotonic())))
+
+    def _look_at(self, sink: Sink, events: int) -> None:
+        if not sink.is_open:
+            return
+        if events & (select.POLLERR | select.POLLNVAL) or (events & select.POLLHUP and sink.fd != self._source):
+            sink.close()
+        elif events & select.POLLOUT and sink.is_busy:
+            sink.writable()
+
+    # --- channel -------------------------------------------------------------------------------------------------
+
+    def _exchange(self, events: int) -> None:
+        if events & select.POLLOUT:
+            self._send()
+        if self._is_lost or not events & ~select.POLLOUT:
+            return
+        if self._sink.is_busy or self._errors.is_busy:
+            # The end of the channel is behind what is still in it.
+            return
+        try:
+            size = os.readv(self._channel, [self._buffer])
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if not size:
+            self._lose()
+            return
+        # A view, not a copy: the buffer is not used again before the sinks have taken what is in it.
+        for message in self._end.receive(self._buffer[:size]):  # type: ignore[arg-type]
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Stdout):
+            if message.data:
+                self._sink.write(message.data)
+            else:
+                self._sink.end()
+        elif isinstance(message, Stderr):
+            self._errors.write(message.data)
+        elif isinstance(message, ExitCode):
+            self._exited()
+        elif isinstance(message, Hello):
+            self._out.extend(self._end.stdin(self._prefix))
+            self._send()
+
+    def _exited(self) -> None:
+        """Nobody reads what comes from the source any more; what the sinks have is still written."""
+        if self._source >= 0:
+            self._close_source()
+        self._sink.end()
+        self._send()
+
+    def _lose(self) -> None:
+        """The channel ended too early: no exit code comes."""
+        self._is_lost = True
+        self._out.clear()
+        self._splicing = 0
+        self._drop_source()
+        self._sink.end()
+
+    def _send(self) -> None:
+        try:
+            while self._splicing:
+                moved = os.splice(self._source, self._channel, self._splicing, flags=os.SPLICE_F_NONBLOCK)
+                self._splicing -= moved
+                if not moved:
+                    self._fill_up()
+            while self._out:
+                drop(self._out, os.writev(self._channel, self._out[:MAX_PIECES]))
+        except BlockingIOError:
+            if self._splicing and not conveyor.waiting(self._source):
+                self._fill_up()
+        except OSError:
+            # The other end has gone; what it said before, maybe the exit code, can still be read.
+            self._out.clear()
+            self._splicing = 0
+            self._drop_source()
+
+    def _fill_up(self) -> None:
+        """Somebody else read of our input what had been announced: the message is completed."""
+        self._out.insert(0, bytes(self._splicing))
+        self._splicing = 0
+
+    # --- source --------------------------------------------------------------------------------------------------
+
+    def _read_source(self) -> None:
+        if self._source < 0 or self._out or self._splicing:
+            return
+        if self._is_source_pipe:
+            size = min(conveyor.waiting(self._source), self._end.max_chunk)
+            if size >= conveyor.SMALLEST:
+                self._out.append(self._end.stdin_header(size))
+                self._send()
+                if not self._out:
+                    self._splicing = size
+                    self._send()
+                    return
+                self._out.append(os.read(self._source, size).ljust(size, b"\0"))
+                return
+        try:
+            data = os.read(self._source, READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._out.extend(self._end.stdin(data))
+        else:
+            self._close_source()
+        self._send()
+
+    def _close_source(self) -> None:
+        """Say that no more input comes."""
+        self._drop_source()
+        self._out.append(self._end.stdin_end())
+
+    def _drop_source(self) -> None:
+        if self._source < 0:
+            return
+        source, self._source = self._source, -1
+        if stat.S_ISSOCK(os.fstat(source).st_mode):
+            sockets.shut(source, sockets.SHUT_RD)
+        else:
+            release(source)
+
+    # --- the program ---------------------------------------------------------------------------------------------
+
+    def _signalled(self) -> None:
+        assert self._program is not None
+        self._program.look()
+        if self._program.wants_single_socket and self._source not in (-1, self._sink.fd):
+            self._use_single_socket()
+        if self._program.code is not None:
+            # It reads nothing any more.
+            self._sink.close()
+
+    def _use_single_socket(self) -> None:
+        """From now on the program's output comes over the socket that is its input; what it wrote before goes first."""
+        try:
+            while data := os.read(self._source, READ_SIZE):
+                self._out.extend(self._end.stdin(data))
+        except BlockingIOError:
+            pass
+        self._drop_source()
+        self._source = self._sink.fd

@@ -1,0 +1,120 @@
+"""Where a program's output goes, without ever blocking on it.
+
+Descriptors that others share with us (a terminal, the pipe of a shell) stay blocking, so they are written so that they
+do not block: sockets by a flag, pipes by a description of their own, files because they never do, anything else in
+small pieces after poll(2) said that one goes.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import stat
+
+from insula_agent import sockets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Union
+
+    Buffer = Union[bytes, memoryview]
+
+SAFE_PIECE = select.PIPE_BUF
+"""Bytes a pipe that polls as writable takes without blocking."""
+_PRINTABLE = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\n\r\b\a")
+HARMLESS = bytes([byte if byte in _PRINTABLE else ord("_") for byte in range(256)])
+"""What may go to a terminal; every other byte becomes ``_`` (reference: qrexec, §4, option -t)."""
+
+
+class Sink:
+    """Takes data, keeps what does not go yet; broken, it swallows the rest: that is not the call's failure."""
+
+    def __init__(self, fd: int, *, is_filtered: bool) -> None:
+        self.fd = fd
+        self.is_open = True
+        self._is_filtered = is_filtered
+        self._is_ending = False
+        self._pending: list[Buffer] = []
+        mode = os.fstat(fd).st_mode
+        self._socket = _socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
+        self._own_pipe = _open_anew(fd) if stat.S_ISFIFO(mode) else -1
+        self._may_block = self._socket is None and self._own_pipe < 0 and not stat.S_ISREG(mode)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something waits; :meth:`writable` is to be called when ``fd`` is."""
+        return bool(self._pending)
+
+    def write(self, data: Buffer) -> None:
+        """Take data; a view must stay valid until the sink is not busy."""
+        if self.is_open and not self._is_ending:
+            self._pending.append(bytes(data).translate(HARMLESS) if self._is_filtered else data)
+            if not self._may_block:
+                self.writable()
+
+    def end(self) -> None:
+        """Nothing more comes; close when all is written."""
+        self._is_ending = True
+        if not self._pending:
+            self.close()
+
+    def writable(self) -> None:
+        """Write what goes without blocking."""
+        try:
+            while self._pending:
+                data = self._pending[0]
+                written = self._write(data)
+                if written < len(data):
+                    self._pending[0] = data[written:]
+                else:
+                    del self._pending[0]
+                if self._may_block:
+                    break
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if self._is_ending and not self._pending:
+            self.close()
+
+    def _write(self, data: Buffer) -> int:
+        if self._socket is not None:
+            return self._socket.send(data, _socket.MSG_DONTWAIT)
+        if self._own_pipe >= 0:
+            return os.write(self._own_pipe, data)
+        return os.write(self.fd, data[:SAFE_PIECE] if self._may_block else data)
+
+    def close(self) -> None:
+        """Half-close a socket, which may be read by us too; close anything else. What waits is dropped."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._pending.clear()
+        if self._socket is not None:
+            self._socket.close()
+            sockets.shut(self.fd, sockets.SHUT_WR)
+            return
+        if self._own_pipe >= 0:
+            os.close(self._own_pipe)
+        release(self.fd)
+
+
+def _open_anew(pipe: int) -> int:
+    """The same pipe by a description of our own, which may be non-blocking without others noticing; -1: impossible."""
+    try:
+        return os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        # Somebody else's pipe, or no /proc: small pieces do as well, slower.
+        return -1
+
+
+def release(fd: int) -> None:
+    """Close a descriptor; a standard one stays taken, so that nothing opened later gets its number."""
+    if fd > 2:
+        os.close(fd)
+        return
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, fd)
+    os.close(null)

@@ -1,0 +1,83 @@
+"""Unix sockets. The public module ``socket`` is not used: it costs an import of enum and selectors."""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Socket = _socket.socket
+SHUT_RD, SHUT_WR = 0, 1
+
+
+def unix_socket() -> _socket.socket:
+    """An unconnected stream socket."""
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+
+
+def listen(path: str, mode: int, backlog: int) -> _socket.socket:
+    """Serve a path, whoever served it before. :raise OSError: impossible."""
+    remove(path)
+    listener = unix_socket()
+    try:
+        listener.bind(path)
+        os.chmod(path, mode)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def remove(path: str) -> None:
+    """Make sure that nothing is at a path."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def accept(listener: _socket.socket) -> _socket.socket:
+    """The next connection. :raise BlockingIOError: nobody waits. :raise OSError:"""
+    fd, _ = listener._accept()  # type: ignore[attr-defined]
+    return _socket.socket(fileno=fd)
+
+
+def pair() -> tuple[_socket.socket, _socket.socket]:
+    """Two stream sockets connected to each other."""
+    return _socket.socketpair()
+
+
+def shut(fd: int, how: int) -> None:
+    """Half-close; a connection whose other side has gone altogether is as closed as it can be."""
+    connection = _socket.socket(fileno=os.dup(fd))
+    try:
+        connection.shutdown(how)
+    except OSError:
+        return
+    finally:
+        connection.close()
+
+
+def send_with_descriptor(connection: _socket.socket, data: bytes, descriptor: int) -> int:
+    """Send ``data`` and a descriptor (-1: none); the number of bytes sent. :raise OSError:"""
+    ancillary = []
+    if descriptor >= 0:
+        ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor.to_bytes(4, "little")))
+    return connection.sendmsg([data], ancillary)
+
+
+def receive_with_descriptor(connection: _socket.socket, size: int) -> tuple[bytes, int]:
+    """Receive bytes and the descriptor that came with them (-1: none). :raise OSError:"""
+    data, ancillary, _, _ = connection.recvmsg(size, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+    return data, _descriptor(ancillary)
+
+
+def _descriptor(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
+    for level, kind, value in ancillary:
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS) and len(value) >= 4:
+            return int.from_bytes(value[:4], "little")
+    return -1

@@ -1,0 +1,343 @@
+"""Programs of a qube ask for services of other qubes: a real agent and real programs, the host played by the test."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent_host import PATIENCE_S, Agent, Host, agent_and_host
+
+from insula_agent import requests
+from insula_proto import qrexec
+from insula_proto.qrexec import (
+    ConnectionTerminated,
+    Message,
+    ServiceRefused,
+    Stdin,
+    TriggerService,
+    encode,
+)
+from insula_proto.qrexec_channel import ServiceEnd, ServiceRequested
+
+PORT = 600
+TARGET_DOMAIN = 9
+REQUEST = encode(TriggerService(b"", b"vault", b"SOCKET", b"a.B+c"))
+
+
+@pytest.fixture
+def qube(tmp_path: Path) -> Iterator[tuple[Agent, Host]]:
+    with agent_and_host(tmp_path) as (agent, host):
+        host.begin()
+        host.wait_ready()
+        yield agent, host
+
+
+def asked(host: Host, count: int = 1) -> list[ServiceRequested]:
+    """Wait for requests."""
+
+    def found() -> list[ServiceRequested]:
+        return [message for message in host.messages if isinstance(message, ServiceRequested)]
+
+    host.wait_for(lambda: len(found()) >= count)
+    return found()
+
+
+def grant(host: Host, request: ServiceRequested, port: int = PORT) -> int:
+    stream = host.open(port)
+    host.say(host.control.connect_service(TARGET_DOMAIN, port, request.ident))
+    return stream
+
+
+class Service:
+    """The service's end of a call, written by the test."""
+
+    def __init__(self, host: Host, stream: int) -> None:
+        self._host = host
+        self.stream = stream
+        self.end = ServiceEnd()
+        self._seen = 0
+        self.messages: list[Message] = []
+        host.send(stream, self.end.hello())
+        host.wait_for(lambda: self.look() or self.end.version is not None)
+
+    def look(self) -> None:
+        data = self._host.received.get(self.stream, b"")
+        self.messages += self.end.receive(data[self._seen :])
+        self._seen = len(data)
+
+    @property
+    def stdin(self) -> bytes:
+        self.look()
+        return b"".join([message.data for message in self.messages if isinstance(message, Stdin)])
+
+    @property
+    def has_all(self) -> bool:
+        self.look()
+        return Stdin(b"") in self.messages
+
+    def finish(self, code: int) -> None:
+        self._host.send(self.stream, self.end.finish(code))
+        self._host.mux.finish(self.stream)
+
+
+def test_program_granted_reads_and_writes_the_service(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    program = agent.program("vault", "a.B+c")
+    (request,) = asked(host)
+    assert (request.claimed_source, request.target, request.service) == ("", "vault", "a.B+c")
+    service = Service(host, grant(host, request))
+    assert program.stdin is not None
+    program.stdin.write(b"question")
+    program.stdin.close()
+    host.wait_for(lambda: service.has_all)
+    assert service.stdin == b"question"
+    for part in service.end.stdout(b"answer") + service.end.stderr(b"warning"):
+        host.send(service.stream, part)
+    service.finish(42)
+    host.wait_for(lambda: program.poll() is not None)
+    assert (program.returncode, program.stdout.read(), program.stderr.read()) == (42, b"answer", b"warning")  # type: ignore[union-attr]
+    host.wait_for(lambda: ConnectionTerminated(TARGET_DOMAIN, PORT) in host.messages)
+
+
+def test_program_refused_says_so_with_126(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    program = agent.program("vault", "a.B")
+    host.say(host.control.refuse_service(asked(host)[0].ident))
+    host.wait_for(lambda: program.poll() is not None)
+    assert (program.returncode, program.stderr.read()) == (126, b"Request refused\n")  # type: ignore[union-attr]
+
+
+def test_ten_megabytes_each_way_arrive_whole(qube: tuple[Agent, Host], tmp_path: Path) -> None:
+    agent, host = qube
+    data = os.urandom(10_000_000)
+    (tmp_path / "in").write_bytes(data)
+    out, into = os.pipe()
+    with os.fdopen(out), os.fdopen(into), (tmp_path / "out").open("wb") as output:
+        feeder = subprocess.Popen(["cat", str(tmp_path / "in")], stdout=into)
+        program = agent.program("vault", "a.B", stdin=out, stdout=output)
+    service = Service(host, grant(host, asked(host)[0]))
+    host.wait_for(lambda: service.has_all)
+    assert service.stdin == data
+    for start in range(0, len(data), 65536):
+        for part in service.end.stdout(data[start : start + 65536]):
+            host.send(service.stream, part)
+    service.finish(0)
+    host.wait_for(lambda: program.poll() is not None)
+    feeder.wait(PATIENCE_S)
+    assert program.returncode == 0
+    assert (tmp_path / "out").read_bytes() == data
+
+
+def test_program_killed_ends_the_call_and_frees_the_port(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    program = agent.program("vault", "a.B")
+    service = Service(host, grant(host, asked(host)[0]))
+    program.kill()
+    host.wait_for(lambda: service.stream in host.reset)
+    host.wait_for(lambda: ConnectionTerminated(TARGET_DOMAIN, PORT) in host.messages)
+
+
+def test_program_killed_while_asking_takes_its_request_back(qube: tuple[Agent, Host]) -> None:
+    """MC-24: so the host can take its question to the user back."""
+    agent, host = qube
+    program = agent.program("vault", "a.B")
+    (request,) = asked(host)
+    program.kill()
+    host.wait_for(lambda: ServiceRefused(request.ident) in host.messages)
+
+
+def test_answer_for_a_program_that_has_gone_gives_the_port_back(qube: tuple[Agent, Host]) -> None:
+    """MC-24: an answer that comes too late reaches nobody."""
+    agent, host = qube
+    program = agent.program("vault", "a.B")
+    (request,) = asked(host)
+    program.kill()
+    host.wait_for(lambda: ServiceRefused(request.ident) in host.messages)
+    stream = grant(host, request)
+    host.wait_for(lambda: stream in host.reset)
+    assert ConnectionTerminated(TARGET_DOMAIN, PORT) in host.messages
+
+
+@pytest.mark.parametrize("ident", [b"SOCKET99", b"", b"other"])
+def test_answer_nobody_waits_for_is_not_delivered(qube: tuple[Agent, Host], ident: bytes) -> None:
+    """MC-21."""
+    agent, host = qube
+    program = agent.program("vault", "a.B")
+    (request,) = asked(host)
+    stream = host.open(PORT)
+    host.say(host.control.connect_service(TARGET_DOMAIN, PORT, ident))
+    host.wait_for(lambda: stream in host.reset)
+    assert program.poll() is None
+    host.say(host.control.refuse_service(request.ident))
+    host.wait_for(lambda: program.poll() is not None)
+
+
+def test_answer_given_twice_reaches_the_program_once(qube: tuple[Agent, Host]) -> None:
+    """MC-21."""
+    agent, host = qube
+    agent.program("vault", "a.B").stdin.close()  # type: ignore[union-attr]
+    (request,) = asked(host)
+    service = Service(host, grant(host, request))
+    second = grant(host, request, PORT + 1)
+    host.wait_for(lambda: second in host.reset)
+    host.wait_for(lambda: service.has_all)
+    service.finish(0)
+
+
+def test_lost_stream_gives_the_program_255(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    program = agent.program("vault", "a.B")
+    service = Service(host, grant(host, asked(host)[0]))
+    host.mux.reset(service.stream)
+    host.wait_for(lambda: program.poll() is not None)
+    assert program.returncode == 255
+
+
+def test_host_that_starts_over_refuses_what_was_asked_and_serves_what_comes(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    program = agent.program("vault", "a.B")
+    asked(host)
+    host.control.version = None
+    host.begin()
+    host.wait_ready()
+    host.wait_for(lambda: program.poll() is not None)
+    assert program.returncode == 126
+    again = agent.program("vault", "a.B")
+    host.say(host.control.refuse_service(asked(host)[0].ident))
+    host.wait_for(lambda: again.poll() is not None)
+
+
+def test_request_before_the_host_is_there_waits(tmp_path: Path) -> None:
+    with agent_and_host(tmp_path) as (agent, host):
+        host.wait_for(agent.socket.exists)
+        program = agent.program("vault", "a.B")
+        host.begin()
+        host.wait_ready()
+        host.say(host.control.refuse_service(asked(host)[0].ident))
+        host.wait_for(lambda: program.poll() is not None)
+        assert program.returncode == 126
+
+
+def test_version_3_carries_the_request_without_source(tmp_path: Path) -> None:
+    with agent_and_host(tmp_path, version=3) as (agent, host):
+        host.begin()
+        host.wait_ready()
+        refused = agent.program("-s", "other", "vault", "a.B")
+        host.wait_for(lambda: refused.poll() is not None)
+        assert refused.returncode == 126
+        program = agent.program("vault", "a.B")
+        (request,) = asked(host)
+        assert (request.target, request.service) == ("vault", "a.B")
+        program.kill()
+        program.wait()
+
+
+def test_socket_is_open_to_all_users_and_removed_at_the_end(tmp_path: Path) -> None:
+    with agent_and_host(tmp_path) as (agent, host):
+        host.wait_for(agent.socket.exists)
+        host.begin()
+        host.wait_ready()
+        assert stat.S_IMODE(agent.socket.stat().st_mode) == 0o666
+    assert not agent.socket.exists()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        encode(qrexec.Hello(4)),
+        encode(TriggerService(None, b"vault", b"SOCKET", b"a.B")),
+        qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE4, 160) + bytes(160),
+        qrexec.HEADER.pack(qrexec.TRIGGER_SERVICE4, 0x7FFFFFFF),
+        REQUEST[:-1] + b"c",
+        REQUEST + b"x",
+        REQUEST + REQUEST,
+    ],
+)
+def test_request_outside_the_protocol_is_refused_before_the_host_hears_of_it(
+    qube: tuple[Agent, Host], request_bytes: bytes
+) -> None:
+    """MC-11, MC-12: the others go on."""
+    agent, host = qube
+    with agent.connect() as connection:
+        connection.sendall(request_bytes)
+        assert connection.recv(1) == b""
+    with agent.connect() as connection:
+        connection.sendall(REQUEST)
+        assert len(asked(host)) == 1
+
+
+def test_programs_that_say_nothing_cost_nobody_else(qube: tuple[Agent, Host]) -> None:
+    """MC-13, MC-15."""
+    agent, host = qube
+    silent = [agent.connect() for _ in range(requests.MAX_CLIENTS)]
+    for connection in silent[: requests.MAX_CLIENTS // 2]:
+        connection.sendall(REQUEST[:-1])
+    with agent.connect() as connection:
+        connection.sendall(REQUEST)
+        assert asked(host)[0].service == "a.B+c"
+    for connection in silent:
+        connection.close()
+
+
+def test_requests_over_the_limit_are_refused_at_once(qube: tuple[Agent, Host]) -> None:
+    """MC-15."""
+    agent, host = qube
+    waiting = []
+    for _ in range(requests.MAX_CLIENTS):
+        waiting.append(agent.connect())
+        waiting[-1].sendall(REQUEST)
+    asked(host, requests.MAX_CLIENTS)
+    with agent.connect() as connection:
+        assert connection.recv(1) == b""
+    host.say(host.control.refuse_service(asked(host)[0].ident))
+    assert waiting[0].recv(1) == b""
+    with agent.connect() as connection:
+        connection.sendall(REQUEST)
+        asked(host, requests.MAX_CLIENTS + 1)
+    for connection in waiting:
+        connection.close()
+
+
+def test_program_that_does_not_read_stops_only_its_own_stream(qube: tuple[Agent, Host]) -> None:
+    """MC-14."""
+    agent, host = qube
+    lazy = agent.connect()
+    lazy.sendall(REQUEST)
+    stream = grant(host, asked(host)[0])
+    answer, descriptors, _, _ = socket.recv_fds(lazy, 8, 1)
+    assert len(answer) == 8
+    sent = 0
+    while room := host.mux.writable(stream):
+        host.mux.send(stream, bytes(room))
+        sent += room
+        host.turn(0.2)
+    assert sent < 4_000_000
+    program = agent.program("vault", "a.B")
+    service = Service(host, grant(host, asked(host, 2)[1], PORT + 1))
+    program.stdin.close()  # type: ignore[union-attr]
+    host.wait_for(lambda: service.has_all)
+    service.finish(3)
+    host.wait_for(lambda: program.poll() is not None)
+    assert program.returncode == 3
+    os.close(descriptors[0])
+    lazy.close()
+
+
+def test_one_descriptor_comes_with_the_answer_and_is_the_data_channel(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    with agent.connect() as connection:
+        connection.sendall(REQUEST)
+        stream = grant(host, asked(host)[0])
+        host.send(stream, b"from the host")
+        host.wait_for(lambda: not host.mux.queued)
+        answer, descriptors, _, _ = socket.recv_fds(connection, 8, 2)
+        assert requests.ANSWER.unpack(answer) == (TARGET_DOMAIN, PORT)
+        with socket.socket(fileno=descriptors[0]) as channel:
+            assert channel.recv(100) == b"from the host"
+            channel.sendall(b"from the program")
+            host.wait_for(lambda: host.received.get(stream) == b"from the program")
