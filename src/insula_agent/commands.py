@@ -230,7 +230,7 @@ class Commands(StreamHandler):
     def _join(self, message: ServiceConnect) -> None:
         """A program's request was granted: give it the data stream."""
         waiting = self._waiting.pop(message.port, None)
-        client = self.requests.take(message.ident)
+        client = self.requests.take(message.ident or b"")
         epoch = self._link.epoch
 
         def end() -> None:
