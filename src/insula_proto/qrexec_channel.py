@@ -163,8 +163,10 @@ class DaemonControl(_Channel):
     back by SERVICE_REFUSED with their ident, which may be unknown or answered already.
     """
 
-    def __init__(self, own_version: int = qrexec.VERSION, *, may_withdraw: bool = False) -> None:
-        super().__init__(own_version)
+    def __init__(
+        self, own_version: int = qrexec.VERSION, oldest: int = qrexec.MIN_VERSION, *, may_withdraw: bool = False
+    ) -> None:
+        super().__init__(own_version, oldest)
         self._may_withdraw = may_withdraw
 
     def _allowed(self, version: int) -> Mapping[int, tuple[int, int]]:
