@@ -47,6 +47,8 @@ class Reason(Enum):
     NOT_OFFERED = "the target chosen is not among those offered"
     NOBODY_TO_ASK = "a rule asks, and nobody can be asked"
     CHANGED = "the caller or the target is not the qube it was when the question was asked"
+    POLICY_CHANGED = "the policy was changed while the question was open"
+    USER = "the user said no"
 
 
 @dataclass(frozen=True, slots=True)

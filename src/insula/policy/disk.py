@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from insula.policy.folders import FolderError
@@ -19,8 +20,10 @@ MAX_NAMES = 10_000
 
 
 class DiskFolder:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_look: Callable[[Path], None] | None = None) -> None:
+        """``on_look`` is told of every file and folder before it is read."""
         self.path = path
+        self._on_look = on_look or _nobody
 
     @property
     def name(self) -> str:
@@ -33,6 +36,7 @@ class DiskFolder:
 
     def names(self, path: str = "") -> list[str]:
         found: list[str] = []
+        self._on_look(self.path / path)
         try:
             with os.scandir(self.path / path) as entries:
                 for entry in entries:
@@ -45,7 +49,12 @@ class DiskFolder:
         return found
 
     def read(self, path: str) -> str:
+        self._on_look(self.path / path)
         return read_text(self.path / path)
+
+
+def _nobody(path: Path) -> None:
+    """Nobody wants to know."""
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

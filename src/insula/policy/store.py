@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,18 +69,21 @@ class PolicyStore:
         :param compat: the folder of the old format.
         """
         self._folder = folder
-        self._runtime = None if runtime is None else DiskFolder(runtime)
-        self._compat = None if compat is None else DiskFolder(compat)
+        self._runtime = runtime
+        self._compat = compat
 
     @property
     def folder(self) -> Path:
         return self._folder
 
-    def load(self) -> Policy:
-        """The policy as it is on disk. Never raises: what cannot be read makes a policy that denies everything."""
+    def load(self, on_look: Callable[[Path], None] | None = None) -> Policy:
+        """The policy as it is on disk. Never raises: what cannot be read makes a policy that denies everything.
+
+        :param on_look: told of every file and folder before it is read.
+        """
         try:
             with self._locked(fcntl.LOCK_SH):
-                return load(self._sources(DiskFolder(self._folder)))
+                return load(self._sources(DiskFolder(self._folder, on_look), on_look))
         except PolicyAdminException as error:
             return Policy((), [Problem(Location(str(self._folder), ".", None), str(error))])
 
@@ -183,8 +186,12 @@ class PolicyStore:
 
     # parts
 
-    def _sources(self, folder: Folder) -> Sources:
-        return Sources([folder] if self._runtime is None else [self._runtime, folder], self._compat)
+    def _sources(self, folder: Folder, on_look: Callable[[Path], None] | None = None) -> Sources:
+        folders = [folder] if self._runtime is None else [DiskFolder(self._runtime, on_look), folder]
+        return Sources(folders, self._old_folder(on_look))
+
+    def _old_folder(self, on_look: Callable[[Path], None] | None = None) -> Folder | None:
+        return None if self._compat is None else DiskFolder(self._compat, on_look)
 
     def _path(self, untrusted_name: str, include: bool) -> Path:
         if not (_NAME if include else _FILE_NAME).fullmatch(untrusted_name):
@@ -227,7 +234,7 @@ class PolicyStore:
             problem
             for now, then in (
                 (self._sources(DiskFolder(self._folder)), self._sources(changed)),
-                (Sources([DiskFolder(self._folder)], self._compat), Sources([changed], self._compat)),
+                (Sources([DiskFolder(self._folder)], self._old_folder()), Sources([changed], self._old_folder())),
             )
             for problem in _new_problems(load(now), load(then), changed.label(str(path)))
         ]
