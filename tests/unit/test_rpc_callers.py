@@ -6,8 +6,9 @@ import asyncio
 import socket
 import sys
 
-from insula.rpc.callers import CallTable, _Relay
+from insula.rpc.call_table import CallTable
 from insula.rpc.channel import Channel, StreamHandler
+from insula.rpc.relay import Relay
 from insula_proto import limits, mux
 from insula_proto.mux import Mux, StreamOpened
 
@@ -67,7 +68,7 @@ async def test_window_filled_in_small_pieces_for_a_caller_that_does_not_read_is_
                 await guest.receive()
             while not channel._mux.in_sync:
                 await asyncio.sleep(0.001)
-            relay = _Relay(channel, ours, CallTable(owner), limits.FIRST_DATA_PORT)
+            relay = Relay(channel, ours, CallTable(owner), limits.FIRST_DATA_PORT)
             while not guest.streams:
                 await guest.receive()
             [stream] = guest.streams

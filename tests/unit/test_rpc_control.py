@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.rpc import control
+from insula_proto import limits
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 
 TO_SESSION = [
@@ -14,13 +15,24 @@ TO_SESSION = [
     control.RemoveKey("/name"),
     control.Begin(),
     control.Shutdown(),
+    control.Refuse(3),
+    control.Connect(3, 4, 7),
+    control.Host(3, 4, 65536),
+    control.Finish(4, 126, b"no\n"),
+    control.Serve(4, 7, "user", b"QUBESRPC a.B+c work"),
 ]
 FROM_SESSION = [
     control.AgentReady(4),
     control.AgentLost("gone"),
     control.KeyWritten("/dns/1/a", b"\0\xff"),
     control.KeyRemoved("/dns/1/a"),
-    control.ServiceRequested("a.B+c", "dom0"),
+    control.ServiceRequested(1, "a.B+c", "dom0", "remote"),
+    control.RequestDropped("a_b", "busy"),
+    control.RequestCancelled(1),
+    control.CallAccepted(4),
+    control.CallRejected(4),
+    control.Payload(4, b"\0\xff"),
+    control.CallEnded(4, 1, 2),
     control.CallsChanged(1, 2, 3),
     control.SessionEnding("machine gone"),
 ]
@@ -52,6 +64,20 @@ def test_from_session_encoded_decodes_to_same(message: control.FromSession) -> N
         {"type": "KeyWritten", "path": "/" + "a" * 63, "value": b""},
         {"type": "KeyWritten", "path": "/a", "value": b"x" * 3073},
         {"type": "CallsChanged", "running": -1, "started": 0, "refused": 0},
+        {"type": "ServiceRequested", "request": 0, "service": "a", "target": "", "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": "", "target": "", "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": "+a", "target": "", "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": "../a", "target": "", "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": ".a", "target": "", "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": "a$b", "target": "", "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": "a\n", "target": "", "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": "a" * 65001, "target": "", "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": "a", "target": "x" * 64, "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": "a", "target": "a b", "source": ""},
+        {"type": "ServiceRequested", "request": 1, "service": "a", "target": "", "source": "a\n"},
+        {"type": "Payload", "call": 1, "data": b"x" * 65537},
+        {"type": "CallEnded", "call": 1, "from_qube": -1, "to_qube": 0},
+        {"type": "Connect", "request": 1, "call": 1, "domain": 1},
         {"type": "Shutdown"},
         {"type": "Configure", "name": "x", "domain": 1, "default_user": "root"},
         {"type": "Nonsense"},
@@ -60,7 +86,7 @@ def test_from_session_encoded_decodes_to_same(message: control.FromSession) -> N
     ],
 )
 def test_from_session_field_out_of_bounds_refused(fields: object) -> None:
-    """MC-18: a session cannot say more than the types allow, nor speak as the daemon."""
+    """MC-16, MC-18: a session cannot say more than the types allow, nor speak as the daemon."""
     with pytest.raises(RemoteProtocolError):
         control.decode_from_session(msgspec.msgpack.encode(fields))
 
@@ -99,3 +125,13 @@ def test_printable_any_text_fits_a_message(text: str) -> None:
 
 def test_largest_key_fits_a_packet() -> None:
     assert len(control.encode(control.SetKey("/" + "a" * 62, bytes(3072)))) <= control.MAX_MESSAGE
+
+
+def test_longest_request_and_payload_fit_a_packet() -> None:
+    service = "a" * limits.QREXEC_MAX_SERVICE
+    for message in (
+        control.ServiceRequested(2**53, service, "x" * 63, "x" * 63),
+        control.Payload(2**53, bytes(control.MAX_PAYLOAD)),
+        control.Serve(2**53, 2**32 - 1, "x" * 200, bytes(limits.QREXEC_MAX_BODY)),
+    ):
+        assert len(control.encode(message)) <= control.MAX_MESSAGE

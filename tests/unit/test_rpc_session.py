@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.rpc import callers, channel, client, guest, pacing, session
+from insula.rpc import callers, channel, client, guest, pacing, service_calls, session
 from insula.rpc import control as control_module
 from insula.rpc.control import (
     AgentLost,
@@ -25,6 +25,9 @@ from insula.rpc.control import (
     FromSession,
     KeyRemoved,
     KeyWritten,
+    Refuse,
+    RequestCancelled,
+    RequestDropped,
     ServiceRequested,
     SessionEnding,
     SetKey,
@@ -320,31 +323,92 @@ async def test_key_writes_without_end_are_answered_with_errors_not_passed_on(wor
     assert sum(isinstance(m, KeyWritten) for m in world.messages) <= guest.KEY_WRITES_BURST + 100
 
 
-async def test_service_request_is_refused_whoever_it_claims_to_be_from(world: World) -> None:
-    """MC-18: the source in the message is not used; MC-16: nor is a name outside the alphabet passed on."""
+async def test_service_request_is_told_with_its_words_and_answered_once(world: World) -> None:
+    """MC-18: who asks is not said, the daemon knows; MC-16: a name outside the alphabet is refused here."""
     await world.open_control()
     world.send(world.control.trigger_service(b"dom0", b"SOCKET1", b"a.B+c", source=b"vault"))
     world.send(world.control.trigger_service(b"dom0", b"SOCKET2", b"a/../$b"))
-    await world.until(lambda: len(world.from_control) == 3)
-    assert world.from_control[1:] == [ServiceRefused(b"SOCKET1"), ServiceRefused(b"SOCKET2")]
+    await world.until(lambda: len(world.from_control) == 2)
+    assert world.from_control[1:] == [ServiceRefused(b"SOCKET2")]
     await world.until(lambda: len(world.messages) == 3)
-    assert world.messages[1:] == [ServiceRequested("a.B+c", "dom0"), ServiceRequested("a_..__b", "dom0")]
+    assert world.messages[1:] == [
+        ServiceRequested(1, "a.B+c", "dom0", "vault"),
+        RequestDropped("a_..__b", service_calls.BAD_NAME),
+    ]
+    for _ in range(2):
+        await world.tell(Refuse(1))
+    await world.until(lambda: ServiceRefused(b"SOCKET1") in world.from_control)
+    await world.tell(Refuse(1))
+    await world.exchange()
+    assert world.from_control.count(ServiceRefused(b"SOCKET1")) == 1
+
+
+@pytest.mark.parametrize("name", [b".hidden", b"..", b"x" * 256, b"a.B+" + b"c" * 64000 + b"\n"])
+async def test_service_name_that_can_be_no_file_of_ours_is_refused(world: World, name: bytes) -> None:
+    """MC-16."""
+    await world.open_control()
+    world.send(world.control.trigger_service(b"dom0", b"SOCKET1", name))
+    await world.until(lambda: len(world.from_control) == 2)
+    assert world.from_control[1] == ServiceRefused(b"SOCKET1")
+    assert not any(isinstance(message, ServiceRequested) for message in world.messages)
+
+
+async def test_argument_of_the_longest_kind_is_told_whole(world: World) -> None:
+    await world.open_control()
+    name = "a.B+" + "c" * (limits.QREXEC_MAX_SERVICE - 5)
+    world.send(world.control.trigger_service(b"dom0", b"SOCKET1", name.encode()))
+    await world.until(lambda: len(world.messages) == 2)
+    assert world.messages[1] == ServiceRequested(1, name, "dom0", "")
+
+
+async def test_request_under_an_ident_that_waits_takes_the_first_one_back(world: World) -> None:
+    """The agent gave the number to another client: the first is gone."""
+    await world.open_control()
+    for name in (b"a.B", b"a.C"):
+        world.send(world.control.trigger_service(b"dom0", b"SOCKET1", name))
+    await world.until(lambda: len(world.messages) == 4)
+    assert world.messages[2:] == [RequestCancelled(1), ServiceRequested(2, "a.C", "dom0", "")]
+    await world.tell(Refuse(1))
+    await world.tell(Refuse(2))
+    await world.until(lambda: len(world.from_control) == 2)
+    assert world.from_control[1:] == [ServiceRefused(b"SOCKET1")]
+
+
+async def test_request_taken_back_is_told_and_not_answered_any_more(world: World) -> None:
+    """MC-24: the agent's client has gone; an ident that nobody waits under is passed over."""
+    await world.open_control()
+    world.send(world.control.trigger_service(b"dom0", b"SOCKET1", b"a.B"))
+    world.send(world.control.withdraw_service(b"SOCKET9"))
+    world.send(world.control.withdraw_service(b"SOCKET1"))
+    await world.until(lambda: len(world.messages) == 3)
+    assert world.messages[2] == RequestCancelled(1)
+    world.send(world.control.trigger_service(b"dom0", b"SOCKET2", b"a.B"))
+    await world.tell(Refuse(1))
+    await world.until(lambda: len(world.messages) == 4)
+    await world.tell(Refuse(2))
+    await world.until(lambda: len(world.from_control) == 2)
+    assert world.from_control[1:] == [ServiceRefused(b"SOCKET2")]
 
 
 async def test_service_requests_without_end_and_unread_answers_are_paced(world: World) -> None:
-    """MC-14: the guest sends requests and never takes what they are answered with."""
+    """MC-14, MC-15: the guest sends requests and never takes what they are answered with."""
     await world.open_control()
-    request = world.control.trigger_service(b"dom0", b"SOCKET1", b"a.B")
     world.mux.consumed = lambda stream, count: None  # type: ignore[method-assign]
     sent = 0
     async with asyncio.timeout(PATIENCE):
-        for _ in range(40):
+        for number in range(40):
+            request = world.control.trigger_service(b"dom0", b"SOCKET%d" % number, b"a.B")
             while world.mux.writable(world.control_stream) >= len(request):
+                number += 40  # noqa: PLW2901
+                request = world.control.trigger_service(b"dom0", b"SOCKET%d" % number, b"a.B")
                 world.send(request)
                 sent += len(request)
             await world.exchange()
     assert sent < 20 * limits.MUX_MAX_WINDOW
-    assert sum(isinstance(m, ServiceRequested) for m in world.messages) <= guest.SERVICE_REQUESTS_BURST + 5
+    asked = sum(isinstance(message, ServiceRequested) for message in world.messages)
+    taken_back = sum(isinstance(message, RequestCancelled) for message in world.messages)
+    assert asked - taken_back <= service_calls.MAX_REQUESTS
+    assert asked <= service_calls.REQUESTS_BURST + PATIENCE * service_calls.REQUESTS_PER_SECOND
 
 
 async def test_stream_to_another_port_is_refused_without_dropping(world: World) -> None:

@@ -2,6 +2,26 @@
 
 The session works on bytes a qube wrote, so the daemon trusts it no further than these types go: every field is
 bounded, paths and texts are checked, anything else is a RemoteProtocolError and the end of that session.
+
+Calls between qubes. The caller's session numbers its *requests*, the daemon numbers *calls*::
+
+    caller's session                     insulad                          target's session
+    ServiceRequested(request) ────────────► policy …
+    RequestCancelled(request) ────────────►   (any time before the answer)
+                                            Serve(call) + descriptor ────────────►
+                                              ◄──────────── CallAccepted(call) | CallRejected(call)
+            ◄─────── Connect(request, call) + descriptor
+            ◄─────── Refuse(request)          (instead)
+    CallEnded(call) ──────────────────────►   ◄──────────────────────── CallEnded(call)
+
+Where the host itself serves the call, the caller's session is the service's end of the data channel::
+
+            ◄─────── Host(request, call) + descriptor, from which it reads what the service says
+    Payload(call) ────────────────────────► all of what the caller said
+            ◄─────── Finish(call)             the exit code, once the descriptor is at its end
+    CallEnded(call) ──────────────────────►
+
+Each descriptor is one end of a stream socket pair.
 """
 
 from __future__ import annotations
@@ -14,15 +34,27 @@ from msgspec import Meta
 from insula_proto import limits, qubesdb
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 
-MAX_MESSAGE = 8192
-"""Bytes of a packet; the largest is a key with its value."""
+MAX_MESSAGE = 73728
+"""Bytes of a packet; the largest are a request with the longest argument, and a payload."""
 
 MAX_TEXT = 200
+MAX_PAYLOAD = 65536
+"""Bytes a qube may say to a service of the host: as much as a request of the Admin API has (admin-api §1)."""
+MAX_LAST_WORDS = 4096
+"""Bytes a service of the host may say as stderr."""
+MAX_NUMBER = 2**53
 
 Path = Annotated[str, Meta(min_length=2, max_length=limits.QUBESDB_MAX_PATH)]
 Value = Annotated[bytes, Meta(max_length=limits.QUBESDB_MAX_VALUE)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
-Count = Annotated[int, Meta(ge=0, le=2**53)]
+Count = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
+Number = Annotated[int, Meta(ge=1, le=MAX_NUMBER)]
+"""Of a request or a call; never used again."""
+Service = Annotated[str, Meta(max_length=limits.QREXEC_MAX_SERVICE, pattern=r"\A[A-Za-z0-9_-][A-Za-z0-9_.+-]*\Z")]
+"""A service with its argument: the alphabet of the wire, which is that of the policy; no hidden file (MC-16)."""
+Name = Annotated[str, Meta(max_length=63, pattern=r"\A[A-Za-z0-9_.@:-]*\Z")]
+"""A qube or a token, as the wire has them."""
+Domain = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -57,6 +89,51 @@ class Shutdown(_Message, frozen=True, tag=True):
     """End: running calls fail as after a lost channel."""
 
 
+class Refuse(_Message, frozen=True, tag=True):
+    """The answer to a request: no."""
+
+    request: Number
+
+
+class Connect(_Message, frozen=True, tag=True):
+    """The answer to a request: the descriptor that comes with it leads to the service."""
+
+    request: Number
+    call: Number
+    domain: Domain
+    """Of the qube that serves."""
+
+
+class Host(_Message, frozen=True, tag=True):
+    """The answer to a request: be the service's end of the data channel, for the host."""
+
+    request: Number
+    call: Number
+    limit: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD)]
+    """Bytes the caller may say."""
+
+
+class Finish(_Message, frozen=True, tag=True):
+    """How a service of the host ended."""
+
+    call: Number
+    code: Annotated[int, Meta(ge=0, le=255)]
+    last_words: Annotated[bytes, Meta(max_length=MAX_LAST_WORDS)] = b""
+    """Its stderr."""
+
+
+class Serve(_Message, frozen=True, tag=True):
+    """Have the qube serve a call; the descriptor that comes with it leads to the caller."""
+
+    call: Number
+    domain: Domain
+    """Of the qube that calls."""
+    user: Text
+    """Empty: the default user."""
+    command: Annotated[bytes, Meta(min_length=1, max_length=limits.QREXEC_MAX_BODY)]
+    """``QUBESRPC SERVICE+ARGUMENT SOURCE``"""
+
+
 # --- session to daemon -------------------------------------------------------------------------------------------
 
 
@@ -84,10 +161,54 @@ class KeyRemoved(_Message, frozen=True, tag=True):
 
 
 class ServiceRequested(_Message, frozen=True, tag=True):
-    """The qube asked for a service and was refused; who asked is implied by the channel."""
+    """The qube asks for a service. Who asks is implied by the channel; to be answered once."""
+
+    request: Number
+    service: Service
+    target: Name
+    source: Name
+    """The remote qube it claims to relay for; empty: none."""
+
+
+class RequestDropped(_Message, frozen=True, tag=True):
+    """A request was refused without being told, and why. Some of many are not reported."""
 
     service: Text
-    target: Text
+    reason: Text
+
+
+class RequestCancelled(_Message, frozen=True, tag=True):
+    """Nobody waits for the answer to a request any more."""
+
+    request: Number
+
+
+class CallAccepted(_Message, frozen=True, tag=True):
+    """The qube was told to serve."""
+
+    call: Number
+
+
+class CallRejected(_Message, frozen=True, tag=True):
+    """The qube cannot serve now: it has no agent, or serves all it can."""
+
+    call: Number
+
+
+class Payload(_Message, frozen=True, tag=True):
+    """All that the caller says to a service of the host: any bytes a qube likes."""
+
+    call: Number
+    data: Annotated[bytes, Meta(max_length=MAX_PAYLOAD)]
+
+
+class CallEnded(_Message, frozen=True, tag=True):
+    """The session has nothing more to do with a call it was given."""
+
+    call: Number
+    from_qube: Count
+    """Bytes its own qube sent."""
+    to_qube: Count
 
 
 class CallsChanged(_Message, frozen=True, tag=True):
@@ -104,8 +225,24 @@ class SessionEnding(_Message, frozen=True, tag=True):
     reason: Text
 
 
-ToSession = Configure | SetKey | RemoveKey | Begin | Shutdown
-FromSession = AgentReady | AgentLost | KeyWritten | KeyRemoved | ServiceRequested | CallsChanged | SessionEnding
+ToSession = Configure | SetKey | RemoveKey | Begin | Shutdown | Refuse | Connect | Host | Finish | Serve
+FromSession = (
+    AgentReady
+    | AgentLost
+    | KeyWritten
+    | KeyRemoved
+    | ServiceRequested
+    | RequestDropped
+    | RequestCancelled
+    | CallAccepted
+    | CallRejected
+    | Payload
+    | CallEnded
+    | CallsChanged
+    | SessionEnding
+)
+WITH_DESCRIPTOR = (Connect, Host, Serve)
+"""Each comes with exactly one descriptor, the others with none."""
 
 _encoder = msgspec.msgpack.Encoder()
 _to_session: msgspec.msgpack.Decoder[ToSession] = msgspec.msgpack.Decoder(ToSession)
@@ -151,7 +288,8 @@ def _check(message: ToSession | FromSession, error: type[LocalProtocolError | Re
         field = getattr(message, name)
         if name == "path" and not qubesdb.is_valid_path(field):
             raise error(f"not a key: {field!a}")
-        if isinstance(field, str) and field != printable(field):
+        # A service has its own alphabet, checked with its type, and is longer.
+        if isinstance(field, str) and name != "service" and field != printable(field):
             raise error(f"{name} is not a short printable text")
         if name == "value" and len(field) > limits.QUBESDB_MAX_VALUE:
             raise error(f"value of {len(field)} bytes")

@@ -15,7 +15,7 @@ from insula.rpc.channel import Channel, StreamHandler, StreamWriter
 from insula.rpc.pacing import RateLimit
 from insula_proto import qrexec, qubesdb
 from insula_proto.errors import RemoteProtocolError
-from insula_proto.qrexec import ConnectionTerminated, ExecCmdline, Hello, JustExec, MalformedTrigger
+from insula_proto.qrexec import ConnectionTerminated, ExecCmdline, Hello, JustExec, MalformedTrigger, ServiceRefused
 from insula_proto.qrexec_channel import DaemonControl, ServiceRequested
 
 SILENCE_TIMEOUT = 10.0
@@ -25,9 +25,6 @@ MAX_CONTROL_BACKLOG = 1048576
 KEY_WRITES_BURST = 200
 KEY_WRITES_PER_SECOND = 20
 """How often a guest may have the daemon told of a key; further writes are answered with an error."""
-SERVICE_REQUESTS_BURST = 20
-SERVICE_REQUESTS_PER_SECOND = 1
-"""How often the daemon is told of a refused request; the refusal itself is always sent."""
 
 CLOCK_KEY = "/insula-clock"
 """This host's time, decimal nanoseconds since the epoch, as of when the keys are read: a machine's own clock chip has
@@ -43,7 +40,14 @@ class GuestListener(Protocol):
 
     def key_removed(self, path: str) -> None: ...
 
-    def service_requested(self, service: str, target: str) -> None: ...
+    def service_requested(self, request: ServiceRequested) -> None:
+        """To be answered once, by :meth:`GuestServices.refuse_service` or :meth:`GuestServices.connect_service`."""
+
+    def service_malformed(self, request: MalformedTrigger) -> None:
+        """As above."""
+
+    def service_withdrawn(self, ident: bytes) -> None:
+        """Who asked under that ident has gone; there may be no such request any more."""
 
     def connection_terminated(self, domain: int, port: int) -> None: ...
 
@@ -141,12 +145,11 @@ class _ControlStream(_Conversation):
             elif isinstance(message, ConnectionTerminated):
                 self._services.listener.connection_terminated(message.domain, message.port)
             elif isinstance(message, ServiceRequested):
-                self.writer.write(self.protocol.refuse_service(message.ident))
-                self._services.refused(message.service, message.target)
+                self._services.listener.service_requested(message)
             elif isinstance(message, MalformedTrigger):
-                self.writer.write(self.protocol.refuse_service(message.raw_ident))
-                self._services.refused("", message.reason)
-            # ServiceRefused, a request taken back, has nothing to take back: each is answered at once.
+                self._services.listener.service_malformed(message)
+            elif isinstance(message, ServiceRefused):
+                self._services.listener.service_withdrawn(message.ident)
         self.took(len(untrusted_data))
 
     def closed(self) -> None:
@@ -164,7 +167,6 @@ class GuestServices:
         self._control: _ControlStream | None = None
         self._is_ready = False
         self._key_limit = RateLimit(KEY_WRITES_BURST, KEY_WRITES_PER_SECOND)
-        self._request_limit = RateLimit(SERVICE_REQUESTS_BURST, SERVICE_REQUESTS_PER_SECOND)
 
     # --- for the session -----------------------------------------------------------------------------------------
 
@@ -194,6 +196,16 @@ class GuestServices:
         """Send a request; the agent is ready."""
         assert self._control is not None
         self._control.writer.write(self._control.protocol.execute(message))
+
+    def refuse_service(self, ident: bytes) -> None:
+        """The answer to a request: no. Without an agent nobody waits for it."""
+        if self._control is not None:
+            self._control.writer.write(self._control.protocol.refuse_service(ident))
+
+    def connect_service(self, domain: int, port: int, ident: bytes) -> None:
+        """The answer to a request: be the caller on the stream to this port. The agent is ready."""
+        assert self._control is not None
+        self._control.writer.write(self._control.protocol.connect_service(domain, port, ident))
 
     def set_key(self, path: str, value: bytes) -> None:
         self.keys[path] = value
@@ -230,7 +242,3 @@ class GuestServices:
             self.listener.key_written(event.path, event.value)
         elif qubesdb.guest_may_write(event.path):
             self.listener.key_removed(event.path)
-
-    def refused(self, service: str, target: str) -> None:
-        if self.listener.can_tell() and self._request_limit.take(asyncio.get_running_loop().time()):
-            self.listener.service_requested(service, target)

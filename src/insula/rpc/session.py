@@ -19,7 +19,8 @@ from collections.abc import Sequence
 
 from insula.preload import title
 from insula.rpc import control
-from insula.rpc.callers import CallServer, CallTable
+from insula.rpc.call_table import CallTable
+from insula.rpc.callers import CallServer
 from insula.rpc.channel import Channel, StreamHandler
 from insula.rpc.control import (
     AgentLost,
@@ -27,11 +28,15 @@ from insula.rpc.control import (
     Begin,
     CallsChanged,
     Configure,
+    Connect,
+    Finish,
     FromSession,
+    Host,
     KeyRemoved,
     KeyWritten,
+    Refuse,
     RemoveKey,
-    ServiceRequested,
+    Serve,
     SessionEnding,
     SetKey,
     Shutdown,
@@ -40,8 +45,11 @@ from insula.rpc.control import (
 )
 from insula.rpc.guest import GuestServices
 from insula.rpc.pacing import RateLimit
+from insula.rpc.service_calls import ServiceCalls
 from insula_proto import limits
 from insula_proto.errors import RemoteProtocolError
+from insula_proto.qrexec import MalformedTrigger
+from insula_proto.qrexec_channel import ServiceRequested
 
 MAX_UNTOLD = 256
 """Messages the daemon has not taken yet; above it guests may not cause more."""
@@ -67,6 +75,7 @@ class Session:
         self._guest = GuestServices(self)
         self._table = CallTable(self)
         self._server = CallServer(listener, self._guest, self._table)
+        self._services = ServiceCalls(self._guest, self._table, self._tell, self.can_tell)
         self._channel = Channel(channel, self)
         self._is_ready = False
         self._loop.add_reader(daemon, self._daemon_readable)
@@ -91,25 +100,50 @@ class Session:
 
     def _daemon_readable(self) -> None:
         try:
-            data = self._daemon.recv(control.MAX_MESSAGE)
+            data, descriptors, _, _ = socket.recv_fds(self._daemon, control.MAX_MESSAGE, 1)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, descriptors = b"", []
         if not data:
             self.finish(EXIT_OK)
             return
+        connection = socket.socket(fileno=descriptors[0]) if descriptors else None
         try:
-            self._obey(control.decode_to_session(data))
+            self._take(control.decode_to_session(data), connection)
         except RemoteProtocolError as error:
+            if connection is not None:
+                connection.close()
             self._log(str(error))
             self.finish(EXIT_DAEMON_PROTOCOL)
+
+    def _take(self, message: ToSession, connection: socket.socket | None) -> None:
+        if isinstance(message, control.WITH_DESCRIPTOR) != (connection is not None):
+            raise RemoteProtocolError("a descriptor is missing, or there is one too many")
+        if connection is None:
+            self._obey(message)
+        else:
+            self._join(message, connection)
+
+    def _join(self, message: ToSession, connection: socket.socket) -> None:
+        """Messages that come with one end of a call."""
+        if isinstance(message, Connect):
+            self._services.connect(message, connection)
+        elif isinstance(message, Serve):
+            self._services.serve(message, connection)
+        elif isinstance(message, Host):
+            self._services.host(message, connection)
 
     def _obey(self, message: ToSession) -> None:
         if isinstance(message, Configure):
             self._name = message.name
             title.show(f"insula-session {message.name}")
             self._server.configure(self._channel, message.domain, message.default_user)
+            self._services.configure(self._channel, message.default_user)
+        elif isinstance(message, Refuse):
+            self._services.refuse(message)
+        elif isinstance(message, Finish):
+            self._services.finish(message)
         elif isinstance(message, SetKey):
             if len(self._guest.keys) >= limits.QUBESDB_MAX_KEYS and message.path not in self._guest.keys:
                 raise RemoteProtocolError("too many keys")
@@ -151,6 +185,7 @@ class Session:
     def lost(self, reason: str) -> None:
         self._log(f"connection lost: {reason}")
         self._table.clear()
+        self._services.agent_lost()
         if self._is_ready:
             self._is_ready = False
             self._tell(AgentLost(printable(reason)))
@@ -176,9 +211,14 @@ class Session:
         if self.can_tell():
             self._tell(KeyRemoved(path))
 
-    def service_requested(self, service: str, target: str) -> None:
-        self._log(f"refused service {service!r} of {target!r}")
-        self._tell(ServiceRequested(printable(service), printable(target)))
+    def service_requested(self, request: ServiceRequested) -> None:
+        self._services.requested(request)
+
+    def service_malformed(self, request: MalformedTrigger) -> None:
+        self._services.malformed(request)
+
+    def service_withdrawn(self, ident: bytes) -> None:
+        self._services.withdrawn(ident)
 
     def connection_terminated(self, domain: int, port: int) -> None:
         self._table.terminated(domain, port)

@@ -1,0 +1,194 @@
+"""The service's end of a call that the host serves, kept by the caller's session: the host reads no byte of a qube.
+
+What the caller says is collected, up to a limit, and handed to the daemon as one typed message; what the service says
+comes from the daemon through a socket and goes to the caller as its stdout, paced by the stream's credit (MC-14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from insula.rpc.channel import Channel, StreamHandler, StreamWriter
+from insula.rpc.control import Finish, Host, Payload
+from insula.rpc.relay import RelayOwner
+from insula_proto.errors import RemoteProtocolError
+from insula_proto.qrexec import EXIT_PROBLEM, Hello, Stdin
+from insula_proto.qrexec_channel import ServiceEnd
+
+INPUT_TIMEOUT = 60.0
+"""Seconds a caller may take to say all it has to say to the host (MC-13)."""
+READ_SIZE = 32768
+TOO_LONG = b"The request is too long\n"
+TOO_SLOW = b"The request did not end\n"
+
+
+class HostEnd(StreamHandler):
+    """Opens its stream to ``port``; takes over ``connection``."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        connection: socket.socket,
+        owner: RelayOwner,
+        port: int,
+        host: Host,
+        tell: Callable[[Payload], None],
+    ) -> None:
+        connection.setblocking(False)
+        self._channel = channel
+        self._connection = connection
+        self._owner = owner
+        self._port = port
+        self._call = host.call
+        self._limit = host.limit
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._protocol = ServiceEnd()
+        self._input: bytearray | None = bytearray() if host.limit else None
+        """None: the service has all of it, or wants none."""
+        self._finish: Finish | None = None
+        self._is_reading = False
+        self._output_ended = False
+        self._has_finished = False
+        self._qube_finished = False
+        self._is_closed = False
+        self.from_qube = 0
+        self.to_qube = 0
+        self.stream = channel.open(port, self)
+        self._writer = StreamWriter(channel, self.stream)
+        self._timer = self._loop.call_later(INPUT_TIMEOUT, self._too_slow) if host.limit else None
+
+    # --- from the caller -----------------------------------------------------------------------------------------
+
+    def data(self, untrusted_data: bytes) -> None:
+        self._channel.consumed(self.stream, len(untrusted_data))
+        try:
+            messages = self._protocol.receive(untrusted_data)
+        except RemoteProtocolError:
+            # A data channel is a program's, not the agent's: its faults end its own call.
+            self.caller_gone()
+            return
+        for message in messages:
+            if isinstance(message, Hello):
+                self._writer.write(self._protocol.hello())
+                self._read_more()
+            elif isinstance(message, Stdin):
+                self._take(message.data)
+
+    def _take(self, untrusted_data: bytes) -> None:
+        self.from_qube += len(untrusted_data)
+        if self._input is None:
+            return
+        if len(self._input) + len(untrusted_data) > self._limit:
+            self._give_up(TOO_LONG)
+        elif untrusted_data:
+            self._input += untrusted_data
+        else:
+            payload, self._input = bytes(self._input), None
+            self._stop_timer()
+            self._tell(Payload(self._call, payload))
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        self._give_up(TOO_SLOW)
+
+    def _give_up(self, last_words: bytes) -> None:
+        """Answer in place of the service, which has not heard of the request."""
+        self._input = None
+        self._stop_timer()
+        if self._protocol.version is None:
+            self.caller_gone()
+            return
+        self._output_ended = True
+        self._finish = Finish(self._call, EXIT_PROBLEM, last_words)
+        self._advance()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def fin(self) -> None:
+        self._qube_finished = True
+        if not self._has_finished:
+            self.caller_gone()
+        elif not self._writer.size:
+            self._close()
+
+    def closed(self) -> None:
+        self._close()
+
+    def caller_gone(self) -> None:
+        """Nobody wants the answer."""
+        if not self._is_closed:
+            self._channel.reset(self.stream)
+            self._close()
+
+    # --- from the service ----------------------------------------------------------------------------------------
+
+    def finish(self, message: Finish) -> None:
+        """The service has ended; what it said may still be on its way."""
+        self._finish = self._finish or message
+        self._advance()
+
+    def _read_more(self) -> None:
+        may_read = (
+            not self._is_closed
+            and not self._output_ended
+            and not self._writer.size
+            and self._protocol.version is not None
+        )
+        if may_read and not self._is_reading:
+            self._loop.add_reader(self._connection, self._readable)
+        elif not may_read and self._is_reading:
+            self._loop.remove_reader(self._connection)
+        self._is_reading = may_read
+
+    def _readable(self) -> None:
+        try:
+            data = self._connection.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.to_qube += len(data)
+            for piece in self._protocol.stdout(data):
+                self._writer.write(piece)
+            self._read_more()
+        else:
+            self._output_ended = True
+            self._read_more()
+            self._advance()
+
+    def writable(self) -> None:
+        if not self._is_closed:
+            self._writer.flush()
+            self._read_more()
+            self._advance()
+
+    def _advance(self) -> None:
+        """Say how it ended, then close, each as soon as all before it was taken."""
+        if self._is_closed or self._protocol.version is None:
+            return
+        if self._output_ended and self._finish is not None and not self._has_finished:
+            self._has_finished = True
+            for piece in self._protocol.stderr(self._finish.last_words) if self._finish.last_words else ():
+                self._writer.write(piece)
+            self._writer.write(self._protocol.finish(self._finish.code))
+        if self._has_finished and not self._writer.size:
+            self._channel.finish(self.stream)
+            if self._qube_finished:
+                self._close()
+
+    def _close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._stop_timer()
+        if self._is_reading:
+            self._loop.remove_reader(self._connection)
+        self._connection.close()
+        self._owner.relay_closed(self._port)
