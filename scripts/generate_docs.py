@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the generated pages of docs/. With --check: write nothing, exit with 1 if one is out of date."""
+"""Write what is generated of docs/ and policy.d/. With --check: write nothing, exit with 1 if a page is out of date."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import sys
 from pathlib import Path
 
 from insula.admin.api import document as methods_page
+from insula.admin.default_policy import document as admin_policy
 from insula.cli.reference import cli_page
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 
 
 def pages() -> dict[Path, str]:
     """Every generated page with its text."""
-    return {DOCS / "cli.md": cli_page(), DOCS / "protocols" / "admin-methods.md": methods_page()}
+    return {
+        DOCS / "cli.md": cli_page(),
+        DOCS / "protocols" / "admin-methods.md": methods_page(),
+        ROOT / "policy.d" / "90-admin.policy": admin_policy(),
+    }
 
 
 def outdated() -> list[Path]:

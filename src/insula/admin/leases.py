@@ -182,6 +182,15 @@ class Leases:
         finally:
             self._count -= 1
 
+    def made(
+        self, context: Context, source: Qube, template: QubeName
+    ) -> contextlib.AbstractAsyncContextManager[QubeName]:
+        """A disposable of a disposable template for ``source``, running or halted, gone at the end of the block.
+
+        :raise InsulaError, HalError: entering; nothing is left.
+        """
+        return _made(context, source, template, Options())
+
     async def _template(self, context: Context, source: Qube, wanted: Qube) -> QubeName:
         """:raise QubesException: no disposable can be made from what was named."""
         if wanted.is_admin:

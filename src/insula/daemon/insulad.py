@@ -25,6 +25,7 @@ from insula.admin.call import Context
 from insula.admin.dispatch import Dispatcher
 from insula.admin.server import AdminServer, LocalIdentity
 from insula.admin.uploads import Uploads
+from insula.daemon.calls import NO_SERVICES, open_broker
 from insula.daemon.control import Control, Templates, host_runtime
 from insula.daemon.paths import Paths
 from insula.events.bus import EventBus
@@ -140,7 +141,6 @@ async def serve(paths: Paths) -> None:
             host.pools[pool.name] = pool
             rooms.push_async_callback(pool.aclose)
         engine = LifecycleEngine(host, paths.runtime / "qubes", SeedKeeper(host, SeedStore(paths.seeds)))
-        await engine.recover()
         rooms.push_async_callback(engine.leave)
         context = Context(
             store=store,
@@ -152,6 +152,9 @@ async def serve(paths: Paths) -> None:
             rpc_socket=paths.rpc_socket,
             uploads=rooms.enter_context(Uploads(paths.data / "uploads")),
         )
+        # Before there are sessions: what their qubes ask for is decided there.
+        launch_session.requests = await rooms.enter_async_context(open_broker(context, paths, NO_SERVICES))
+        await engine.recover()
         await context.leases.recover(context)
         for path, methods in ((paths.admin_socket, api.METHODS), (paths.internal_socket, api.INTERNAL_METHODS)):
             await rooms.enter_async_context(AdminServer(Dispatcher(context, methods), path, LocalIdentity()))

@@ -8,18 +8,32 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from insula.preload.forks import PreloadedParent
+from insula.rpc.call_end import CallEnd
 from insula.rpc.control import (
     AgentLost,
     AgentReady,
+    CallAccepted,
+    CallEnded,
+    CallRejected,
     CallsChanged,
+    Connect,
+    Finish,
     FromSession,
+    Host,
+    Payload,
+    Refuse,
     RemoveKey,
+    RequestCancelled,
+    RequestDropped,
+    Serve,
+    ServiceRequested,
     SessionEnding,
     SetKey,
     Shutdown,
+    ToSession,
 )
 from insula.rpc.sockets import address
 from insula.rpc.spawn import SESSION_PROGRAM, SessionProcess, SessionSpec, spawn_session
@@ -34,15 +48,46 @@ DEFAULT_USER_KEY = "/default-user"
 log = logging.getLogger("insula.rpc")
 
 
+class Requests(Protocol):
+    """Who decides about the services that qubes ask for (:class:`insula.rpc.broker.Broker`)."""
+
+    def session_opened(self, session: RunningSession) -> None:
+        """It will answer requests of its qube, and have it serve calls."""
+
+    def requested(self, session: RunningSession, message: ServiceRequested) -> None:
+        """To be answered once: by :meth:`RunningSession.refuse`, ``connect`` or ``host``."""
+
+    def cancelled(self, session: RunningSession, request: int) -> None:
+        """Nobody waits for that answer."""
+
+    def dropped(self, session: RunningSession, message: RequestDropped) -> None:
+        """The session itself refused a request."""
+
+    def agent_lost(self, session: RunningSession) -> None:
+        """None of its requests waits for an answer any more."""
+
+    def session_closed(self, session: RunningSession) -> None:
+        """As above, and it serves no more."""
+
+
 class RunningSession:
     """A session process and what it last said. ``on_message`` sees every message, e.g. keys the guest wrote."""
 
     def __init__(
-        self, name: str, process: SessionProcess, on_message: Callable[[str, FromSession], None] | None = None
+        self,
+        name: str,
+        qid: int,
+        process: SessionProcess,
+        requests: Requests | None = None,
+        on_message: Callable[[str, FromSession], None] | None = None,
     ) -> None:
+        """``requests``: None: whatever its qube asks for is refused."""
         self._name = name
+        self.qid = qid
         self._process = process
+        self._requests = requests
         self._on_message = on_message
+        self._ends: dict[int, CallEnd] = {}
         self._ready = asyncio.Event()
         self._reason = ""
         self.agent_version: int | None = None
@@ -52,9 +97,19 @@ class RunningSession:
         self._listener = asyncio.create_task(self._listen(), name=f"session {name}")
 
     @property
+    def name(self) -> str:
+        """Of the qube."""
+        return self._name
+
+    @property
     def pid(self) -> int:
         """Process id of the session on the host."""
         return self._process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its agent is there."""
+        return self._ready.is_set()
 
     async def wait_ready(self) -> None:
         """Return once commands can be run. :raise ConnectionError: the session ended first."""
@@ -79,6 +134,43 @@ class RunningSession:
         """Tell the qube that a key is gone. :raise OSError: the session is gone."""
         await self._process.send(RemoveKey(path))
 
+    # --- calls between qubes -------------------------------------------------------------------------------------
+
+    def refuse(self, request: int) -> None:
+        """Answer a request: no."""
+        self._tell(Refuse(request))
+
+    def connect(self, request: int, call: int, domain: int, service: socket.socket) -> CallEnd:
+        """Answer a request: its qube is joined to ``service``, which is taken over."""
+        return self._open(call, Connect(request, call, domain), service)
+
+    def host(self, request: int, call: int, limit: int, output: socket.socket) -> CallEnd:
+        """Answer a request: the host serves it. What is read from ``output``, taken over, is told to the caller."""
+        return self._open(call, Host(request, call, limit), output)
+
+    def finish(self, call: int, code: int, last_words: bytes = b"") -> None:
+        """How a service of the host ended."""
+        self._tell(Finish(call, code, last_words))
+
+    def serve(self, call: int, domain: int, user: str, command: bytes, caller: socket.socket) -> CallEnd:
+        """Have the qube serve a call from ``caller``, which is taken over. ``user`` empty: its default user."""
+        return self._open(call, Serve(call, domain, user, command), caller)
+
+    def _open(self, call: int, message: ToSession, connection: socket.socket) -> CallEnd:
+        end = self._ends[call] = CallEnd(call)
+        try:
+            self._process.tell(message, connection)
+        except OSError:
+            del self._ends[call]
+            end.lose()
+        return end
+
+    def _tell(self, message: ToSession) -> None:
+        try:
+            self._process.tell(message)
+        except OSError as error:
+            log.debug("%s: %s not told: %s", self._name, type(message).__name__, error)
+
     async def close(self) -> None:
         """End it; idempotent. Running calls fail as after a lost channel."""
         try:
@@ -90,15 +182,22 @@ class RunningSession:
         await asyncio.shield(self._listener)
 
     async def _listen(self) -> None:
+        if self._requests is not None:
+            self._requests.session_opened(self)
         try:
             while (message := await self._process.receive()) is not None:
                 self._take(message)
+                # One message a turn of the loop: a session that has many does not keep others waiting (MC-15).
+                await asyncio.sleep(0)
         except RemoteProtocolError as error:
             self._reason = f"it broke the protocol: {error}"
             self._process.kill()
         finally:
             self._ready.clear()
             self.agent_version = None
+            self._lose_calls()
+            if self._requests is not None:
+                self._requests.session_closed(self)
             await self._end_process()
         self._reason = self._reason or f"exit code {await self._process.wait()}"
         if words := self._process.last_words():
@@ -121,12 +220,40 @@ class RunningSession:
             self.agent_version = None
             self._ready.clear()
             log.warning("%s: agent lost: %s", self._name, message.reason)
+            if self._requests is not None:
+                self._requests.agent_lost(self)
         elif isinstance(message, CallsChanged):
             self.calls = message
         elif isinstance(message, SessionEnding):
             self._reason = message.reason
+        elif isinstance(message, CallAccepted | CallRejected | Payload | CallEnded):
+            self._take_end(message)
+        elif isinstance(message, ServiceRequested | RequestCancelled | RequestDropped):
+            self._take_request(message)
         if self._on_message is not None:
             self._on_message(self._name, message)
+
+    def _take_end(self, message: CallAccepted | CallRejected | Payload | CallEnded) -> None:
+        end = self._ends.get(message.call)
+        # None: of a call that was given up here meanwhile.
+        if end is not None and end.take(message):
+            del self._ends[message.call]
+
+    def _take_request(self, message: ServiceRequested | RequestCancelled | RequestDropped) -> None:
+        if self._requests is None:
+            if isinstance(message, ServiceRequested):
+                self.refuse(message.request)
+        elif isinstance(message, ServiceRequested):
+            self._requests.requested(self, message)
+        elif isinstance(message, RequestCancelled):
+            self._requests.cancelled(self, message.request)
+        else:
+            self._requests.dropped(self, message)
+
+    def _lose_calls(self) -> None:
+        ends, self._ends = self._ends, {}
+        for end in ends.values():
+            end.lose()
 
 
 def listen(path: Path) -> socket.socket:
@@ -153,6 +280,8 @@ class SessionLauncher:
 
     def __init__(self) -> None:
         self._parent = PreloadedParent([SESSION_PROGRAM])
+        self.requests: Requests | None = None
+        """Who decides about services that qubes ask for; sessions launched while there is nobody refuse them all."""
 
     async def __aenter__(self) -> Self:
         """Have the parent begin with its imports; the first session waits for them, nobody else. :raise OSError:"""
@@ -192,4 +321,4 @@ class SessionLauncher:
         with listen(rpc_socket) as listener:
             process = await spawn_session(self._parent, spec, channel, listener)
         channel.close()
-        return RunningSession(name, process, on_message)
+        return RunningSession(name, qid, process, self.requests, on_message)

@@ -17,6 +17,7 @@ from insula.preload.forks import ForkedProcess, PreloadedParent
 from insula.preload.messages import Fork
 from insula.rpc import control
 from insula.rpc.control import FromSession, ToSession
+from insula.rpc.outbox import Outbox
 from insula_proto import limits
 
 SESSION_UID_BASE = 0x70000000
@@ -79,6 +80,7 @@ class SessionProcess:
     def __init__(self, process: ForkedProcess, connection: socket.socket, words: _LastWords) -> None:
         self._process = process
         self._connection = connection
+        self._outbox = Outbox(connection)
         self._words = words
 
     @property
@@ -87,8 +89,13 @@ class SessionProcess:
         return self._process.pid
 
     async def send(self, message: ToSession) -> None:
-        """:raise OSError: the session is gone."""
-        await asyncio.get_running_loop().sock_sendall(self._connection, control.encode(message))
+        """Return once it was sent. :raise OSError: the session is gone."""
+        self._outbox.put(control.encode(message))
+        await self._outbox.drain()
+
+    def tell(self, message: ToSession, descriptor: socket.socket | None = None) -> None:
+        """Send without waiting; takes over ``descriptor``. :raise OSError: the session is gone, or does not read."""
+        self._outbox.put(control.encode(message), descriptor)
 
     async def receive(self) -> FromSession | None:
         """Return the next message, None when the session is gone.
@@ -118,6 +125,7 @@ class SessionProcess:
         self.kill()
         await self.wait()
         await self._words.wait()
+        self._outbox.close()
         self._connection.close()
 
 

@@ -1,0 +1,101 @@
+"""Calls between qubes, put together: what the broker needs of the system, its policy, its services and its log."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import insula
+from insula.admin.call import Context
+from insula.daemon.paths import Paths
+from insula.model.names import QubeName
+from insula.model.system import System
+from insula.policy.current import CurrentPolicy
+from insula.policy.ruleset import Policy
+from insula.policy.snapshot import Snapshot, snapshot_of
+from insula.policy.store import PolicyStore
+from insula.rpc.ask import Prompts
+from insula.rpc.broker import Broker
+from insula.rpc.call_log import CallLog
+from insula.rpc.host_services import HostServices
+
+NO_SERVICES: HostServices = {}
+
+log = logging.getLogger("insula.daemon")
+
+
+class SystemQubes:
+    """Implements :class:`insula.rpc.broker.Qubes`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._made_of: tuple[System, tuple[str, ...]] | None = None
+        self._snapshot = Snapshot(())
+
+    def snapshot(self) -> Snapshot:
+        """The same value until the system or a power state changes, so a question costs little."""
+        system = self._context.store.system
+        power = self._context.engine.power_state
+        states = tuple([power(name) for name in system.qubes])
+        made_of = (system, states)
+        if self._made_of is None or self._made_of[0] is not system or self._made_of[1] != states:
+            self._snapshot, self._made_of = snapshot_of(system, power), made_of
+        return self._snapshot
+
+    async def start(self, name: str) -> None:
+        await self._context.engine.start(QubeName(name))
+
+    def disposable(self, base: str, opener: str) -> AbstractAsyncContextManager[str]:
+        return self._disposable(base, opener)
+
+    @asynccontextmanager
+    async def _disposable(self, base: str, opener: str) -> AsyncIterator[str]:
+        system = self._context.store.system
+        async with self._context.leases.made(self._context, system.get(opener), QubeName(base)) as name:
+            await self._context.engine.start(name)
+            yield name
+
+
+def tell_policy(policy: Policy) -> None:
+    """Say loudly when a policy is none: until it is repaired every call is denied."""
+    for problem in policy.problems:
+        log.error("policy: %s", problem)
+    if policy.problems:
+        log.error("policy: with %d problems EVERY call is denied; see insula policy check", len(policy.problems))
+    else:
+        log.info("policy: %d rules of %d files", len(policy.rules), len(policy.files))
+
+
+def install_default_policy(default: Path, folder: Path) -> None:
+    """Give a new installation its rules. A folder that is there is the user's, whatever is in it."""
+    if folder.exists():
+        return
+    unfinished = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(default, unfinished)
+    unfinished.rename(folder)
+
+
+def default_policy() -> Path:
+    """Where the rules lie that a new installation gets: in the package, or beside it in a checkout."""
+    package = Path(insula.__file__ or "").resolve().parent
+    installed = package / "policy.d"
+    return installed if installed.exists() else package.parents[1] / "policy.d"
+
+
+@asynccontextmanager
+async def open_broker(context: Context, paths: Paths, services: HostServices) -> AsyncIterator[Broker]:
+    """Everything that calls between qubes need, in order; the policy is read at once, so that it is judged at once."""
+    install_default_policy(default_policy(), paths.policy)
+    policy = CurrentPolicy(PolicyStore(paths.policy), tell_policy)
+    await policy.get()
+    records = CallLog(paths.logs / "calls.log", context.bus)
+    broker = Broker(policy, SystemQubes(context), services, Prompts(paths.policy_agent_socket), records)
+    try:
+        yield broker
+    finally:
+        await broker.close()
+        records.close()

@@ -1,0 +1,173 @@
+"""Asking the user, by the program that serves the policy agent's socket (:mod:`insula.policy.agent`).
+
+A question is a connection; who closes it before the answer takes the question back, and the prompt with it (MC-24).
+What qubes can cause is bounded: questions open at a time, and how often one of them may ask; beyond that it is refused
+without a prompt, and the user told once (MC-33).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from insula.model.names import ADMIN_NAME
+from insula.policy import agent
+from insula.policy.agent import Notice, Question, Resolution
+from insula.policy.decisions import Ask, Reason, Request
+from insula.policy.snapshot import Snapshot
+from insula.policy.tokens import DISPVM_OF
+from insula.rpc.pacing import RateLimit
+from insula.rpc.sockets import address
+from insula_proto.errors import LocalProtocolError, RemoteProtocolError
+
+MAX_OPEN_OF_QUBE = 3
+MAX_OPEN = 16
+QUESTIONS_BURST = 6
+QUESTIONS_PER_SECOND = 1 / 20
+"""How often one qube may ask: a person who copies file after file is not hindered."""
+NOTICES_BURST = 10
+NOTICES_PER_SECOND = 1 / 5
+MAX_NOTICES = 32
+"""Notices on their way to the desktop at a time, of all qubes together."""
+NOTICE_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+_UCRED = struct.Struct("iII")
+
+log = logging.getLogger("insula.rpc")
+
+
+class NobodyToAsk(Exception):
+    """There will be no answer, so the call is denied (MC-31)."""
+
+    def __init__(self, reason: str, *, notify: bool) -> None:
+        super().__init__(reason)
+        self.notify = notify
+
+
+@dataclass
+class _Asker:
+    """What one qube has asked."""
+
+    questions: RateLimit
+    notices: RateLimit
+    open: int = 0
+    is_muted: bool = False
+    """It has asked too often, and the user knows."""
+
+
+class Prompts:
+    """``path``: the socket of the policy agent, which need not be there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._askers: dict[str, _Asker] = {}
+        self._open = 0
+        self._notices: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        for task in tuple(self._notices):
+            task.cancel()
+        await asyncio.gather(*self._notices, return_exceptions=True)
+
+    def forget(self, qube: str) -> None:
+        """There is no such qube any more."""
+        self._askers.pop(qube, None)
+
+    async def ask(self, question: Ask) -> str | None:
+        """The target the user chose, None for no. Cancelling takes the question back. :raise NobodyToAsk:"""
+        source = question.request.requested_source or question.request.source
+        facts = question.snapshot.find(source)
+        if facts is None or facts.guivm != ADMIN_NAME:
+            raise NobodyToAsk(f"{Reason.NOBODY_TO_ASK.value}: {source} has no desktop here", notify=False)
+        asker = self._asker(question.request.source)
+        if asker.open >= MAX_OPEN_OF_QUBE or self._open >= MAX_OPEN or not asker.questions.take(self._loop.time()):
+            is_told, asker.is_muted = asker.is_muted, True
+            raise NobodyToAsk("it asks the user too often", notify=not is_told)
+        asker.is_muted = False
+        asker.open += 1
+        self._open += 1
+        try:
+            answer = await self._exchange(_question(question, source), timeout=None)
+            return agent.decode_answer(answer, question.targets)
+        except (OSError, TimeoutError, LocalProtocolError, RemoteProtocolError) as error:
+            raise NobodyToAsk(f"{Reason.NOBODY_TO_ASK.value}: {error or 'no answer'}", notify=False) from error
+        finally:
+            asker.open -= 1
+            self._open -= 1
+
+    def notify(self, resolution: Resolution, request: Request, target: str) -> None:
+        """Have the user told of a decision. Some of many are left out."""
+        if len(self._notices) >= MAX_NOTICES:
+            return
+        if not self._asker(request.source).notices.take(self._loop.time()):
+            return
+        source = request.requested_source or request.source
+        notice = Notice(resolution, request.service, request.argument, source, target)
+        task = self._loop.create_task(self._send_notice(notice), name=f"notice about {request.source}")
+        self._notices.add(task)
+        task.add_done_callback(self._notices.discard)
+
+    def _asker(self, qube: str) -> _Asker:
+        if qube not in self._askers:
+            self._askers[qube] = _Asker(
+                RateLimit(QUESTIONS_BURST, QUESTIONS_PER_SECOND), RateLimit(NOTICES_BURST, NOTICES_PER_SECOND)
+            )
+        return self._askers[qube]
+
+    async def _send_notice(self, notice: Notice) -> None:
+        try:
+            await self._exchange(notice, timeout=NOTICE_TIMEOUT_S)
+        except (OSError, TimeoutError, LocalProtocolError) as error:
+            log.debug("a notice was not shown: %s", error)
+
+    async def _exchange(self, request: agent.Request, *, timeout: float | None) -> bytes:
+        """:raise OSError: nobody is there, or somebody else than this user or root. :raise TimeoutError:
+        :raise LocalProtocolError: it cannot be asked.
+        """
+        data = agent.encode(request)
+        async with asyncio.timeout(timeout), self._connected() as connection:
+            await self._loop.sock_sendall(connection, data)
+            connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            while len(answer) <= agent.MAX_ANSWER:
+                part = await self._loop.sock_recv(connection, agent.MAX_ANSWER)
+                if not part:
+                    break
+                answer += part
+            return answer
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[socket.socket]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.setblocking(False)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                with address(self._path) as where:
+                    await self._loop.sock_connect(connection, where)
+            _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            if uid not in (0, os.geteuid()):
+                raise PermissionError(f"user {uid} serves the prompts")
+            yield connection
+
+
+def _question(question: Ask, source: str) -> Question:
+    request = question.request
+    wanted = {source, *question.targets}
+    shown = {name: icon for name, icon in icons(question.snapshot).items() if name in wanted}
+    return Question(source, request.service, request.argument, question.targets, question.default_target, shown)
+
+
+def icons(snapshot: Snapshot) -> dict[str, str]:
+    """Icon of every qube, and of every disposable that can be made."""
+    found = {name: qube.icon for name, qube in snapshot.qubes.items()}
+    for name, qube in snapshot.qubes.items():
+        if qube.template_for_dispvms:
+            found[DISPVM_OF + name] = qube.icon.replace("app", "disp")
+    return found

@@ -1,0 +1,109 @@
+"""The log of calls: who asked for what of whom, what was decided and by which line, how long and how much it was.
+
+One JSON object a line, in a file that is renamed when it is full; the same goes to the event bus, a bounded number a
+second, for whoever watches. Never what was said in a call (MC-109). An argument is part of what is called; a long one
+is cut.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from insula.events.bus import EventBus
+from insula.events.types import Event
+from insula.rpc.pacing import RateLimit
+
+MAX_FILE_BYTES = 4 << 20
+"""Of the file, and of the one before it: some 20 000 calls each."""
+MAX_ARGUMENT = 128
+EVENTS_BURST = 200
+EVENTS_PER_SECOND = 50
+"""Published; the file has all. Listeners of the bus have bounded queues, which calls must not fill."""
+
+ALLOWED = "allowed"
+DENIED = "denied"
+REFUSED = "refused"
+"""By a limit, or because it could not be done."""
+WITHDRAWN = "withdrawn"
+"""The caller did not wait for an answer."""
+
+
+@dataclass
+class CallRecord:
+    """Filled in while a call goes on, written when it ends."""
+
+    number: int
+    caller: str
+    service: str
+    argument: str
+    """With its plus sign."""
+    target: str
+    """As the caller named it."""
+    claimed_source: str = ""
+    began: float = field(default_factory=time.time)
+    """Unix time."""
+    decision: str = ""
+    reason: str = ""
+    rule: str = ""
+    """``FILE:LINE`` that decided."""
+    asked: bool = False
+    """Whether the user was asked."""
+    server: str = ""
+    """Who served it."""
+    depth: int = 0
+    answered_after_s: float = 0.0
+    ended_after_s: float = 0.0
+    from_caller: int = 0
+    """Bytes, with qrexec's headers."""
+    to_caller: int = 0
+
+
+class CallLog:
+    """Belongs to one daemon."""
+
+    def __init__(self, path: Path, bus: EventBus) -> None:
+        self._bus = bus
+        self._file = RotatingFileHandler(path, maxBytes=MAX_FILE_BYTES, backupCount=1, encoding="ascii", delay=True)
+        self._events = RateLimit(EVENTS_BURST, EVENTS_PER_SECOND)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def decided(self, record: CallRecord) -> None:
+        """The caller was answered."""
+        self._publish("call-decided", record)
+
+    def ended(self, record: CallRecord) -> None:
+        """The call is over, or never was one."""
+        line = json.dumps(to_json(record))
+        self._file.emit(logging.LogRecord("insula.calls", logging.INFO, "", 0, line, None, None))
+        self._publish("call-ended", record)
+
+    def _publish(self, name: str, record: CallRecord) -> None:
+        if not self._events.take(time.monotonic()):
+            return
+        told = {
+            "number": str(record.number),
+            "service": record.service,
+            "target": record.target,
+            "decision": record.decision,
+            "reason": record.reason,
+            "rule": record.rule,
+            "server": record.server,
+        }
+        self._bus.publish(Event(record.caller, name, told))
+
+
+def to_json(record: CallRecord) -> dict[str, object]:
+    """The object of a line."""
+    values = asdict(record)
+    if len(record.argument) > MAX_ARGUMENT:
+        values["argument"] = record.argument[:MAX_ARGUMENT] + "…"
+    for name in ("began", "answered_after_s", "ended_after_s"):
+        values[name] = round(values[name], 6)
+    return values

@@ -1,0 +1,54 @@
+"""Services of the host itself, the target ``@adminvm``: a table of names, each with the code that answers.
+
+What a caller says has been collected by its session, bounded, before it comes here; it is any bytes a qube likes, and
+the only place where they are parsed is the service's own handler (:mod:`insula.admin`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from insula.rpc.control import MAX_LAST_WORDS, MAX_PAYLOAD
+
+
+@dataclass(frozen=True)
+class HostCall:
+    """A call of a qube to the host, allowed by policy."""
+
+    caller: str
+    """From the channel, never from the message (MC-18)."""
+    service: str
+    argument: str
+    """Without its plus sign; empty: none."""
+    destination: str
+    """The qube it is about; dom0 if the caller named none."""
+    untrusted_payload: bytes
+
+
+@dataclass(frozen=True)
+class HostReply:
+    """What the caller gets."""
+
+    output: bytes | AsyncGenerator[bytes, None] = b""
+    """A stream of bytes goes on until one side ends it."""
+    code: int = 0
+    last_words: str = ""
+    """Goes to the caller's stderr."""
+
+    @property
+    def stderr(self) -> bytes:
+        """The last words as they are sent."""
+        return self.last_words.encode("ascii", "replace")[:MAX_LAST_WORDS]
+
+
+@dataclass(frozen=True)
+class HostService:
+    answer: Callable[[HostCall], Awaitable[HostReply]]
+    """Whatever it raises is an error of ours: the caller gets an exit code, the log has the rest (MC-22)."""
+    max_payload: int = MAX_PAYLOAD
+    """Bytes the caller may say; 0: nothing is waited for."""
+
+
+HostServices = Mapping[str, HostService]
+"""By name."""
