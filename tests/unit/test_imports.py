@@ -17,6 +17,8 @@ WITHIN_A_LAYER = frozenset(
         ("lifecycle", "rpc"),  # starting a qube starts the process that terminates its channel
         ("cli", "daemon"),  # the first command starts the daemon
         ("client", "daemon"),  # so does the first call
+        ("cli", "manager"),  # `insula prompt` starts it
+        ("manager", "daemon"),  # where the daemon looks for the prompt's socket
         ("cli", "client"),  # `insula run --dispvm` holds a disposable as a program does
     }
 )

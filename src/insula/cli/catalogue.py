@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "service": "Settings",
         "label": "Settings",
         "policy": "Settings",
+        "prompt": "Settings",
         "volume": "Storage and templates",
         "pool": "Storage and templates",
         "template": "Storage and templates",

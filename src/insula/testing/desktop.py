@@ -134,7 +134,7 @@ class Desktop:
 
     def park(self) -> None:
         """Put the pointer, which is in the picture, into the lower right corner."""
-        self.do("mousemove", 65535, 65535)
+        self.do("mousemove", 32000, 32000)
 
     def click(self, x: int, y: int, button: int = 1) -> None:
         self.do("mousemove", x, y, "click", button)
