@@ -166,6 +166,8 @@ def test_interface_waits_at_its_socket_and_boots_nothing() -> None:
     assert netdev == {"type": "stream", "id": "nic", "server": True, "addr": {"type": "fd", "str": "99"}}
     (nic,) = devices(argv, "virtio-net-pci")
     assert (nic["netdev"], nic["mac"], nic["romfile"]) == ("nic", "00:16:3e:5e:6c:00", "")
+    # Where it can be taken away, and given, while the machine runs.
+    assert nic["bus"] in {port["id"] for port in devices(argv, "pcie-root-port")}
 
 
 @pytest.mark.parametrize("mac", ["", "00:16:3e:5e:6c", "01:16:3e:5e:6c:00", "00:16:3E:5E:6C:00", "00:16:3e:5e:6c:00,x"])

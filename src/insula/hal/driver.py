@@ -229,6 +229,15 @@ class Driver(Protocol):
     async def links(self, provider: Machine) -> frozenset[int]:
         """Numbers that cannot be linked now: those in use, and those whose interface its guest still holds."""
 
+    async def plug_nic(self, client: Machine, mac: str) -> None:
+        """Give a machine that started without one its interface. Needs Capability.LINKS.
+
+        :raise DriverError: it has one, or its guest still holds one that was taken away; nothing was done.
+        """
+
+    async def unplug_nic(self, client: Machine) -> None:
+        """Take its interface away, linked or not: no frame passes any more when this returns. Idempotent."""
+
     async def link_outside(self, client: Machine) -> None:
         """Join the client's interface to the network of this host, as far as an ordinary program reaches it.
 

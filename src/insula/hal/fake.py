@@ -83,6 +83,8 @@ class FakeGuest:
     shutdown_requests: int = 0
     powers_off_when_asked: bool = True
     """Whether :meth:`FakeMachine.request_shutdown` is obeyed."""
+    mac: str | None = None
+    """Of its interface; None: it has none."""
     linked_to: tuple[int, int] | None = None
     """Number of the provider, and of its link."""
     is_outside: bool = False
@@ -174,6 +176,7 @@ class FakeHost:
         (spec.runtime_dir / CONSOLE_NAME).write_bytes(b"")
         guest = FakeGuest(spec, number, memory_kib=spec.memory_mib * 1024)
         guest.disk_sizes = {disk.name: disk.source.size for disk in spec.disks}
+        guest.mac = None if spec.nic is None else spec.nic.mac
         guest.is_fork = spec.seed is not None
         self.guests[number] = guest
         return guest
@@ -407,7 +410,7 @@ class FakeDriver:
 
     async def link(self, client: Machine, provider: Machine, number: int) -> None:
         ours, theirs = await self._end(client, "link"), await self._end(provider, "linked")
-        if ours.spec.nic is None or not 0 <= number < theirs.spec.links or number in self._linked(theirs):
+        if ours.mac is None or not 0 <= number < theirs.spec.links or number in self._linked(theirs):
             raise DriverError(f"{ours.spec.name} cannot be link {number} of {theirs.spec.name}")
         ours.linked_to = (theirs.number, number)
 
@@ -420,9 +423,19 @@ class FakeDriver:
     async def links(self, provider: Machine) -> frozenset[int]:
         return self._linked(await self._end(provider, "links"))
 
+    async def plug_nic(self, client: Machine, mac: str) -> None:
+        ours = await self._end(client, "plug_nic")
+        if ours.mac is not None:
+            raise DriverError(f"{ours.spec.name} has a network interface")
+        ours.mac = mac
+
+    async def unplug_nic(self, client: Machine) -> None:
+        ours = await self._end(client, "unplug_nic")
+        ours.mac = ours.linked_to = None
+
     async def link_outside(self, client: Machine) -> None:
         ours = await self._end(client, "link_outside")
-        if ours.spec.nic is None:
+        if ours.mac is None:
             raise DriverError(f"{ours.spec.name} has no network interface")
         ours.is_outside = True
 

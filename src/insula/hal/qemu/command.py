@@ -59,6 +59,9 @@ ROOT_PORT_BUS = "hotplug{}"
 LINK_PORT_BUS = "link-port{}"
 """Bus of the n-th port for a client's interface, counted from 0."""
 NIC_NETDEV = "nic"
+NIC_DEVICE = "nic0"
+NIC_BUS = ROOT_PORT_BUS.format(HOTPLUG_PORTS - 1)
+"""The last of the hot-plug ports is kept for it: so it can be given and taken away while the machine runs."""
 BALLOON_ID = "balloon"
 
 _SLOT_RNG = 0x1
@@ -67,7 +70,6 @@ _SLOT_BALLOON = 0x3
 _SLOT_PANIC = 0x4
 _SLOT_PORTS = 0x5
 _SLOT_FIRST_DISK = 0x8
-_SLOT_NIC = 0x18
 _SLOT_LINKS = 0x19
 """First of two; a slot has eight functions."""
 _FUNCTIONS = 8
@@ -143,7 +145,7 @@ def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
     yield spec.seed is None or not spec.freezable, "a fork cannot be frozen: its memory is the seed's"
     yield 0 <= spec.links <= MAX_LINKS, f"{spec.links} links; at most {MAX_LINKS} fit"
     yield (
-        spec.nic is None or _matches(_MAC, spec.nic.mac),
+        spec.nic is None or is_station(spec.nic.mac),
         f"the interface's address {spec.nic.mac if spec.nic else ''!a} is none",
     )
     yield len(spec.channels) <= MAX_CHANNELS, f"{len(spec.channels)} channels; at most {MAX_CHANNELS} fit"
@@ -155,6 +157,11 @@ def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
     yield len(set(names)) == len(names), "two disks have the same name"
     for disk in spec.disks:
         yield from _disk_checks(disk)
+
+
+def is_station(mac: str) -> bool:
+    """Whether it is the address of one interface, in the form we use."""
+    return _matches(_MAC, mac)
 
 
 def _disk_checks(disk: Disk) -> Iterator[tuple[bool, str]]:
@@ -194,7 +201,7 @@ def vmm_argv(spec: MachineSpec, fds: Descriptors, accelerator: Accelerator, qemu
         *_platform_devices(),
         *_channels(spec.channels, fds.channels),
         *_disks(spec.disks, fds.disks),
-        *_nic(spec.nic, fds.nic),
+        *nic_options(spec.nic, fds.nic),
         *_link_ports(spec.links),
     )
 
@@ -287,19 +294,22 @@ def _root_port(name: str, slot: int, function: int, *, chassis: int) -> Iterator
     )
 
 
-def _nic(nic: Nic | None, fd: int | None) -> Iterator[str]:
-    """An interface that waits for somebody to connect to its socket, and for the next one after that."""
-    if nic is None:
-        return
-    address = {"type": "fd", "str": str(fd)}
-    yield from json_option("-netdev", {"type": "stream", "id": NIC_NETDEV, "server": True, "addr": address})
-    yield from _pci("virtio-net-pci", _SLOT_NIC, link_device("nic0", NIC_NETDEV, nic.mac))
+def nic_options(nic: Nic | None, fd: int | None) -> Iterator[str]:
+    if nic is not None:
+        yield from json_option("-netdev", nic_netdev(str(fd)))
+        yield from json_option("-device", interface(NIC_DEVICE, NIC_NETDEV, NIC_BUS, nic.mac))
 
 
-def link_device(name: str, netdev: str, mac: str) -> dict[str, object]:
-    """Properties of an interface, whether there from the start or plugged later."""
+def nic_netdev(descriptor: str) -> dict[str, object]:
+    """A network end that waits for somebody to connect to its listening socket, and for the next one after that."""
+    return {"type": "stream", "id": NIC_NETDEV, "server": True, "addr": {"type": "fd", "str": descriptor}}
+
+
+def interface(name: str, netdev: str, bus: str, mac: str) -> dict[str, object]:
+    """A network interface, whether there from the start or plugged later."""
     # No option ROM: nothing is booted from a network.
-    return {"id": name, "netdev": netdev, "mac": mac, "romfile": ""}
+    device = {"id": name, "bus": bus, "netdev": netdev, "mac": mac, "romfile": ""}
+    return {"driver": "virtio-net-pci", "disable-legacy": "on", **device}
 
 
 def _link_ports(links: int) -> Iterator[str]:

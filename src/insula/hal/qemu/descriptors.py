@@ -173,14 +173,7 @@ class MachineFiles:
         return DiskDescriptors(opened, None if source.key is None else self.keys.add(source.key))
 
     def _listen(self, stack: ExitStack, name: str) -> int:
-        path = self._spec.runtime_dir / name
-        path.unlink(missing_ok=True)
-        server = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        with short_path(path) as address:
-            server.bind(address)
-        # QEMU serves one client at a time; nobody else has a reason to queue.
-        server.listen(1)
-        return server.fileno()
+        return stack.enter_context(listen(self._spec.runtime_dir, name)).fileno()
 
 
 class KeyFiles:
@@ -210,6 +203,22 @@ def unlink_thrown_away(spec: MachineSpec) -> None:
     for disk in spec.disks:
         if disk.source.unlink_top:
             disk.source.layers[0].path.unlink()
+
+
+def listen(folder: Path, name: str) -> socket.socket:
+    """A socket for the VMM, listening under a name of the run-time folder. :raise OSError:"""
+    path = folder / name
+    path.unlink(missing_ok=True)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with short_path(path) as address:
+            server.bind(address)
+        # QEMU serves one client at a time; nobody else has a reason to queue.
+        server.listen(1)
+    except BaseException:
+        server.close()
+        raise
+    return server
 
 
 @contextmanager

@@ -111,6 +111,12 @@ class QemuDriver:
     async def links(self, provider: Machine) -> frozenset[int]:
         return await self._own(provider).links()
 
+    async def plug_nic(self, client: Machine, mac: str) -> None:
+        await self._own(client).plug_nic(mac)
+
+    async def unplug_nic(self, client: Machine) -> None:
+        await self._own(client).unplug_nic()
+
     async def link_outside(self, client: Machine) -> None:
         await self._own(client).join_outside()
 

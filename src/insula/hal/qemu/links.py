@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Mapping
 
 from insula.hal.driver import link_mac
 from insula.hal.errors import DriverError
-from insula.hal.qemu.command import LINK_PORT_BUS, link_device
+from insula.hal.qemu.command import LINK_PORT_BUS, NIC_BUS, NIC_DEVICE, NIC_NETDEV, interface, nic_netdev
 from insula.hal.qemu.monitor import Monitor
 
 _NETDEV = "link-net{}"
@@ -42,28 +43,44 @@ async def plug_link(monitor: Monitor, number: int, cable: socket.socket) -> None
     netdev, name = _NETDEV.format(number), _DESCRIPTOR.format(number)
     await monitor.give(name, cable.fileno())
     await monitor.execute("netdev_add", {"type": "socket", "id": netdev, "fd": name})
-    device = link_device(_DEVICE.format(number), netdev, link_mac(number))
+    await _plug(monitor, interface(_DEVICE.format(number), netdev, LINK_PORT_BUS.format(number), link_mac(number)))
+
+
+async def _plug(monitor: Monitor, device: Mapping[str, object]) -> None:
     try:
-        await monitor.execute(
-            "device_add",
-            {"driver": "virtio-net-pci", "bus": LINK_PORT_BUS.format(number), "disable-legacy": "on", **device},
-        )
+        await monitor.execute("device_add", device)
     except DriverError:
-        await monitor.execute("netdev_del", {"id": netdev})
+        await monitor.execute("netdev_del", {"id": device["netdev"]})
         raise
 
 
 async def unplug_link(monitor: Monitor, number: int) -> None:
     """Cut link ``number`` and ask the guest to let go of its interface. Idempotent. :raise DriverError: MachineGone:"""
-    if number not in await links_of(monitor):
+    await _unplug(monitor, _DEVICE.format(number), _NETDEV.format(number))
+
+
+async def plug_nic(monitor: Monitor, listener: socket.socket, mac: str) -> None:
+    """Give a running machine its own interface, waiting at ``listener``. :raise DriverError: it has one."""
+    await monitor.give(NIC_NETDEV, listener.fileno())
+    await monitor.execute("netdev_add", nic_netdev(NIC_NETDEV))
+    await _plug(monitor, interface(NIC_DEVICE, NIC_NETDEV, NIC_BUS, mac))
+
+
+async def unplug_nic(monitor: Monitor) -> None:
+    """Cut off a machine's own interface and ask the guest to let go of it. Idempotent. :raise DriverError:"""
+    await _unplug(monitor, NIC_DEVICE, NIC_NETDEV)
+
+
+async def _unplug(monitor: Monitor, device: str, netdev: str) -> None:
+    if device not in await monitor.plugged_devices():
         return
     try:
-        await monitor.execute("netdev_del", {"id": _NETDEV.format(number)})
+        await monitor.execute("netdev_del", {"id": netdev})
     except DriverError as error:
         if "not found" not in error.detail:
             raise
     try:
-        await monitor.execute("device_del", {"id": _DEVICE.format(number)})
+        await monitor.execute("device_del", {"id": device})
     except DriverError as error:
         # The guest was asked before, and has not answered yet.
         if "already in the process of unplug" not in error.detail:

@@ -24,7 +24,7 @@ from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo
 from insula.hal.preconditions import check_freeze
 from insula.hal.qemu import links, outside
-from insula.hal.qemu.command import Descriptors, channel_chardev, disk_node, vmm_argv
+from insula.hal.qemu.command import NIC_DEVICE, Descriptors, channel_chardev, disk_node, is_station, vmm_argv
 from insula.hal.qemu.console import ConsoleLog, ConsoleReader
 from insula.hal.qemu.descriptors import (
     CONSOLE_SOCKET,
@@ -34,6 +34,7 @@ from insula.hal.qemu.descriptors import (
     MachineFiles,
     channel_socket,
     connect,
+    listen,
     remove_runtime_files,
     unlink_thrown_away,
 )
@@ -286,8 +287,6 @@ class QemuMachine:
     async def open_cable(self) -> socket.socket:
         """Connect to the network interface; the caller owns the socket. :raise DriverError: none, or it is linked."""
         self._require_started()
-        if self._spec.nic is None:
-            raise DriverError(f"machine {self._spec.name!r} has no network interface")
         deadline = asyncio.get_running_loop().time() + CHANNEL_LIMIT_S
         while True:
             try:
@@ -296,6 +295,8 @@ class QemuMachine:
                 # QEMU has not noticed yet that the last one has gone.
                 if asyncio.get_running_loop().time() > deadline:
                     raise DriverError(f"the interface of machine {self._spec.name!r} is linked already") from None
+            except FileNotFoundError:
+                raise DriverError(f"machine {self._spec.name!r} has no network interface") from None
             except OSError as error:
                 raise DriverError(f"the interface of machine {self._spec.name!r} refused", str(error)) from error
             await asyncio.sleep(CHANNEL_POLL_S)
@@ -321,6 +322,28 @@ class QemuMachine:
         """Numbers that are plugged, or that the guest still holds."""
         self._require_started()
         return await links.links_of(self._monitor)
+
+    async def plug_nic(self, mac: str) -> None:
+        """See :meth:`insula.hal.driver.Driver.plug_nic`."""
+        self._require_started()
+        if not is_station(mac):
+            raise DriverError(f"{mac!a} is no interface's address")
+        async with self._plugging:
+            if NIC_DEVICE in await self._monitor.plugged_devices():
+                raise DriverError(f"machine {self._spec.name!r} has a network interface, or its guest still holds it")
+            try:
+                with listen(self._spec.runtime_dir, NIC_SOCKET) as listener:
+                    await links.plug_nic(self._monitor, listener, mac)
+            except BaseException:
+                (self._spec.runtime_dir / NIC_SOCKET).unlink(missing_ok=True)
+                raise
+
+    async def unplug_nic(self) -> None:
+        """See :meth:`insula.hal.driver.Driver.unplug_nic`."""
+        self._require_started()
+        async with self._plugging:
+            (self._spec.runtime_dir / NIC_SOCKET).unlink(missing_ok=True)
+            await links.unplug_nic(self._monitor)
 
     async def join_outside(self) -> None:
         """See :meth:`insula.hal.driver.Driver.link_outside`."""
