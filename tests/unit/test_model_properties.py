@@ -63,7 +63,7 @@ LOCAL_NAMES = """
     devices_denied updateable autostart debug installed_by_rpm backup_timestamp default_user memory maxmem stubdom_mem
     vcpus virt_mode kernel kernelopts bootmode qrexec_timeout shutdown_timeout netvm provides_network mac ip ip6
     visible_ip visible_ip6 visible_gateway visible_gateway6 visible_netmask gateway gateway6 dns start_time xid
-    stubdom_xid stubdom_uuid start_mode
+    stubdom_xid stubdom_uuid start_mode uplink
 """
 GLOBAL_NAMES = """
     check_updates_vm clockvm default_audiovm default_guivm default_dispvm management_dispvm default_kernel default_netvm

@@ -29,13 +29,6 @@ GUI_CHANNEL = "insula.gui"
 """Byte channel of the windows."""
 
 
-OUTSIDE_ADDRESS = "10.0.2.15"
-OUTSIDE_NETMASK = "255.255.255.0"
-OUTSIDE_GATEWAY = "10.0.2.2"
-OUTSIDE_DNS = "10.0.2.3"
-"""What a machine finds behind :meth:`Driver.link_outside`: the numbers that user-mode networks have always had."""
-
-
 def link_mac(number: int) -> str:
     """Address of the provider's end of a link before its guest gives it another: it tells the guest which one it is."""
     return f"fe:ff:ff:00:{number >> 8:02x}:{number & 0xFF:02x}"
@@ -230,9 +223,9 @@ class Driver(Protocol):
         """Numbers that cannot be linked now: those in use, and those whose interface its guest still holds."""
 
     async def plug_nic(self, client: Machine, mac: str) -> None:
-        """Give a machine that started without one its interface. Needs Capability.LINKS.
+        """Give a machine its interface, if it has none. Needs Capability.LINKS.
 
-        :raise DriverError: it has one, or its guest still holds one that was taken away; nothing was done.
+        :raise DriverError: it cannot be given one, or its guest still holds one that was taken away; nothing was done.
         """
 
     async def unplug_nic(self, client: Machine) -> None:
@@ -240,6 +233,8 @@ class Driver(Protocol):
 
     async def link_outside(self, client: Machine) -> None:
         """Join the client's interface to the network of this host, as far as an ordinary program reaches it.
+
+        What is found there has the addresses of :mod:`insula.model.uplink`.
 
         Nothing on the host can reach the machine, and the machine reaches nothing that listens on the host's own
         addresses (MC-88). Idempotent; ends with the machine. Needs Capability.LINKS.

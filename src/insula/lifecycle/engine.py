@@ -109,5 +109,10 @@ class Engine(Protocol):
 
     # properties that a running qube must learn of at once
 
-    async def property_changed(self, qube: QubeName, name: str) -> None:
-        """Apply to the running machine what can be applied (memory, services); else at the next start."""
+    async def property_changed(self, qube: QubeName | None, name: str) -> None:
+        """Apply to the running machine what can be applied (memory, network); else at the next start.
+
+        ``qube``: None for a global property.
+
+        :raise QubesException: what holds for the qube now is not what was set.
+        """

@@ -20,6 +20,7 @@ from insula.lifecycle.plan import StartPlan
 from insula.lifecycle.seeds import Seed
 from insula.model.block import VolumeSpec
 from insula.model.errors import QubesPoolNotFoundError
+from insula.model.names import QubeName
 from insula.storage.pool import Pool
 from insula.store.store import Store
 
@@ -38,6 +39,9 @@ class Session(Protocol):
     async def set_key(self, path: str, value: bytes) -> None:
         """Tell the qube a key that is new or has changed. :raise OSError: the session is gone."""
 
+    async def remove_key(self, path: str) -> None:
+        """Tell the qube that a key is gone. :raise OSError: the session is gone."""
+
     async def close(self) -> None:
         """End it; idempotent."""
 
@@ -47,6 +51,22 @@ class SessionLauncher(Protocol):
         self, *, name: str, qid: int, channel: socket.socket, rpc_socket: Path, keys: Mapping[str, str]
     ) -> Session:
         """Start a session process; takes over ``channel``. :raise OSError: it could not be started."""
+
+
+class Network(Protocol):
+    """What starts ask (:class:`insula.lifecycle.links.Links`)."""
+
+    async def begin(self, client: QubeName, machine: Machine) -> None:
+        """Link a qube that is being started. :raise QubesException: HalError: it must not start."""
+
+    async def end(self, name: QubeName) -> None:
+        """Its machine is gone."""
+
+    def note_of(self, client: QubeName) -> tuple[str, int] | None:
+        """What it is linked to, for its record."""
+
+    def keys_of(self, provider: QubeName) -> dict[str, str]:
+        """What a net qube is told of its clients."""
 
 
 class Seeds(Protocol):
@@ -77,6 +97,8 @@ class Host:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     seeds: Seeds | None = None
     """None: every start boots."""
+    links: Network | None = None
+    """None: no qube has a network."""
 
     def pool_of(self, volume: VolumeSpec) -> Pool:
         """:raise QubesPoolNotFoundError: the pool of the volume is not configured, or could not be opened."""

@@ -20,6 +20,7 @@ from insula.lifecycle.create import disks_of, first_content, plan_create, requir
 from insula.lifecycle.disposables import Disposables, wanted_ready
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.host import Host, log
+from insula.lifecycle.links import Links, Running
 from insula.lifecycle.plan import StartPlan, plan_start
 from insula.lifecycle.pools import PoolOperations
 from insula.lifecycle.reconcile import reconcile
@@ -55,6 +56,7 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         VolumeOperations.__init__(self, host)
         PoolOperations.__init__(self)
         self.seeds = host.seeds = seeds
+        self.links = host.links = Links(host, self._on, self._record_link)
         self.disposables = Disposables(host, self)
         self._runtime_folders = runtime_folders
         self._supervisors: dict[QubeName, Supervisor] = {}
@@ -63,8 +65,15 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
 
     async def recover(self) -> None:
         """Find running qubes again and clear up after a crash."""
-        for running in await reconcile(self.host, self._runtime_folders):
+        found = await reconcile(self.host, self._runtime_folders)
+        names = {running.name for running in found}
+        for running in found:
+            if running.link is not None and running.link[0] in names:
+                self.links.restore(QubeName(running.name), running.link)
+        for running in found:
             await self._supervisor(QubeName(running.name)).adopt(running)
+        for running in found:
+            await self.links.provider_is_up(QubeName(running.name))
         if self.seeds is not None:
             await self.seeds.open()
 
@@ -88,10 +97,24 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         await asyncio.gather(*(s.leave() for s in self._supervisors.values()))
 
     async def stop_all(self, timeout_s: float = STOP_ALL_TIMEOUT_S) -> list[str]:
-        """Shut everything down, kill what does not follow; returns the names of the killed."""
-        names = [name for name, s in self._supervisors.items() if s.state.is_on]
-        killed = await asyncio.gather(*(self._stop_or_kill(name, timeout_s) for name in names))
-        return [name for name, was_killed in zip(names, killed, strict=True) if was_killed]
+        """Shut everything down, net qubes after their clients, kill what does not follow; returns the killed."""
+        left = {name for name, s in self._supervisors.items() if s.state.is_on}
+        killed: list[str] = []
+        while left:
+            used = {net for name in left for net in [self._net_qube_of(name)] if net in left and net != name}
+            # Without a loop somebody is always unused.
+            names = sorted(left - used) or sorted(left)
+            results = await asyncio.gather(*(self._stop_or_kill(name, timeout_s) for name in names))
+            killed += [name for name, was_killed in zip(names, results, strict=True) if was_killed]
+            left.difference_update(names)
+        return killed
+
+    def _net_qube_of(self, name: QubeName) -> QubeName | None:
+        system = self.host.store.system
+        if name not in system.qubes:
+            return None
+        value = resolve(system, system.get(name), "netvm").value
+        return QubeName(str(value)) if value else None
 
     async def _stop_or_kill(self, name: QubeName, timeout_s: float) -> bool:
         supervisor = self._supervisors[name]
@@ -185,14 +208,10 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         return self.host.console_folder / f"{name}.console.log"
 
     def _running_users_of(self, name: QubeName) -> list[str]:
-        system = self.host.store.system
         return [
             other
             for other, supervisor in self._supervisors.items()
-            if supervisor.state.is_on
-            and other in system.qubes
-            and other != name
-            and resolve(system, system.get(other), "netvm").value == name
+            if supervisor.state.is_on and other != name and self._net_qube_of(other) == name
         ]
 
     # -- seeds
@@ -292,9 +311,13 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
 
     # -- properties
 
-    async def property_changed(self, qube: QubeName, name: str) -> None:
-        supervisor = self._supervisors.get(qube)
-        if name != "memory" or supervisor is None or supervisor.running is None:
+    async def property_changed(self, qube: QubeName | None, name: str) -> None:
+        if name in ("netvm", "default_netvm"):
+            for client in [other for other in self._supervisors if qube in (None, other)]:
+                await self.links.follow(client)
+            return
+        supervisor = None if qube is None else self._supervisors.get(qube)
+        if qube is None or name != "memory" or supervisor is None or supervisor.running is None:
             return
         if Capability.BALLOON in self.host.driver.capabilities:
             system = self.host.store.system
@@ -308,11 +331,30 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
     def _supervisor(self, name: QubeName) -> Supervisor:
         if name not in self._supervisors:
             klass = self.host.store.system.get(name).klass
-            self._supervisors[name] = Supervisor(self.host, name, klass, self._after_shutdown)
+            self._supervisors[name] = Supervisor(self.host, name, klass, self._after_start, self._after_shutdown)
         return self._supervisors[name]
 
+    def _on(self, name: QubeName) -> Running | None:
+        """A qube that has a machine and a session process."""
+        supervisor = self._supervisors.get(name)
+        if supervisor is None or supervisor.running is None or supervisor.session is None:
+            return None
+        return Running(supervisor.running.machine, supervisor.session) if supervisor.state.is_on else None
+
+    def _record_link(self, name: QubeName) -> None:
+        supervisor = self._supervisors.get(name)
+        if supervisor is not None and supervisor.running is not None:
+            record = supervisor.running.record(self.host.driver.name, ready=True, link=self.links.note_of(name))
+            self.host.store.put_machine(name, record.to_json())
+
+    async def _after_start(self, name: QubeName) -> None:
+        """Those who wait for a net qube are linked to it."""
+        await self.links.provider_is_up(name)
+
     async def _after_shutdown(self, name: QubeName) -> None:
-        """A disposable that nobody named is gone with its machine; a template's seeds follow its root."""
+        """Its links are gone. A disposable that nobody named is gone with its machine; a template's seeds follow its
+        root."""
+        await self.links.end(name)
         qube = self.host.store.system.qubes.get(name)
         if qube is not None and qube.klass is Klass.TEMPLATEVM:
             await self.root_changed(name)

@@ -13,15 +13,21 @@ from typing import Any
 from uuid import UUID
 
 from insula.hal.capabilities import EMULATED_KERNEL_OPTIONS
+from insula.hal.driver import Nic
 from insula.lifecycle.kernels import Kernel
 from insula.model.block import VolumeSpec
 from insula.model.errors import QubesException, QubesVMInUseError, QubesVMNotHaltedError
 from insula.model.klass import Klass
 from insula.model.names import QubeName
 from insula.model.properties import resolve
+from insula.model.property_resolution import view
 from insula.model.qube import Qube
 from insula.model.system import System
+from insula.model.uplink import leads_outside
 from insula.model.volumes import as_started
+
+MAX_CLIENTS = 16
+"""Qubes that one net qube serves at a time; each costs it a port that is looked at when it boots."""
 
 DISK_ORDER = ("root", "private", "volatile")
 """vda, vdb, vdc; the guest finds them by their serial, the order is for people."""
@@ -56,6 +62,10 @@ class StartPlan:
     debug: bool
     net_qubes: tuple[QubeName, ...] = ()
     """Started before, nearest to the outside first."""
+    nic: Nic | None = None
+    """Its interface, if it has a network."""
+    links: int = 0
+    """How many qubes may have it as their net qube at a time."""
     start_mode: StartMode = StartMode.AUTO
     seed_cmdline: str = ""
     """Kernel command line of a seed this qube may be forked from: without anything of the qube itself."""
@@ -79,6 +89,10 @@ class StartPlan:
         else:
             lines.append("start it paused, in its sandbox")
         lines.append("start its session process and publish its keys")
+        if self.net_qubes:
+            lines.append(f"link it to {self.net_qubes[-1]}")
+        elif self.nic is not None:
+            lines.append("link it to this host's network")
         lines.append(f"let it run and wait up to {self.agent_timeout_s} s for its agent")
         return lines
 
@@ -102,6 +116,7 @@ def plan_start(
     :raise QubesException: the qube must not or cannot be started; the message says why.
     """
     qube = system.get(name)
+    here = view(system, qube)
     if qube.klass in (Klass.ADMINVM, Klass.REMOTEVM):
         raise QubesVMNotHaltedError(f"{name} is an {qube.klass} and cannot be started")
     _refuse_prohibited(system, qube)
@@ -136,6 +151,8 @@ def plan_start(
         agent_timeout_s=int(value("qrexec_timeout")),
         debug=bool(value("debug")),
         net_qubes=_net_chain(system, qube),
+        nic=Nic(here.text("mac")) if here.netvm is not None or leads_outside(here) else None,
+        links=MAX_CLIENTS if here.flag("provides_network") else 0,
         start_mode=mode,
         seed_cmdline=cmdline(),
         root_owner=_root_owner(system, qube),

@@ -71,7 +71,7 @@ async def _find_running(host: Host, records: Mapping[str, MachineRecord | None])
             continue
         if machine is not None:
             log.info("%s: still runs", name)
-            found.append(RunningQube(machine, record.volumes, record.started_at))
+            found.append(RunningQube(machine, record.volumes, record.started_at, record.link))
     return found
 
 

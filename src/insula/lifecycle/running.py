@@ -38,6 +38,8 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Unix time."""
     ready: bool
     """Whether the agent had answered: a start that was interrupted before is undone, not continued."""
+    link: tuple[str, int] | None = None
+    """Net qube it is linked to, and the number of the link there."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -57,6 +59,8 @@ class RunningQube:
     machine: Machine
     volumes: tuple[VolumeSpec, ...]
     started_at: float
+    link: tuple[str, int] | None = None
+    """As :attr:`MachineRecord.link`, when it was found by this daemon; what holds now is kept by ``links``."""
 
     @property
     def name(self) -> str:
@@ -68,7 +72,7 @@ class RunningQube:
                 return disk.source
         return None
 
-    def record(self, driver: str, *, ready: bool) -> MachineRecord:
+    def record(self, driver: str, *, ready: bool, link: tuple[str, int] | None = None) -> MachineRecord:
         return MachineRecord(
             driver=driver,
             spec=without_keys(self.machine.spec),
@@ -76,6 +80,7 @@ class RunningQube:
             machine=dict(self.machine.record()),
             started_at=self.started_at,
             ready=ready,
+            link=link,
         )
 
 

@@ -102,6 +102,8 @@ async def _define(host: Host, plan: StartPlan, name: str, folder: Path, runtime:
             cmdline=plan.seed_cmdline,
             disks=tuple(disks),
             runtime_dir=runtime,
+            nic=plan.nic,
+            links=plan.links,
             freezable=True,
         )
     )

@@ -210,6 +210,8 @@ class SeedKeeper:
             vcpus=plan.vcpus,
             disks=tuple(volume.name for volume in plan.volumes),
             hypervisor=self._host.driver.name,
+            nic="" if plan.nic is None else plan.nic.mac,
+            links=plan.links,
         )
 
     # -- making them

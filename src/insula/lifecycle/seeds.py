@@ -47,6 +47,9 @@ class SeedKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vcpus: int
     disks: tuple[str, ...]
     hypervisor: str
+    nic: str = ""
+    """Address of the interface; empty: there is none."""
+    links: int = 0
 
     @property
     def name(self) -> str:

@@ -130,6 +130,8 @@ async def _run_steps(
             cmdline=plan.cmdline if seed is None else seed.key.cmdline,
             disks=tuple(Disk(volume.name, sources[volume.name]) for volume in plan.volumes),
             runtime_dir=folder,
+            nic=plan.nic,
+            links=plan.links,
             debug=plan.debug,
             seed=None if seed is None else seed.machine,
         )
@@ -149,6 +151,11 @@ async def _run_steps(
     undo.push_async_callback(session.close)
     host.publish(plan.name, "domain-qdb-create")
 
+    if host.links is not None and plan.nic is not None:
+        steps.begin("linking it to its network")
+        undo.push_async_callback(host.links.end, plan.name)
+        await host.links.begin(plan.name, machine)
+
     steps.begin("waiting for its agent")
     host.publish(plan.name, "domain-pre-unpaused")
     await machine.resume()
@@ -160,7 +167,8 @@ async def _run_steps(
             await _wait_for_agent(machine, session, min(plan.agent_timeout_s, FORK_LIMIT_S))
         except QubesException as e:
             raise _NotFromSeed(str(e)) from e
-    host.store.put_machine(plan.name, running.record(host.driver.name, ready=True).to_json())
+    link = None if host.links is None else host.links.note_of(plan.name)
+    host.store.put_machine(plan.name, running.record(host.driver.name, ready=True, link=link).to_json())
     return running, session
 
 
@@ -201,7 +209,10 @@ def _make_empty(folder: Path) -> None:
 async def open_session(host: Host, machine: Machine) -> Session:
     """Start the session process of a machine that runs or is about to."""
     spec = machine.spec
-    keys = boot_keys(host.store.system, QubeName(spec.name), os.urandom(RANDOM_SEED_BYTES), host_timezone())
+    name = QubeName(spec.name)
+    keys = boot_keys(host.store.system, name, os.urandom(RANDOM_SEED_BYTES), host_timezone())
+    if host.links is not None:
+        keys |= host.links.keys_of(name)
     channel = await machine.open_channel(RPC_CHANNEL)
     try:
         return await host.launch_session(

@@ -45,10 +45,17 @@ class Supervisor:
     """What the daemon knows of one qube that is on (or becoming so, or just ended)."""
 
     def __init__(
-        self, host: Host, name: QubeName, klass: Klass, after_shutdown: Callable[[QubeName], Awaitable[None]]
+        self,
+        host: Host,
+        name: QubeName,
+        klass: Klass,
+        after_start: Callable[[QubeName], Awaitable[None]],
+        after_shutdown: Callable[[QubeName], Awaitable[None]],
     ) -> None:
-        """``after_shutdown`` is called, with its name, whenever the qube has ended and is settled."""
+        """``after_start`` is called, with its name, whenever the qube is up; ``after_shutdown``, when it has ended and
+        is settled. Neither raises."""
         self.host = host
+        self._after_start = after_start
         self._after_shutdown = after_shutdown
         self.name = name
         self.klass = klass
@@ -107,6 +114,7 @@ class Supervisor:
         self._take(running, session)
         self._state = PowerState.RUNNING
         host.publish(self.name, "domain-start", start_guid="None")
+        await self._after_start(self.name)
 
     async def _settle_last(self) -> None:
         """:raise QubesException: what the last machine wrote can still not be settled; nothing is started over it."""

@@ -211,6 +211,14 @@ QUBE_PROPERTIES: Mapping[str, list[PropertyDef]] = _indexed(
     # network
     PropertyDef("netvm", _VM, _L, "Qube that gives it network; none: no network at all.", default.netvm),
     PropertyDef("provides_network", _BOOL, _L, "Whether other qubes may use it as their net qube.", _FALSE),
+    PropertyDef(
+        "uplink",
+        _STR,
+        _L,
+        "Way out of a net qube that has no net qube itself: host (this computer's network), or none.",
+        constant("none"),
+        parse.choice("none", "host"),
+    ),
     PropertyDef("mac", _STR, _L, "MAC address of its interface.", constant(default.DEFAULT_MAC), parse.mac_address),
     PropertyDef("ip", _STR, _L, "IPv4 address.", default.ip, parse.ipv4_address),
     PropertyDef("ip6", _STR, _L, "IPv6 address.", default.ip6, parse.ipv6_address),

@@ -17,6 +17,7 @@ from insula.model.property_types import Runtime
 from insula.model.property_view import View
 from insula.model.services import config_keys, persist_keys, service_keys
 from insula.model.system import System
+from insula.model.uplink import OUTSIDE_ADDRESS, OUTSIDE_DNS, OUTSIDE_GATEWAY, OUTSIDE_NETMASK, leads_outside
 
 SEED_KEY = "/insula-seed"
 """``1``: this machine is a seed; it boots up without an identity and waits to be frozen (docs/decisions/009)."""
@@ -24,6 +25,18 @@ MACHINE_ID_KEY = "/insula-machine-id"
 """The qube's machine-id(5), 32 hex digits: its uuid, so that it stays the same from start to start."""
 CLOCK_KEY = "/insula-clock"
 """The host's time, decimal nanoseconds since the epoch: when the keys are read, and when the machine stood still."""
+
+NETWORK_KEYS = (
+    "/qubes-mac",
+    "/qubes-ip",
+    "/qubes-netmask",
+    "/qubes-gateway",
+    "/qubes-primary-dns",
+    "/qubes-secondary-dns",
+    "/qubes-ip6",
+    "/qubes-gateway6",
+)
+"""Those of a qube with a net qube (agent-services §11)."""
 
 MAX_KEY = 63
 MAX_VALUE = 3072
@@ -54,7 +67,9 @@ def boot_keys(
     keys = {**service_keys(qube), **config_keys(qube), **persist_keys(qube), **keys}
     keys["/qubes-service/meminfo-writer"] = "1" if here.number("maxmem") > 0 else "0"
     if here.netvm is not None:
-        keys |= _network_keys(here)
+        keys |= network_keys(here)
+    if leads_outside(here):
+        keys |= _outside_keys(here)
     if here.flag("provides_network"):
         keys |= _provider_keys(here)
     keys |= _relay_keys(system, name)
@@ -102,7 +117,8 @@ def _identity_keys(here: View) -> dict[str, str]:
     }
 
 
-def _network_keys(here: View) -> dict[str, str]:
+def network_keys(here: View) -> dict[str, str]:
+    """What a qube with a net qube is told of its network; a part of :data:`NETWORK_KEYS`."""
     keys = {
         "/qubes-mac": here.text("mac"),
         "/qubes-ip": here.text("visible_ip"),
@@ -115,6 +131,25 @@ def _network_keys(here: View) -> dict[str, str]:
         keys["/qubes-ip6"] = here.text("visible_ip6")
         keys["/qubes-gateway6"] = here.text("visible_gateway6")
     return keys
+
+
+def _outside_keys(here: View) -> dict[str, str]:
+    """What a qube that is joined to the host's network finds there."""
+    folder = f"/net-config/{here.text('mac')}"
+    return {
+        f"{folder}/ip": OUTSIDE_ADDRESS,
+        f"{folder}/netmask": OUTSIDE_NETMASK,
+        f"{folder}/gateway": OUTSIDE_GATEWAY,
+        "/qubes-primary-dns": OUTSIDE_DNS,
+    }
+
+
+def client_key(here: View) -> str:
+    """``/insula-link/N``: what a net qube is told of the client behind its interface N: addresses, words in a row."""
+    words = [here.text("mac"), here.text("ip")]
+    if here.value("ip6") is not None:
+        words.append(here.text("ip6"))
+    return " ".join(words)
 
 
 def _provider_keys(here: View) -> dict[str, str]:

@@ -60,7 +60,7 @@ class FakeEngine:
         self.store = store
         self.bus = bus
         self.states: dict[QubeName, PowerState] = {}
-        self.changed: list[tuple[QubeName, str]] = []
+        self.changed: list[tuple[QubeName | None, str]] = []
         """What :meth:`property_changed` was told."""
         self.pools: dict[str, FakePool] = {
             name: FakePool(name, config.driver, config.options) for name, config in store.system.pools.items()
@@ -326,5 +326,5 @@ class FakeEngine:
 
     # properties
 
-    async def property_changed(self, qube: QubeName, name: str) -> None:
+    async def property_changed(self, qube: QubeName | None, name: str) -> None:
         self.changed.append((qube, name))

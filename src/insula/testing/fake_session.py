@@ -37,6 +37,11 @@ class FakeSession:
             raise BrokenPipeError(self._ended.result())
         self.keys[path] = value.decode()
 
+    async def remove_key(self, path: str) -> None:
+        if self._ended.done():
+            raise BrokenPipeError(self._ended.result())
+        self.keys.pop(path, None)
+
     async def close(self) -> None:
         self.die("closed")
 

@@ -89,5 +89,5 @@ async def reset(context: Context, call: Call) -> str:
 
 
 async def _apply(context: Context, qube: Qube | None, name: str) -> None:
-    if qube is not None and qube.klass.has_machine:
-        await context.engine.property_changed(qube.name, name)
+    if qube is None or qube.klass.has_machine:
+        await context.engine.property_changed(None if qube is None else qube.name, name)

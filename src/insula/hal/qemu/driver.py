@@ -14,6 +14,7 @@ from insula.hal.errors import DriverError
 from insula.hal.hostinfo import HostInfo, probe
 from insula.hal.qemu.command import check_spec
 from insula.hal.qemu.descriptors import is_in_use, read_status, remove_runtime_files
+from insula.hal.qemu.links import MachineLinks
 from insula.hal.qemu.machine import QemuMachine
 from insula.hal.qemu.process import SANDBOX_END_LIMIT_S, SPAWN_LIMIT_S, ProcessIdentity, VmmProcess, is_named
 from insula.hal.qemu.seeds import SeedCache
@@ -103,13 +104,13 @@ class QemuDriver:
         return found
 
     async def link(self, client: Machine, provider: Machine, number: int) -> None:
-        await self._own(provider).plug_link(number, self._own(client))
+        await self._own(provider).plug(number, self._own(client))
 
     async def unlink(self, provider: Machine, number: int) -> None:
-        await self._own(provider).unplug_link(number)
+        await self._own(provider).unplug(number)
 
     async def links(self, provider: Machine) -> frozenset[int]:
-        return await self._own(provider).links()
+        return await self._own(provider).numbers()
 
     async def plug_nic(self, client: Machine, mac: str) -> None:
         await self._own(client).plug_nic(mac)
@@ -120,10 +121,10 @@ class QemuDriver:
     async def link_outside(self, client: Machine) -> None:
         await self._own(client).join_outside()
 
-    def _own(self, machine: Machine) -> QemuMachine:
+    def _own(self, machine: Machine) -> MachineLinks:
         if not isinstance(machine, QemuMachine):
             raise DriverError(f"machine {machine.spec.name!r} is not QEMU's")
-        return machine
+        return machine.links
 
     async def close(self) -> None:
         for machine in list(self._machines):

@@ -1,4 +1,4 @@
-"""The provider's end of links: interfaces that are plugged into a running machine and pulled out again.
+"""Links of a machine: its own interface, and those for its clients, plugged and pulled out while it runs.
 
 A client's interface waits at a listening socket (``nic.sock``) from its start, so a client keeps its interface whatever
 becomes of its net qube. What the daemon does is lay the *cable*: it connects to the client's socket and hands the
@@ -14,14 +14,33 @@ framing. The provider's is of the older kind: only that one takes a connection b
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from collections.abc import Mapping
 
-from insula.hal.driver import link_mac
+from insula.hal.driver import MachineSpec, link_mac
 from insula.hal.errors import DriverError
-from insula.hal.qemu.command import LINK_PORT_BUS, NIC_BUS, NIC_DEVICE, NIC_NETDEV, interface, nic_netdev
+from insula.hal.qemu import outside
+from insula.hal.qemu.command import (
+    LINK_PORT_BUS,
+    NIC_BUS,
+    NIC_DEVICE,
+    NIC_NETDEV,
+    interface,
+    is_station,
+    nic_netdev,
+)
+from insula.hal.qemu.descriptors import NIC_SOCKET, connect, listen
 from insula.hal.qemu.monitor import Monitor
+from insula.hal.qemu.process import HostUser
+
+CABLE_LIMIT_S = 2.0
+"""For QEMU to notice that the last cable is gone."""
+CABLE_POLL_S = 0.002
+UNPLUG_LIMIT_S = 5.0
+"""For a guest to let go of a device that was unplugged; half a second under emulation."""
+UNPLUG_POLL_S = 0.05
 
 _NETDEV = "link-net{}"
 _DEVICE = "link{}"
@@ -29,59 +48,120 @@ _IS_DEVICE = re.compile(r"link([0-9]{1,4})")
 _DESCRIPTOR = "cable{}"
 
 
-async def links_of(monitor: Monitor) -> frozenset[int]:
-    """Numbers of the links whose interface the guest has. :raise DriverError: MachineGone:"""
-    names = (_IS_DEVICE.fullmatch(name) for name in await monitor.plugged_devices())
-    return frozenset(int(name[1]) for name in names if name is not None)
+class MachineLinks:
+    """Of one machine that runs. All methods raise MachineGone once it has ended."""
 
+    def __init__(self, spec: MachineSpec, monitor: Monitor, user: HostUser | None) -> None:
+        """:param user: of the machine's processes, where the daemon is root."""
+        self._spec = spec
+        self._monitor = monitor
+        self._user = user
+        self._plugging = asyncio.Lock()
 
-async def plug_link(monitor: Monitor, number: int, cable: socket.socket) -> None:
-    """Plug interface ``number``, which is free, on a connection to the client's; the caller closes its copy of it.
+    # its clients
 
-    :raise DriverError: QEMU refused; nothing was plugged.
-    """
-    netdev, name = _NETDEV.format(number), _DESCRIPTOR.format(number)
-    await monitor.give(name, cable.fileno())
-    await monitor.execute("netdev_add", {"type": "socket", "id": netdev, "fd": name})
-    await _plug(monitor, interface(_DEVICE.format(number), netdev, LINK_PORT_BUS.format(number), link_mac(number)))
+    async def numbers(self) -> frozenset[int]:
+        """Links that are plugged, or whose interface the guest still holds. :raise DriverError:"""
+        names = (_IS_DEVICE.fullmatch(name) for name in await self._monitor.plugged_devices())
+        return frozenset(int(name[1]) for name in names if name is not None)
 
+    async def plug(self, number: int, client: MachineLinks) -> None:
+        """See :meth:`insula.hal.driver.Driver.link`."""
+        name = self._spec.name
+        if not 0 <= number < self._spec.links:
+            raise DriverError(f"machine {name!r} has no link {number}")
+        async with self._plugging:
+            if number in await self.numbers():
+                raise DriverError(f"link {number} of {name!r} is in use, or its guest still holds it")
+            with await client.open_cable() as cable:
+                netdev, descriptor = _NETDEV.format(number), _DESCRIPTOR.format(number)
+                await self._monitor.give(descriptor, cable.fileno())
+                await self._monitor.execute("netdev_add", {"type": "socket", "id": netdev, "fd": descriptor})
+                bus = LINK_PORT_BUS.format(number)
+                await self._add(interface(_DEVICE.format(number), netdev, bus, link_mac(number)))
 
-async def _plug(monitor: Monitor, device: Mapping[str, object]) -> None:
-    try:
-        await monitor.execute("device_add", device)
-    except DriverError:
-        await monitor.execute("netdev_del", {"id": device["netdev"]})
-        raise
+    async def unplug(self, number: int) -> None:
+        """See :meth:`insula.hal.driver.Driver.unlink`."""
+        async with self._plugging:
+            await self._remove(_DEVICE.format(number), _NETDEV.format(number))
 
+    # its own
 
-async def unplug_link(monitor: Monitor, number: int) -> None:
-    """Cut link ``number`` and ask the guest to let go of its interface. Idempotent. :raise DriverError: MachineGone:"""
-    await _unplug(monitor, _DEVICE.format(number), _NETDEV.format(number))
+    async def open_cable(self) -> socket.socket:
+        """Connect to its interface; the caller owns the socket. :raise DriverError: it has none, or it is linked."""
+        name = self._spec.name
+        deadline = asyncio.get_running_loop().time() + CABLE_LIMIT_S
+        while True:
+            try:
+                return connect(self._spec.runtime_dir / NIC_SOCKET)
+            except BlockingIOError:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise DriverError(f"the interface of machine {name!r} is linked already") from None
+            except FileNotFoundError:
+                raise DriverError(f"machine {name!r} has no network interface") from None
+            except OSError as error:
+                raise DriverError(f"the interface of machine {name!r} refused", str(error)) from error
+            await asyncio.sleep(CABLE_POLL_S)
 
+    async def plug_nic(self, mac: str) -> None:
+        """See :meth:`insula.hal.driver.Driver.plug_nic`."""
+        if not is_station(mac):
+            raise DriverError(f"{mac!a} is no interface's address")
+        path = self._spec.runtime_dir / NIC_SOCKET
+        async with self._plugging:
+            if path.exists():
+                return
+            await self._wait_for_nic_to_go()
+            try:
+                with listen(path.parent, path.name) as listener:
+                    await self._monitor.give(NIC_NETDEV, listener.fileno())
+                    await self._monitor.execute("netdev_add", nic_netdev(NIC_NETDEV))
+                    await self._add(interface(NIC_DEVICE, NIC_NETDEV, NIC_BUS, mac))
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
 
-async def plug_nic(monitor: Monitor, listener: socket.socket, mac: str) -> None:
-    """Give a running machine its own interface, waiting at ``listener``. :raise DriverError: it has one."""
-    await monitor.give(NIC_NETDEV, listener.fileno())
-    await monitor.execute("netdev_add", nic_netdev(NIC_NETDEV))
-    await _plug(monitor, interface(NIC_DEVICE, NIC_NETDEV, NIC_BUS, mac))
+    async def _wait_for_nic_to_go(self) -> None:
+        deadline = asyncio.get_running_loop().time() + UNPLUG_LIMIT_S
+        while NIC_DEVICE in await self._monitor.plugged_devices():
+            if asyncio.get_running_loop().time() > deadline:
+                raise DriverError(f"the guest of {self._spec.name!r} holds the interface that was taken away from it")
+            await asyncio.sleep(UNPLUG_POLL_S)
 
+    async def unplug_nic(self) -> None:
+        """See :meth:`insula.hal.driver.Driver.unplug_nic`."""
+        async with self._plugging:
+            (self._spec.runtime_dir / NIC_SOCKET).unlink(missing_ok=True)
+            await self._remove(NIC_DEVICE, NIC_NETDEV)
 
-async def unplug_nic(monitor: Monitor) -> None:
-    """Cut off a machine's own interface and ask the guest to let go of it. Idempotent. :raise DriverError:"""
-    await _unplug(monitor, NIC_DEVICE, NIC_NETDEV)
+    async def join_outside(self) -> None:
+        """See :meth:`insula.hal.driver.Driver.link_outside`."""
+        folder = self._spec.runtime_dir
+        if not outside.is_joined(folder):
+            with await self.open_cable() as cable:
+                await outside.join(folder, cable, self._user)
 
+    # either
 
-async def _unplug(monitor: Monitor, device: str, netdev: str) -> None:
-    if device not in await monitor.plugged_devices():
-        return
-    try:
-        await monitor.execute("netdev_del", {"id": netdev})
-    except DriverError as error:
-        if "not found" not in error.detail:
+    async def _add(self, device: Mapping[str, object]) -> None:
+        try:
+            await self._monitor.execute("device_add", device)
+        except DriverError:
+            await self._monitor.execute("netdev_del", {"id": device["netdev"]})
             raise
-    try:
-        await monitor.execute("device_del", {"id": device})
-    except DriverError as error:
-        # The guest was asked before, and has not answered yet.
-        if "already in the process of unplug" not in error.detail:
-            raise
+
+    async def _remove(self, device: str, netdev: str) -> None:
+        """Cut it off, then ask the guest to let go of it. Idempotent."""
+        if device not in await self._monitor.plugged_devices():
+            return
+        try:
+            await self._monitor.execute("netdev_del", {"id": netdev})
+        except DriverError as error:
+            if "not found" not in error.detail:
+                raise
+        try:
+            await self._monitor.execute("device_del", {"id": device})
+        except DriverError as error:
+            # The guest was asked before, and has not answered yet.
+            if "already in the process of unplug" not in error.detail:
+                raise

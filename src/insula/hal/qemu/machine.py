@@ -23,21 +23,19 @@ from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, 
 from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo
 from insula.hal.preconditions import check_freeze
-from insula.hal.qemu import links, outside
-from insula.hal.qemu.command import NIC_DEVICE, Descriptors, channel_chardev, disk_node, is_station, vmm_argv
+from insula.hal.qemu.command import Descriptors, channel_chardev, disk_node, vmm_argv
 from insula.hal.qemu.console import ConsoleLog, ConsoleReader
 from insula.hal.qemu.descriptors import (
     CONSOLE_SOCKET,
-    NIC_SOCKET,
     QMP_SOCKET,
     KeyFiles,
     MachineFiles,
     channel_socket,
     connect,
-    listen,
     remove_runtime_files,
     unlink_thrown_away,
 )
+from insula.hal.qemu.links import MachineLinks
 from insula.hal.qemu.machine_model import model_digest
 from insula.hal.qemu.migration import announce_disks, restore_state, save_state
 from insula.hal.qemu.monitor import (
@@ -100,13 +98,13 @@ class QemuMachine:
         self._owns_folder = False
         """Whether the sockets in the run-time folder are this machine's."""
         self._is_pausing = False
-        self._plugging = asyncio.Lock()
         self._reported: set[DiskFailed] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logging.getLogger(f"{__name__}.{spec.name}")
         self._console_log = ConsoleLog(spec.runtime_dir)
         self._console: ConsoleReader | None = None
         self._monitor = Monitor(spec.name, self._on_event)
+        self._links = MachineLinks(spec, self._monitor, self._host_user())
         self._process: VmmProcess | None = None
         self._keys = KeyFiles()
         self._memory: int | None = None
@@ -282,76 +280,11 @@ class QemuMachine:
             raise DriverError(f"machine {self._spec.name!r} has no disk {disk!r}")
         await self._execute("block_resize", {"node-name": disk_node(names.index(disk)), "size": size})
 
-    # Links
-
-    async def open_cable(self) -> socket.socket:
-        """Connect to the network interface; the caller owns the socket. :raise DriverError: none, or it is linked."""
+    @property
+    def links(self) -> MachineLinks:
+        """Its network interface, and those it has for its clients. :raise DriverError: it was not started."""
         self._require_started()
-        deadline = asyncio.get_running_loop().time() + CHANNEL_LIMIT_S
-        while True:
-            try:
-                return connect(self._spec.runtime_dir / NIC_SOCKET)
-            except BlockingIOError:
-                # QEMU has not noticed yet that the last one has gone.
-                if asyncio.get_running_loop().time() > deadline:
-                    raise DriverError(f"the interface of machine {self._spec.name!r} is linked already") from None
-            except FileNotFoundError:
-                raise DriverError(f"machine {self._spec.name!r} has no network interface") from None
-            except OSError as error:
-                raise DriverError(f"the interface of machine {self._spec.name!r} refused", str(error)) from error
-            await asyncio.sleep(CHANNEL_POLL_S)
-
-    async def plug_link(self, number: int, client: QemuMachine) -> None:
-        """See :meth:`insula.hal.driver.Driver.link`."""
-        self._require_started()
-        if not 0 <= number < self._spec.links:
-            raise DriverError(f"machine {self._spec.name!r} has no link {number}")
-        async with self._plugging:
-            if number in await self.links():
-                raise DriverError(f"link {number} of {self._spec.name!r} is in use, or its guest still holds it")
-            with await client.open_cable() as cable:
-                await links.plug_link(self._monitor, number, cable)
-
-    async def unplug_link(self, number: int) -> None:
-        """See :func:`insula.hal.qemu.links.unplug_link`."""
-        self._require_started()
-        async with self._plugging:
-            await links.unplug_link(self._monitor, number)
-
-    async def links(self) -> frozenset[int]:
-        """Numbers that are plugged, or that the guest still holds."""
-        self._require_started()
-        return await links.links_of(self._monitor)
-
-    async def plug_nic(self, mac: str) -> None:
-        """See :meth:`insula.hal.driver.Driver.plug_nic`."""
-        self._require_started()
-        if not is_station(mac):
-            raise DriverError(f"{mac!a} is no interface's address")
-        async with self._plugging:
-            if NIC_DEVICE in await self._monitor.plugged_devices():
-                raise DriverError(f"machine {self._spec.name!r} has a network interface, or its guest still holds it")
-            try:
-                with listen(self._spec.runtime_dir, NIC_SOCKET) as listener:
-                    await links.plug_nic(self._monitor, listener, mac)
-            except BaseException:
-                (self._spec.runtime_dir / NIC_SOCKET).unlink(missing_ok=True)
-                raise
-
-    async def unplug_nic(self) -> None:
-        """See :meth:`insula.hal.driver.Driver.unplug_nic`."""
-        self._require_started()
-        async with self._plugging:
-            (self._spec.runtime_dir / NIC_SOCKET).unlink(missing_ok=True)
-            await links.unplug_nic(self._monitor)
-
-    async def join_outside(self) -> None:
-        """See :meth:`insula.hal.driver.Driver.link_outside`."""
-        self._require_started()
-        folder = self._spec.runtime_dir
-        if not outside.is_joined(folder):
-            with await self.open_cable() as cable:
-                await outside.join(folder, cable, self._host_user())
+        return self._links
 
     def _host_user(self) -> HostUser | None:
         host = self._host

@@ -19,9 +19,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from insula.hal.driver import OUTSIDE_ADDRESS, OUTSIDE_DNS, OUTSIDE_GATEWAY, OUTSIDE_NETMASK
 from insula.hal.errors import DriverError
 from insula.hal.qemu.process import HostUser, ProcessIdentity, ReapedChild, read_output, sealed_output
+from insula.model.uplink import OUTSIDE_ADDRESS, OUTSIDE_DNS, OUTSIDE_GATEWAY, OUTSIDE_NETMASK
 
 PASST = "passt"
 NOTE = "outside.pid"

@@ -1,0 +1,237 @@
+"""Who is linked to whom: each running qube to its net qube, that to its own, and the last one to the outside.
+
+A qube is linked before its guest runs its first instruction, and before a link is there the net qube's agent knows
+whose it is: ``/insula-link/N`` holds the client's addresses, and what comes over a link without such a key is dropped.
+So no packet ever passes without its rules (MC-83).
+
+A net qube that ends takes its links with it; its clients keep their interface and are linked again once it runs.
+Nothing else is ever put in its place (MC-85). What is linked is written down in the machine's record, so that the next
+daemon goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from insula.hal.capabilities import Capability
+from insula.hal.driver import Driver, Machine
+from insula.hal.errors import HalError
+from insula.lifecycle.host import Host, Session, log
+from insula.model.errors import QubesException
+from insula.model.names import QubeName
+from insula.model.property_resolution import view
+from insula.model.qubesdb_keys import NETWORK_KEYS, client_key, network_keys
+from insula.model.uplink import leads_outside
+
+KEY_LIMIT_S = 2.0
+"""For a session process to take a message; it does nothing that takes long."""
+
+
+@dataclass(frozen=True)
+class Link:
+    provider: QubeName
+    number: int
+    """Of the provider's interface."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A qube that is on, as far as links need it."""
+
+    machine: Machine
+    session: Session
+
+
+class Links:
+    """Belongs to one daemon and its event loop.
+
+    ``find`` returns a qube that is on; None: it is not. ``record`` is called with a qube's name whenever its link has
+    changed, to write that down.
+    """
+
+    def __init__(
+        self, host: Host, find: Callable[[QubeName], Running | None], record: Callable[[QubeName], None]
+    ) -> None:
+        self._host = host
+        self._find = find
+        self._record = record
+        self._links: dict[QubeName, Link] = {}
+        self._busy: defaultdict[QubeName, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One change at a time of a client's link."""
+        self._numbering: defaultdict[QubeName, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One new link at a time of a provider."""
+
+    @property
+    def _driver(self) -> Driver:
+        return self._host.driver
+
+    def note_of(self, client: QubeName) -> tuple[str, int] | None:
+        """What a qube is linked to, for its record; what :meth:`restore` takes."""
+        link = self._links.get(client)
+        return None if link is None else (link.provider, link.number)
+
+    def clients_of(self, provider: QubeName) -> list[QubeName]:
+        """Qubes that are linked to it, sorted."""
+        return sorted(client for client, link in self._links.items() if link.provider == provider)
+
+    def keys_of(self, provider: QubeName) -> dict[str, str]:
+        """What a net qube is told of its clients, for a session process that begins."""
+        return {
+            _path(link.number): client_key(view(self._host.store.system, self._host.store.system.get(client)))
+            for client, link in self._links.items()
+            if link.provider == provider
+        }
+
+    def restore(self, client: QubeName, note: tuple[str, int]) -> None:
+        """A link of an earlier daemon holds: the machines were not asked to part."""
+        provider, number = note
+        self._links[client] = Link(QubeName(provider), number)
+
+    # -- what lifecycle does
+
+    async def begin(self, client: QubeName, machine: Machine) -> None:
+        """Link a qube that is being started.
+
+        :raise QubesException: its net qube is not on, or has no link left; it must not start.
+        :raise HalError: the hypervisor cannot.
+        """
+        system = self._host.store.system
+        here = view(system, system.get(client))
+        if leads_outside(here):
+            self._require_capability(client)
+            await self._driver.link_outside(machine)
+        elif here.netvm is not None:
+            self._require_capability(client)
+            async with self._busy[client]:
+                await self._join(client, machine, here.netvm.subject.name)
+
+    async def end(self, name: QubeName) -> None:
+        """A machine is gone: as a client it leaves its link, as a provider its clients wait for it."""
+        async with self._busy[name]:
+            await self._part(name)
+        for client in self.clients_of(name):
+            del self._links[client]
+            self._record(client)
+
+    async def provider_is_up(self, provider: QubeName) -> None:
+        """Link those who wait for this net qube. One that fails does not keep the others; it is logged."""
+        system = self._host.store.system
+        if not view(system, system.get(provider)).flag("provides_network"):
+            return
+        for client in [qube.name for qube in system.sorted_qubes() if qube.klass.has_machine]:
+            running = self._find(client)
+            if running is None or client in self._links or self._wanted(client) != provider:
+                continue
+            try:
+                async with self._busy[client]:
+                    if client not in self._links:
+                        await self._join(client, running.machine, provider)
+            except (QubesException, HalError, OSError) as e:
+                log.error("%s: has no network: %s", client, e)
+
+    async def follow(self, client: QubeName) -> None:
+        """The net qube of a running qube may be another now: have it linked there, and nowhere else.
+
+        :raise QubesException: it has no network now; the message says why.
+        """
+        async with self._busy[client]:
+            running = self._find(client)
+            if running is None:
+                return
+            wanted, link = self._wanted(client), self._links.get(client)
+            if link is not None and link.provider == wanted:
+                return
+            await self._part(client)
+            try:
+                if wanted is None:
+                    await self._driver.unplug_nic(running.machine)
+                    await self._tell(running.session, dict.fromkeys(NETWORK_KEYS))
+                    return
+                self._require_capability(client)
+                await self._driver.plug_nic(running.machine, self._mac(client))
+                await self._tell(running.session, {**dict.fromkeys(NETWORK_KEYS), **self._own_keys(client)})
+                if self._find(wanted) is not None:
+                    await self._join(client, running.machine, wanted)
+            except (HalError, OSError) as e:
+                raise QubesException(f"{client} has no network now: {e}") from e
+
+    # -- how
+
+    def _wanted(self, client: QubeName) -> QubeName | None:
+        system = self._host.store.system
+        provider = view(system, system.get(client)).netvm
+        return None if provider is None else provider.subject.name
+
+    def _mac(self, client: QubeName) -> str:
+        system = self._host.store.system
+        return view(system, system.get(client)).text("mac")
+
+    def _own_keys(self, client: QubeName) -> dict[str, str]:
+        system = self._host.store.system
+        return network_keys(view(system, system.get(client)))
+
+    def _require_capability(self, client: QubeName) -> None:
+        if Capability.LINKS not in self._driver.capabilities:
+            raise QubesException(f"{client} cannot have a network: the hypervisor {self._driver.name} has no links")
+
+    async def _join(self, client: QubeName, machine: Machine, provider: QubeName) -> None:
+        async with self._numbering[provider]:
+            net = self._find(provider)
+            if net is None:
+                raise QubesException(f"its net qube {provider} is not running")
+            taken = await self._driver.links(net.machine) | {
+                link.number for link in self._links.values() if link.provider == provider
+            }
+            number = next((free for free in range(net.machine.spec.links) if free not in taken), None)
+            if number is None:
+                most = net.machine.spec.links
+                raise QubesException(f"its net qube {provider} serves {most} qubes, and cannot serve more")
+            system = self._host.store.system
+            # Before the link: the net qube's agent drops what it knows nobody for.
+            await self._tell(net.session, {_path(number): client_key(view(system, system.get(client)))})
+            try:
+                await self._driver.link(machine, net.machine, number)
+            except BaseException:
+                await self._forget_key(net, number)
+                raise
+            self._links[client] = Link(provider, number)
+        self._record(client)
+        self._host.publish(provider, "net-domain-connect", vm=client)
+
+    async def _part(self, client: QubeName) -> None:
+        """Undo :meth:`_join`, as far as the provider is there."""
+        link = self._links.pop(client, None)
+        if link is None:
+            return
+        net = self._find(link.provider)
+        if net is not None:
+            try:
+                await self._driver.unlink(net.machine, link.number)
+            except HalError as e:
+                log.warning("%s: link %d cannot be parted: %s", link.provider, link.number, e)
+            await self._forget_key(net, link.number)
+        self._record(client)
+
+    async def _forget_key(self, net: Running, number: int) -> None:
+        try:
+            async with asyncio.timeout(KEY_LIMIT_S):
+                await net.session.remove_key(_path(number))
+        except OSError as e:
+            # A session that begins anew is told what holds then.
+            log.warning("link %d: the net qube's session does not hear: %s", number, e or "no answer")
+
+    async def _tell(self, session: Session, keys: Mapping[str, str | None]) -> None:
+        """Change keys of a running qube; None: gone. :raise OSError: its session process does not take them."""
+        async with asyncio.timeout(KEY_LIMIT_S):
+            for path, value in keys.items():
+                if value is None:
+                    await session.remove_key(path)
+                else:
+                    await session.set_key(path, value.encode())
+
+
+def _path(number: int) -> str:
+    return f"/insula-link/{number}"

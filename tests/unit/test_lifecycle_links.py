@@ -1,0 +1,220 @@
+"""Which machine is linked to which, through starts, ends, changes and a new daemon; a fake hypervisor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from insula.lifecycle.engine import CreateRequest
+from insula.lifecycle.plan import MAX_CLIENTS
+from insula.model.errors import QubesException, QubesVMInUseError
+from insula.model.klass import Klass
+from insula.model.names import QubeName
+from insula.model.properties import reset_property, set_property
+from insula.model.state import PowerState
+from insula.testing.lifecycle_bench import TEMPLATE, WORK, Bench, engine_bench
+
+NET, FIREWALL, OTHER = QubeName("sys-net"), QubeName("sys-firewall"), QubeName("other-net")
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    """``work`` behind ``sys-firewall`` behind ``sys-net``, which leads outside; ``other-net`` leads nowhere."""
+    async with engine_bench(tmp_path) as made:
+        for name in (NET, FIREWALL, OTHER):
+            await made.engine.create(CreateRequest(name=name, klass=Klass.APPVM, label="red", template=TEMPLATE))
+            put(made, name, "provides_network", True)
+            put(made, name, "netvm", None)
+        put(made, NET, "uplink", "host")
+        put(made, FIREWALL, "netvm", NET)
+        put(made, WORK, "netvm", FIREWALL)
+        yield made
+
+
+def put(bench: Bench, qube: QubeName, name: str, value: str | bool | None) -> None:
+    store = bench.host.store
+    store.commit(set_property(store.system, qube, name, value, bench.engine.power_state))
+
+
+async def change(bench: Bench, qube: QubeName, name: str, value: str | bool | None) -> None:
+    put(bench, qube, name, value)
+    await bench.engine.property_changed(qube, name)
+
+
+def link_of(bench: Bench, name: str) -> tuple[str, int] | None:
+    """Name of the machine a qube's interface is joined to, and the number there, as the hypervisor has it."""
+    link = bench.guest(name).linked_to
+    return None if link is None else (bench.computer.guests[link[0]].spec.name, link[1])
+
+
+def told(bench: Bench, name: str) -> dict[str, str]:
+    """What a net qube's agent knows of its clients."""
+    keys = bench.sessions.of(name).keys
+    return {path: value for path, value in keys.items() if path.startswith("/insula-link/")}
+
+
+async def test_start_brings_up_the_chain_and_links_it(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    assert link_of(bench, "work") == ("sys-firewall", 0)
+    assert link_of(bench, "sys-firewall") == ("sys-net", 0)
+    assert bench.guest("sys-net").is_outside
+    assert not bench.guest("sys-firewall").is_outside
+    assert not bench.guest("work").is_outside
+    mac, ip = told(bench, "sys-firewall")["/insula-link/0"].split()
+    assert (mac, ip) == ("00:16:3e:5e:6c:00", bench.sessions.of("work").keys["/qubes-ip"])
+
+
+async def test_qube_without_net_qube_has_no_interface(bench: Bench) -> None:
+    """MC-82"""
+    put(bench, WORK, "netvm", None)
+    await bench.engine.start(WORK)
+    assert bench.guest("work").mac is None
+    assert not any(path.startswith("/qubes-ip") for path in bench.sessions.of("work").keys)
+
+
+async def test_net_qube_is_told_whose_link_it_is_before_there_is_one_and_that_before_the_guest_runs(
+    bench: Bench,
+) -> None:
+    """MC-83"""
+    await bench.engine.start(FIREWALL)
+    gate = bench.computer.script.hold_next("link")
+    starting = asyncio.create_task(bench.engine.start(WORK))
+    while ("work", "link") not in bench.computer.script.calls:
+        await asyncio.sleep(0)
+    assert list(told(bench, "sys-firewall")) == ["/insula-link/0"]
+    assert ("work", "resume") not in bench.computer.script.calls
+    gate.set()
+    await starting
+    assert link_of(bench, "work") == ("sys-firewall", 0)
+
+
+async def test_link_that_fails_undoes_the_start_and_takes_back_what_was_told(bench: Bench) -> None:
+    await bench.engine.start(FIREWALL)
+    bench.computer.script.fail_next("link")
+    with pytest.raises(QubesException, match="linking it to its network"):
+        await bench.engine.start(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    assert told(bench, "sys-firewall") == {}
+    await bench.engine.start(WORK)
+    assert link_of(bench, "work") == ("sys-firewall", 0)
+
+
+async def test_client_that_ends_leaves_its_number_to_the_next(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await bench.engine.kill(WORK)
+    assert told(bench, "sys-firewall") == {}
+    await bench.engine.start(WORK)
+    assert link_of(bench, "work") == ("sys-firewall", 0)
+
+
+async def test_net_qube_that_comes_back_has_its_clients_again(bench: Bench) -> None:
+    """MC-85"""
+    await bench.engine.start(WORK)
+    bench.guest("sys-firewall").die()
+    while bench.engine.power_state(FIREWALL) is not PowerState.HALTED:
+        await asyncio.sleep(0)
+    assert link_of(bench, "work") is None or bench.guest("sys-firewall").exit is not None
+    await bench.engine.start(FIREWALL)
+    assert link_of(bench, "work") == ("sys-firewall", 0)
+    assert bench.computer.guests[bench.guest("work").linked_to[0]].exit is None  # type: ignore[index]
+    assert list(told(bench, "sys-firewall")) == ["/insula-link/0"]
+
+
+async def test_running_qube_moves_to_another_net_qube(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await bench.engine.start(OTHER)
+    await change(bench, WORK, "netvm", OTHER)
+    assert link_of(bench, "work") == ("other-net", 0)
+    assert told(bench, "sys-firewall") == {}
+    assert list(told(bench, "other-net")) == ["/insula-link/0"]
+    keys = bench.sessions.of("work").keys
+    assert keys["/qubes-gateway"] == bench.sessions.of("other-net").keys["/qubes-netvm-gateway"]
+
+
+async def test_running_qube_whose_network_is_taken_loses_its_interface_and_gets_one_again(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await change(bench, WORK, "netvm", None)
+    assert bench.guest("work").mac is None
+    assert "/qubes-ip" not in bench.sessions.of("work").keys
+    assert told(bench, "sys-firewall") == {}
+    await change(bench, WORK, "netvm", FIREWALL)
+    assert bench.guest("work").mac == "00:16:3e:5e:6c:00"
+    assert link_of(bench, "work") == ("sys-firewall", 0)
+    assert "/qubes-ip" in bench.sessions.of("work").keys
+
+
+async def test_default_that_changes_moves_those_who_follow_it(bench: Bench) -> None:
+    store = bench.host.store
+    await bench.engine.start(OTHER)
+    await bench.engine.start(FIREWALL)
+    store.commit(set_property(store.system, None, "default_netvm", FIREWALL, bench.engine.power_state))
+    store.commit(reset_property(store.system, WORK, "netvm", bench.engine.power_state))
+    await bench.engine.start(WORK)
+    assert link_of(bench, "work") == ("sys-firewall", 0)
+    store.commit(set_property(store.system, None, "default_netvm", OTHER, bench.engine.power_state))
+    await bench.engine.property_changed(None, "default_netvm")
+    assert link_of(bench, "work") == ("other-net", 0)
+
+
+async def test_move_that_fails_leaves_no_link_and_says_so(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await bench.engine.start(OTHER)
+    bench.computer.script.fail_next("link")
+    with pytest.raises(QubesException, match="work has no network now"):
+        await change(bench, WORK, "netvm", OTHER)
+    assert link_of(bench, "work") is None
+    assert told(bench, "sys-firewall") == told(bench, "other-net") == {}
+
+
+async def test_net_qube_serves_so_many_and_refuses_one_more(bench: Bench) -> None:
+    await bench.engine.start(FIREWALL)
+    names = [QubeName(f"client-{number}") for number in range(MAX_CLIENTS + 1)]
+    for name in names:
+        await bench.engine.create(CreateRequest(name=name, klass=Klass.APPVM, label="red", template=TEMPLATE))
+        put(bench, name, "netvm", FIREWALL)
+    for name in names[:-1]:
+        await bench.engine.start(name)
+    assert sorted(link_of(bench, name)[1] for name in names[:-1]) == list(range(MAX_CLIENTS))  # type: ignore[index]
+    with pytest.raises(QubesException, match="serves 16 qubes, and cannot serve more"):
+        await bench.engine.start(names[-1])
+
+
+async def test_net_qube_in_use_is_not_shut_down_and_all_end_after_their_clients(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    with pytest.raises(QubesVMInUseError):
+        await bench.engine.shutdown(FIREWALL, force=False, wait=True)
+    await bench.engine.stop_all()
+    order = [name for name, method in bench.computer.script.calls if method == "request_shutdown"]
+    assert order == ["work", "sys-firewall", "sys-net"]
+
+
+async def test_next_daemon_finds_who_is_linked_to_whom(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await bench.reopen()
+    assert bench.engine.links.note_of(WORK) == ("sys-firewall", 0)
+    assert list(told(bench, "sys-firewall")) == ["/insula-link/0"]
+    assert [call for call in bench.computer.script.calls if call[1] == "link"] == [
+        ("sys-firewall", "link"),
+        ("work", "link"),
+    ]
+    await bench.engine.kill(WORK)
+    assert told(bench, "sys-firewall") == {}
+
+
+async def test_net_qube_that_ended_without_a_daemon_is_missed_and_its_clients_wait(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await bench.crash()
+    bench.guest("sys-firewall").die()
+    await bench.open()
+    assert bench.engine.links.note_of(WORK) is None
+    await bench.engine.start(FIREWALL)
+    assert bench.engine.links.note_of(WORK) == ("sys-firewall", 0)
+
+
+async def test_uplink_and_net_qube_together_are_refused(bench: Bench) -> None:
+    put(bench, NET, "netvm", OTHER)
+    with pytest.raises(QubesException, match="both a net qube and the uplink"):
+        await bench.engine.start(NET)
