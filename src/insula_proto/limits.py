@@ -132,3 +132,17 @@ PIXELS_MAX_SIDE = 10000
 
 PIXELS_MAX_LINE = 12
 """Bytes of a line with its newline: two numbers of at most five digits each."""
+
+# --- split GPG (published) ----------------------------------------------------------------------------------------
+
+GPG_COMMAND_SIZE = 1024
+"""Bytes of the options of one call, with their NULs."""
+
+GPG_MAX_DATA = 4096
+"""Bytes in a frame."""
+
+GPG_MAX_DESCRIPTORS = 15
+"""Descriptors in one direction."""
+
+GPG_MAX_DESCRIPTOR = 1023
+"""Highest number of a descriptor that an option may name."""

@@ -11,7 +11,16 @@ import pytest
 FUZZ = Path(__file__).parents[1] / "fuzz"
 
 
-FUZZ_TARGETS = ["fuzz_gui", "fuzz_mux", "fuzz_pixels", "fuzz_qfile", "fuzz_qrexec", "fuzz_qubesdb", "fuzz_vmexec"]
+FUZZ_TARGETS = [
+    "fuzz_gui",
+    "fuzz_mux",
+    "fuzz_pixels",
+    "fuzz_qfile",
+    "fuzz_qrexec",
+    "fuzz_qubesdb",
+    "fuzz_split_gpg",
+    "fuzz_vmexec",
+]
 
 
 @pytest.mark.parametrize("name", FUZZ_TARGETS)
