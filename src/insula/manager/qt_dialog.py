@@ -245,6 +245,15 @@ class PromptDialog(QWidget):
             if event.key() in _ENTER:
                 self._send(InputSeen())
                 return True
+            if (
+                event.key() == Qt.Key.Key_Down
+                and watched is self._filter
+                and self._view.is_armed
+                and self._list.count()
+            ):
+                self._list.setFocus()
+                self._list.setCurrentRow(0)
+                return True
         is_deny = watched in (self._deny, self._deny_all) and not isinstance(event, QKeyEvent)
         if self._view.is_armed or is_deny:
             return False

@@ -64,6 +64,12 @@ class Picture:
         pixels = self.width * self.height
         return sum(self.data[at : at + 3] == wanted for at in range(0, 4 * pixels, 4)) / pixels if pixels else 0.0
 
+    @property
+    def darkest(self) -> int:
+        """The least of all pixels' brightest channels: 0 for pure black, as ink on a ground of any light colour has."""
+        pixels = range(0, 4 * self.width * self.height, 4)
+        return min((max(self.data[at : at + 3]) for at in pixels), default=255)
+
     def difference(self, other: Picture) -> float:
         """Part of all pixels that are not the same; 1 for pictures of different size."""
         if (self.width, self.height) != (other.width, other.height):
