@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -7,13 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula_proto.services import (
+    Executable,
     ServiceBroken,
     ServiceCall,
     ServiceNotFound,
+    SocketService,
+    TcpService,
     find_service,
     find_settings,
+    locate,
     parse_call,
     parse_settings,
+    tcp_service,
 )
 
 
@@ -158,3 +165,78 @@ def test_parse_settings_outside_format_refused(text: str) -> None:
     """A faulty line must not silently lose its restriction."""
     with pytest.raises(ServiceBroken):
         parse_settings(text)
+
+
+def test_parse_settings_of_a_socket() -> None:
+    settings = parse_settings(
+        "skip-service-descriptor = true # why\r\nexit-on-client-eof = true\nexit-on-service-eof=false\n"
+    )
+    assert settings.skip_descriptor
+    assert settings.exit_on_client_eof
+    assert not settings.exit_on_service_eof
+    assert parse_settings("force-user = 'a#b'  # with a comment").force_user == "a#b"
+
+
+@pytest.mark.parametrize("name", ["skip-service-descriptor", "exit-on-client-eof", "exit-on-service-eof"])
+def test_parse_settings_of_a_socket_with_a_user_or_a_number_refused(name: str) -> None:
+    for text in (f"{name}=true\nforce-user='root'", f"{name}=1", f"{name}='true'", f"{name}=truee", f"{name}=true x"):
+        with pytest.raises(ServiceBroken):
+            parse_settings(text)
+
+
+@given(st.text(max_size=80))
+def test_parse_settings_any_text_is_read_or_refused(text: str) -> None:
+    with suppress(ServiceBroken):
+        parse_settings(text)
+
+
+# kinds of services
+
+
+def test_descriptor_is_the_call_without_its_first_word() -> None:
+    assert call(b"a.B+c work name dom0").descriptor == b"a.B+c work name dom0\0"
+    assert call(b"a.B work").descriptor == b"a.B work\0"
+
+
+def test_locate_finds_program_socket_and_link(tmp_path: Path) -> None:
+    place(tmp_path, "a.Program")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "a.Socket"))
+        (tmp_path / "a.Link").symlink_to("a.Socket")
+        (tmp_path / "a.Tcp").symlink_to("/dev/tcp/127.0.0.1/80")
+        path = str(tmp_path)
+        assert locate(call(b"a.Program w"), path) == Executable(f"{path}/a.Program")
+        assert locate(call(b"a.Socket+x w"), path) == SocketService(f"{path}/a.Socket")
+        assert locate(call(b"a.Link w"), path) == SocketService(f"{path}/a.Link")
+        assert locate(call(b"a.Tcp w"), path) == TcpService("127.0.0.1", 80)
+        with pytest.raises(ServiceBroken):
+            find_service(call(b"a.Socket w"), path)
+
+
+@pytest.mark.parametrize(
+    ("link", "argument", "expected"),
+    [
+        ("/dev/tcp/10.0.0.1/443", b"", TcpService("10.0.0.1", 443)),
+        ("/dev/tcp/10.0.0.1/443", b"+", TcpService("10.0.0.1", 443)),
+        ("/dev/tcp/10.0.0.1", b"+8080", TcpService("10.0.0.1", 8080)),
+        ("/dev/tcp", b"+10.0.0.1+65535", TcpService("10.0.0.1", 65535)),
+        ("/dev/tcp", b"+fd00++1+22", TcpService("fd00::1", 22)),
+    ],
+)
+def test_tcp_service_missing_parts_come_from_the_argument(link: str, argument: bytes, expected: TcpService) -> None:
+    assert tcp_service(call(b"a.B" + argument + b" w"), link) == expected
+
+
+@pytest.mark.parametrize(
+    ("link", "argument"),
+    [
+        ("/dev/tcp/10.0.0.1/443", b"+443"), ("/dev/tcp/10.0.0.1/443/", b""), ("/dev/tcp/", b"+1"), ("/dev/tcp//1", b""),
+        ("/dev/tcp/10.0.0.1", b""), ("/dev/tcp/10.0.0.1", b"+"), ("/dev/tcp/10.0.0.1/", b""), ("/dev/tcp", b""),
+        ("/dev/tcp", b"+443"), ("/dev/tcp", b"+a_b+443"), ("/dev/tcp", b"++443"), ("/dev/tcp/h", b"+0"),
+        ("/dev/tcp/h", b"+080"), ("/dev/tcp/h", b"+65536"), ("/dev/tcp/h", b"+-1"), ("/dev/tcp/h", b"+1+2"),
+        ("/dev/tcp/h/80 ", b""),
+    ],
+)  # fmt: skip
+def test_tcp_service_too_much_or_too_little_is_broken(link: str, argument: bytes) -> None:
+    with pytest.raises(ServiceBroken):
+        tcp_service(call(b"a.B" + argument + b" w"), link)
