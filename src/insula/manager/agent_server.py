@@ -109,7 +109,10 @@ class AgentServer:
             if uid not in self._allowed:
                 _log.warning("user %d may not ask here", uid)
                 return
-            request = agent.decode(await _whole(reader))
+            untrusted_data = await _whole(reader)
+            if not untrusted_data:  # somebody looked whether anybody is here
+                return
+            request = agent.decode(untrusted_data)
             match request:
                 case Notice():
                     self._listener(request)

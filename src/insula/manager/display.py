@@ -38,5 +38,12 @@ def check(environ: Mapping[str, str] | None = None) -> None:
     except subprocess.TimeoutExpired:
         raise NoDisplay(f"the display did not answer within {TRIAL_TIMEOUT_S:g} s") from None
     if trial.returncode != 0:
-        said = " ".join(trial.stderr.decode(errors="replace").split())[-MAX_REASON:]
-        raise NoDisplay(f"windows cannot be shown here: {said or f'Qt ended with status {trial.returncode}'}")
+        raise NoDisplay(f"windows cannot be shown here: {_reason(trial.stderr) or f'status {trial.returncode}'}")
+
+
+def _reason(stderr: bytes) -> str:
+    """The line that matters: Qt begins with it, Python ends with it."""
+    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
+    if not lines:
+        return ""
+    return (lines[-1] if lines[0].startswith("Traceback") else lines[0])[:MAX_REASON]
