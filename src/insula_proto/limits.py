@@ -146,3 +146,11 @@ GPG_MAX_DESCRIPTORS = 15
 
 GPG_MAX_DESCRIPTOR = 1023
 """Highest number of a descriptor that an option may name."""
+
+# --- ssh-agent ----------------------------------------------------------------------------------------------------
+
+SSH_AGENT_MAX_MESSAGE = 262144
+"""Bytes of a message after its length: what OpenSSH's agent takes."""
+
+SSH_AGENT_MAX_KEYS = 2048
+"""Keys in one answer, as in OpenSSH's clients."""

@@ -19,6 +19,7 @@ FUZZ_TARGETS = [
     "fuzz_qrexec",
     "fuzz_qubesdb",
     "fuzz_split_gpg",
+    "fuzz_ssh_agent",
     "fuzz_vmexec",
 ]
 

@@ -1,0 +1,1 @@
+"""Split SSH: keys stay in a vault, other qubes have their signatures made there."""
