@@ -72,7 +72,12 @@ class PolicyAdminException(PolicyError): ...
 class PolicyAdminProtocolException(PolicyAdminException): ...
 
 
-class PolicyAdminSyntaxException(PolicyAdminException): ...
+class PolicyAdminSyntaxException(PolicyAdminException):
+    """``problems``: those the change would bring, or that there are; the message has them all."""
+
+    def __init__(self, message: str, problems: tuple[Problem, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class PolicyAdminTokenException(PolicyAdminException): ...

@@ -309,7 +309,8 @@ def _new_problems(now: Policy, then: Policy, changed: str) -> list[Problem]:
 
 
 def _syntax_exception(problems: list[Problem]) -> PolicyAdminSyntaxException:
-    return PolicyAdminSyntaxException("; ".join(f"{problem.location}: {problem.reason}" for problem in problems))
+    message = "; ".join(f"{problem.location}: {problem.reason}" for problem in problems)
+    return PolicyAdminSyntaxException(message, tuple(problems))
 
 
 def _lock(descriptor: int, operation: int) -> None:
