@@ -1,8 +1,9 @@
-"""One running command: its process, its data channel, and the pumps between them.
+"""One running call: what serves it, its data channel, and the pumps between them.
 
-Nothing is buffered without bound: what came for the process's stdin is granted again to the caller only after it was
-written, and output is read from the process only while nothing waits to be sent. So a process that does not read, or
-a caller that does not, stops its own stream and no other.
+What serves it is a process with pipes and a socket (:mod:`insula_agent.children`), or a connection to something that
+listens (:mod:`insula_agent.connections`). Nothing is buffered without bound: what came for its input is granted again
+to the caller only after it was written, and output is read only while nothing waits to be sent. So a process that does
+not read, or a caller that does not, stops its own stream and no other.
 
 ::
 
@@ -15,48 +16,42 @@ from __future__ import annotations
 
 import os
 
-from insula_agent import process
-from insula_agent.conveyor import enlarge
-from insula_agent.link import Link, StreamHandler, StreamWriter
+from insula_agent import process, sockets
+from insula_agent.children import Child
+from insula_agent.connections import Connector
 from insula_agent.log import log
-from insula_agent.loop import READ, WRITE, Loop, Timer
+from insula_agent.loop import HANGUP, READ, WRITE, Loop, Timer
 from insula_agent.pieces import MAX_PIECES, drop
+from insula_agent.plans import SocketPlan, StartFailed
+from insula_agent.streams import RESET_FAILED, StreamHandler, Streams, StreamWriter
+from insula_agent.syslog import SyslogCopy
 from insula_proto import limits, qrexec
 from insula_proto.errors import RemoteProtocolError
-from insula_proto.mux import RESET_FAILED
-from insula_proto.qrexec import EXIT_PROBLEM, Hello, Stdin
+from insula_proto.qrexec import EXIT_PROBLEM, OLDEST_VERSION, Hello, Stdin
 from insula_proto.qrexec_channel import ServiceEnd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from insula_agent.plans import Plan
+
 HANDSHAKE_TIMEOUT = 120.0
-"""Seconds a caller has to say HELLO (published: agents wait this long for the data channel)."""
+"""Seconds a caller has to be there and say HELLO (published: agents wait this long for the data channel)."""
 KILL_DELAY = 2.0
 """Seconds between SIGHUP and SIGKILL for a command whose caller has gone."""
 READ_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
 """Bytes read from a process at once: with their header one frame."""
-PIPE_SIZE = 524288
-"""Bytes of the pipes to and from a process: fewer changes between it and us than with the kernel's 64 KiB."""
-
-
-class StartFailed(Exception):
-    """The command cannot be started; ``code`` is what the caller gets as exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Call(StreamHandler):
-    """``make_plan`` decides what to execute when the caller is there; ``on_end`` is told when all is over."""
+    """``make_plan`` decides what to do when the caller is there; ``on_end`` is told when all is over."""
 
     def __init__(
         self,
         loop: Loop,
-        link: Link,
-        make_plan: Callable[[], process.Plan],
+        link: Streams,
+        make_plan: Callable[[], Plan],
         on_end: Callable[[], None],
         *,
         is_detached: bool,
@@ -66,26 +61,27 @@ class Call(StreamHandler):
         self._make_plan = make_plan
         self._on_end = on_end
         self._is_detached = is_detached
-        self._channel = ServiceEnd()
+        self._channel = ServiceEnd(oldest=OLDEST_VERSION)
         self._stream = 0
         self._writer: StreamWriter | None = None
-        self._pid = 0
-        self._pidfd = -1
-        self._has_exited = False
-        """The process has ended. It is reaped only when nothing can be sent to its group any more: a zombie's number
-        cannot belong to anybody else."""
+        self._child: Child | None = None
+        self._connector: Connector | None = None
+        self._socket_plan: SocketPlan | None = None
+        self._log_copy: SyslogCopy | None = None
         self._stdin = -1
+        self._socket = -1
+        """``_stdin`` if it is a socket: kept when our direction of it has ended, for the other may be wanted still."""
         self._stdin_queue: list[bytes | memoryview] = []
         self._stdin_ended = False
         self._unconsumed = 0
         """Bytes of the stream that belong to what is queued for stdin."""
         self._outputs: dict[int, bool] = {}
-        """Descriptors of the process's output not at their end; True for stdout."""
+        """Descriptors of output not at their end; True for stdout."""
         self._is_finished = False
         self._timer: Timer | None = None
 
     def connect(self, stream: int) -> None:
-        """Begin on the data stream the host has opened for this call."""
+        """Begin on the data stream of this call."""
         self._stream = stream
         self._writer = StreamWriter(self._link, stream)
         self._writer.write(self._channel.hello())
@@ -128,10 +124,9 @@ class Call(StreamHandler):
         self._writer = None
         self._stdin_queue.clear()
         self._cancel_timer()
-        self._close_stdin()
-        self._close_outputs()
-        if self._pidfd >= 0 and not self._is_detached:
-            process.signal_group(self._pid, process.SIGHUP)
+        self._release()
+        if self._child is not None and not self._is_detached:
+            self._child.signal(process.SIGHUP)
             self._timer = self._loop.after(KILL_DELAY, self.kill)
         else:
             self._end()
@@ -144,8 +139,8 @@ class Call(StreamHandler):
 
     def kill(self) -> None:
         """End the command and its group now; waits for it, which is short after SIGKILL."""
-        if self._pidfd >= 0:
-            process.signal_group(self._pid, process.SIGKILL)
+        if self._child is not None:
+            self._child.signal(process.SIGKILL)
             self._reap()
             self._end()
 
@@ -159,12 +154,17 @@ class Call(StreamHandler):
             self._timer.cancel()
             self._timer = None
 
-    # --- the process ---------------------------------------------------------------------------------------------
+    # --- start ---------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         self._cancel_timer()
         try:
             plan = self._make_plan()
+            if isinstance(plan, SocketPlan):
+                self._socket_plan = plan
+                self._connector = Connector(self._loop, plan.target, self._connected, self._not_connected)
+                self._connector.start()
+                return
             self._spawn(plan)
         except StartFailed as failure:
             log(str(failure))
@@ -177,53 +177,90 @@ class Call(StreamHandler):
                 self._finish(0)
 
     def _spawn(self, plan: process.Plan) -> None:
-        """Start the process with pipes, or detached with nothing connected. :raise OSError:"""
-        descriptors: list[int] = []
-        try:
-            if self._is_detached:
-                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                descriptors.append(null)
-                self._pid = process.start(plan, null, null, null)
-            else:
-                for _ in range(3):
-                    descriptors.extend(os.pipe2(os.O_CLOEXEC))
-                stdin, own_stdin, own_stdout, stdout, own_stderr, stderr = descriptors
-                self._pid = process.start(plan, stdin, stdout, stderr)
-                for fd in (own_stdin, own_stdout, own_stderr):
-                    os.set_blocking(fd, False)
-                    descriptors.remove(fd)
-                for fd in (own_stdin, own_stdout):
-                    enlarge(fd, PIPE_SIZE)
-                self._stdin = own_stdin
-                self._outputs = {own_stdout: True, own_stderr: False}
-        finally:
-            for fd in descriptors:
-                os.close(fd)
-        self._pidfd = os.pidfd_open(self._pid)
-        self._loop.watch(self._pidfd, READ, self._exited)
+        """:raise OSError:"""
+        self._child = child = Child(self._loop, plan, self._exited, is_detached=self._is_detached)
+        if self._is_detached:
+            return
+        self._stdin = child.stdin
+        if not plan.has_pipe:
+            self._socket = child.stdin
+        self._outputs = {child.stdout: True, child.stderr: False}
+        if plan.log_tag:
+            self._log_copy = SyslogCopy(plan.log_tag)
         self._watch_outputs()
 
-    def _exited(self, events: int) -> None:
-        del events
-        self._has_exited = True
-        self._loop.forget(self._pidfd)
+    def _connected(self, fd: int) -> None:
+        """The service's socket is there: it is told who calls, and is output and input at once."""
+        assert self._socket_plan is not None
+        self._connector = None
+        self._stdin = self._socket = fd
+        if self._socket_plan.first:
+            self._stdin_queue.insert(0, self._socket_plan.first)
+        if self._is_detached:
+            self._pump_stdin()
+            self._finish(0)
+            return
+        self._outputs = {os.dup(fd): True}
+        assert self._writer is not None
+        self._writer.write(self._channel.stderr_end())
+        self._pump_stdin()
+        self._advance()
+
+    def _not_connected(self, reason: str) -> None:
+        self._connector = None
+        log(f"no connection to a service: {reason}")
+        self._finish(EXIT_PROBLEM)
+
+    # --- the process ---------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """Of the process that serves this call; 0: none."""
+        return 0 if self._child is None else self._child.pid
+
+    def use_single_socket(self) -> None:
+        """The process wants the socket of its input to carry its output too (qrexec §3, "Single-socket mode")."""
+        if self._socket < 0 or self._socket_plan is not None or self._is_finished or self._writer is None:
+            return
+        if not any(self._outputs.values()):
+            log("a service wants one socket for both directions after its output has ended")
+            return
+        for fd in [fd for fd in self._outputs if self._outputs[fd]]:
+            self._drain(fd)
+            self._close_output(fd)
+        self._outputs[os.dup(self._socket)] = True
+        self._watch_outputs()
+
+    def _drain(self, fd: int) -> None:
+        """What was written before goes first: as much as the pipe holds."""
+        assert self._writer is not None
+        try:
+            while data := os.read(fd, min(READ_SIZE, self._channel.max_chunk)):
+                self._writer.write(self._channel.stdout_header(len(data)), data)
+        except BlockingIOError:
+            return
+
+    def _exited(self) -> None:
         if self._is_detached:
             self._reap()
         else:
+            # Children of it that still hold its input see that no more comes (published).
+            self._close_stdin()
+            self._pump_stdin()
             # With the caller gone this does nothing: others of the group have until the timer to end by themselves.
             self._advance()
 
     def _reap(self) -> int:
-        _, status = os.waitpid(self._pid, 0)
-        self._loop.forget(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        return process.exit_code(status)
+        assert self._child is not None
+        child, self._child = self._child, None
+        return child.reap()
 
     # --- stdin ---------------------------------------------------------------------------------------------------
 
     def _pump_stdin(self, events: int = 0) -> None:
         del events
+        if self._connector is not None:
+            return
         try:
             if self._stdin >= 0 and self._stdin_queue:
                 drop(self._stdin_queue, os.writev(self._stdin, self._stdin_queue[:MAX_PIECES]))
@@ -237,11 +274,21 @@ class Call(StreamHandler):
         if self._stdin_queue:
             self._loop.watch(self._stdin, WRITE, self._pump_stdin)
             return
+        self._grant()
         if self._stdin >= 0:
             self._loop.forget(self._stdin)
-        if self._stdin_ended:
+            if self._stdin_ended:
+                self._close_stdin()
+            elif self._socket_plan is not None:
+                # Nobody writes to it now; that it is closed altogether shall be noticed.
+                self._loop.watch(self._stdin, 0, self._socket_gone)
+        if self._socket_plan is not None and self._stdin < 0:
+            self._socket_said(is_client=self._stdin_ended)
+
+    def _socket_gone(self, events: int) -> None:
+        if events & HANGUP:
             self._close_stdin()
-        self._grant()
+            self._advance()
 
     def _grant(self) -> None:
         """What was taken off the stream so far is dealt with, once."""
@@ -249,10 +296,14 @@ class Call(StreamHandler):
         self._link.consumed(self._stream, count)
 
     def _close_stdin(self) -> None:
-        if self._stdin >= 0:
-            self._loop.forget(self._stdin)
-            os.close(self._stdin)
-            self._stdin = -1
+        if self._stdin < 0:
+            return
+        fd, self._stdin = self._stdin, -1
+        self._loop.forget(fd)
+        if fd == self._socket:
+            sockets.shut(fd, sockets.SHUT_WR)
+        else:
+            os.close(fd)
 
     # --- stdout, stderr ------------------------------------------------------------------------------------------
 
@@ -281,37 +332,64 @@ class Call(StreamHandler):
             return
         fd = found[0]
         header = self._channel.stdout_header if is_stdout else self._channel.stderr_header
-        if self._link.convey(self._stream, fd, header):
+        is_copied = not is_stdout and self._log_copy is not None
+        if not is_copied and self._is_bulk_allowed and self._link.convey(self._stream, fd, header):
             self._advance()
             return
         try:
-            data = os.read(fd, READ_SIZE)
+            data = os.read(fd, min(READ_SIZE, self._channel.max_chunk))
         except BlockingIOError:
             return
+        except OSError:
+            # A connection the service broke off.
+            data = b""
         if data:
+            if not is_stdout and self._log_copy is not None:
+                self._log_copy.write(data)
             self._writer.write(header(len(data)), data)
         else:
             self._close_output(fd)
             self._writer.write(self._channel.stdout_end() if is_stdout else self._channel.stderr_end())
+            if self._socket_plan is not None:
+                self._socket_said(is_client=False)
         self._advance()
+
+    @property
+    def _is_bulk_allowed(self) -> bool:
+        """Conveyed messages have sizes of the present version."""
+        return self._channel.max_chunk == limits.QREXEC_MAX_CHUNK
 
     def _close_output(self, fd: int) -> None:
         del self._outputs[fd]
         self._loop.forget(fd)
         os.close(fd)
 
-    def _close_outputs(self) -> None:
-        for fd in tuple(self._outputs):
-            self._close_output(fd)
-
     # --- the end -------------------------------------------------------------------------------------------------
+
+    def _socket_said(self, *, is_client: bool) -> None:
+        """One direction to or from a service's socket has ended: some calls end with it."""
+        plan = self._socket_plan
+        assert plan is not None
+        if (plan.exit_on_client_eof if is_client else plan.exit_on_service_eof) and not self._is_finished:
+            self._finish(0)
+        elif not self._is_detached:
+            self._advance()
+
+    @property
+    def _is_served(self) -> bool:
+        """Whether what serves the call has nothing more to do."""
+        if self._connector is not None or self._outputs:
+            return False
+        if self._socket_plan is not None:
+            return self._stdin < 0
+        return self._child is not None and self._child.has_exited
 
     def _advance(self) -> None:
         """Go on with whatever became possible: more output, the exit code, the end of the stream."""
         if self._writer is None:
             return
-        if not self._is_finished and self._has_exited and not self._outputs:
-            self._finish(self._reap())
+        if not self._is_finished and self._is_served:
+            self._finish(0 if self._child is None else self._reap())
         elif self._is_finished and self._writer.is_empty:
             self._close_stream()
         else:
@@ -321,11 +399,26 @@ class Call(StreamHandler):
         """Send the last messages; the stream is closed once they have gone."""
         self._is_finished = True
         self._stdin_queue.clear()
-        self._close_stdin()
+        self._release()
         if self._writer is not None:
             end = self._channel.finish_detached(code) if self._is_detached else self._channel.finish(code)
             self._writer.write(end)
             self._advance()
+
+    def _release(self) -> None:
+        """Close all that leads to what serves the call."""
+        if self._connector is not None:
+            self._connector.cancel()
+            self._connector = None
+        self._close_stdin()
+        for fd in tuple(self._outputs):
+            self._close_output(fd)
+        if self._socket >= 0:
+            os.close(self._socket)
+            self._socket = -1
+        if self._log_copy is not None:
+            self._log_copy.close()
+            self._log_copy = None
 
     def _close_stream(self) -> None:
         self._writer = None

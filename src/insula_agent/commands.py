@@ -7,21 +7,20 @@ that port; all travel in the same pipe, so the stream is always there first.
 
 from __future__ import annotations
 
-import os
-
-from insula_agent import process, sockets
-from insula_agent.calls import Call, StartFailed
-from insula_agent.link import Link, StreamHandler, StreamWriter
+from insula_agent import fork_server, plans, sockets
+from insula_agent.calls import Call
 from insula_agent.log import log
 from insula_agent.loop import Loop
+from insula_agent.plans import Configuration, Order, StartFailed
 from insula_agent.relay import Relay
 from insula_agent.requests import Requests
-from insula_proto import limits, qrexec, services
+from insula_agent.session_wait import SessionWait
+from insula_agent.single_socket import SingleSocketRequests
+from insula_agent.streams import RESET_FAILED, StreamHandler, Streams, StreamWriter
+from insula_proto import limits, qrexec
 from insula_proto.errors import RemoteProtocolError
-from insula_proto.mux import RESET_FAILED
 from insula_proto.qrexec import (
-    EXIT_NOT_FOUND,
-    EXIT_PROBLEM,
+    OLDEST_VERSION,
     ExecCmdline,
     Hello,
     JustExec,
@@ -35,48 +34,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from insula_agent.plans import Plan
 
-class Configuration:
-    """Where services are, where programs ask for those of other qubes, and whether commands change the user."""
-
-    __slots__ = ("agent_socket", "config_path", "may_switch", "service_path")
-
-    def __init__(self, service_path: str, config_path: str, agent_socket: str, *, may_switch: bool) -> None:
-        self.service_path = service_path
-        self.config_path = config_path
-        self.agent_socket = agent_socket
-        self.may_switch = may_switch
-
-
-def plan(command_line: bytes, configuration: Configuration) -> process.Plan:
-    """Decide what ``user:command`` executes. :raise StartFailed:"""
-    user, colon, command = command_line.partition(b":")
-    if not colon:
-        raise StartFailed("a command line is user:command", EXIT_PROBLEM)
-    try:
-        call = services.parse_call(command)
-        if call is None:
-            account = process.find_account(user, may_switch=configuration.may_switch)
-            return process.plan_command(account, command, may_switch=configuration.may_switch)
-        path = services.find_service(call, configuration.service_path)
-        settings = services.find_settings(call, configuration.config_path)
-        if settings.force_user is not None:
-            user = settings.force_user.encode("utf-8")
-        account = process.find_account(user, may_switch=configuration.may_switch)
-        variables = call.environment(os.getpid())
-        if "QREXEC_SERVICE_PATH" in os.environ:
-            variables["QREXEC_SERVICE_PATH"] = os.environ["QREXEC_SERVICE_PATH"]
-        return process.plan_service(account, path, call.argument, variables, may_switch=configuration.may_switch)
-    except services.ServiceNotFound as error:
-        raise StartFailed(f"no service {error}", EXIT_NOT_FOUND) from error
-    except (services.ServiceBroken, process.UserUnknown) as error:
-        raise StartFailed(str(error), EXIT_PROBLEM) from error
+CHANNEL_SIZE = 524288
+"""Bytes a program's data channel holds each way, where root says so."""
 
 
 class _Waiting(StreamHandler):
     """A data stream whose purpose has not been named yet; keeps what comes for it (at most the window)."""
 
-    def __init__(self, stream: int) -> None:
+    def __init__(self, stream: int = 0) -> None:
         self.stream = stream
         self.call: Call | Relay | None = None
         self._early: list[bytes] = []
@@ -127,23 +94,27 @@ class _Waiting(StreamHandler):
 class Commands(StreamHandler):
     """``on_ready(version)`` is called when the host has answered our HELLO."""
 
-    def __init__(self, loop: Loop, link: Link, configuration: Configuration, on_ready: Callable[[int], None]) -> None:
+    def __init__(
+        self, loop: Loop, link: Streams, configuration: Configuration, on_ready: Callable[[int], None]
+    ) -> None:
         self._loop = loop
         self._link = link
         self._configuration = configuration
         self._on_ready = on_ready
-        self._channel = AgentControl()
+        self._channel = AgentControl(oldest=OLDEST_VERSION)
         self._stream = 0
         self._writer: StreamWriter | None = None
         self._waiting: dict[int, _Waiting] = {}
         self._calls: set[Call] = set()
+        self._session_wait = SessionWait(loop)
+        self._single_sockets = SingleSocketRequests(loop, self._calls)
         self.requests = Requests(loop, configuration.agent_socket, self._trigger, self._withdraw)
         self.ended = 0
         """Calls that are over."""
 
     def start(self) -> None:
         """Open the control channel, over a new stream."""
-        self._channel = AgentControl()
+        self._channel = AgentControl(oldest=OLDEST_VERSION)
         self._waiting.clear()
         self._stream = self._link.open(qrexec.CONTROL_PORT, self)
         self._writer = StreamWriter(self._link, self._stream)
@@ -165,13 +136,15 @@ class Commands(StreamHandler):
         """Decide for nobody what a command would execute: libraries and files that takes are here then."""
         for command_line in (b"root:true", b"root:QUBESRPC qubes.VMExec+true dom0"):
             try:
-                plan(command_line, self._configuration)
+                plans.plan(plans.read(command_line, self._configuration), self._configuration)
             except StartFailed as error:
                 log(f"rehearsal: {error}")
+        self._single_sockets.start()
 
     def kill_all(self) -> None:
         """End every command; for the agent's own end."""
-        for call in self._calls:
+        self._session_wait.cancel()
+        for call in tuple(self._calls):
             call.kill()
 
     # --- control channel -----------------------------------------------------------------------------------------
@@ -182,9 +155,7 @@ class Commands(StreamHandler):
         except RemoteProtocolError as error:
             # The host is trusted; what it says is wrong only if one of us is broken. Start over.
             log(f"control channel: {error}")
-            self._link.reset(stream, RESET_FAILED)
-            self.closed(stream, RESET_FAILED)
-            self.start()
+            self._start_over(stream)
             return
         self._link.consumed(stream, len(data))
         for message in messages:
@@ -200,9 +171,13 @@ class Commands(StreamHandler):
                 self.requests.refuse(message.ident)
 
     def fin(self, stream: int) -> None:
-        self._link.reset(stream, RESET_FAILED)
+        self._start_over(stream)
+
+    def _start_over(self, stream: int) -> None:
         self.closed(stream, RESET_FAILED)
-        self.start()
+        self._link.reset(stream, RESET_FAILED)
+        if not self._link.host_connects:
+            self.start()
 
     def closed(self, stream: int, code: int) -> None:
         del stream, code
@@ -224,18 +199,24 @@ class Commands(StreamHandler):
 
     def _withdraw(self, ident: bytes) -> None:
         """The program that asked has gone: nobody is to be asked for it any more (MC-24)."""
-        if self._writer is not None:
+        if self._writer is not None and self._link.relays_programs:
             self._writer.write(self._channel.withdraw_service(ident))
 
     def _join(self, message: ServiceConnect) -> None:
-        """A program's request was granted: give it the data stream."""
-        waiting = self._waiting.pop(message.port, None)
+        """A program's request was granted: give it the data stream, or tell it where to be the server of its own."""
         client = self.requests.take(message.ident or b"")
         epoch = self._link.epoch
 
         def end() -> None:
             self._terminated(message.domain, message.port, epoch)
 
+        if not self._link.relays_programs:
+            if client is None:
+                end()
+            else:
+                client.answer_and_stay(message.domain, message.port, end)
+            return
+        waiting = self._waiting.pop(message.port, None)
         if waiting is None or waiting.is_closed or client is None:
             if waiting is None:
                 log(f"no data stream for port {message.port}")
@@ -245,35 +226,90 @@ class Commands(StreamHandler):
                 client.close()
             end()
             return
-        ours, theirs = sockets.pair()
+        ours, theirs = sockets.pair(CHANNEL_SIZE)
         # A program that has gone meanwhile leaves a channel whose other end is closed: the relay ends the call.
         client.answer(message.domain, message.port, theirs.fileno())
         theirs.close()
         client.close()
         waiting.hand_over(Relay(self._loop, self._link, waiting.stream, ours, end))
 
+    # --- commands and services of this qube ----------------------------------------------------------------------
+
     def _execute(self, message: ExecCmdline | JustExec) -> None:
-        waiting = self._waiting.pop(message.port, None)
-        if waiting is None or message.command is None:
+        waiting = self._take_stream(message)
+        command_line = message.command
+        if waiting is None or command_line is None:
             log(f"no data stream for port {message.port}")
             self._terminated(message.domain, message.port, self._link.epoch)
             return
-        command_line = message.command
         epoch = self._link.epoch
+        order: Order | None = None
+        failure: StartFailed | None = None
+        try:
+            order = plans.read(command_line, self._configuration)
+        except StartFailed as error:
+            failure = error
 
-        def make_plan() -> process.Plan:
-            return plan(command_line, self._configuration)
+        def make_plan() -> Plan:
+            if order is None:
+                assert failure is not None
+                raise failure
+            return plans.plan(order, self._configuration)
 
         def end() -> None:
             self._calls.discard(call)
             self.ended += 1
             self._terminated(message.domain, message.port, epoch)
 
+        def begin() -> None:
+            self._single_sockets.start()
+            if waiting.is_closed:
+                # Who called has gone while the call waited.
+                end()
+            else:
+                self._begin(message, waiting, order, call, end)
+
         call = Call(self._loop, self._link, make_plan, end, is_detached=isinstance(message, JustExec))
         self._calls.add(call)
+        if order is not None and order.waits_for_session:
+            self._wait_for_session(order, begin)
+        else:
+            begin()
+
+    def _take_stream(self, message: ExecCmdline | JustExec) -> _Waiting | None:
+        """The data stream that belongs to a command: the host has opened it, or it is ours to be opened."""
+        if not self._link.host_connects:
+            return self._waiting.pop(message.port, None)
+        return _Waiting()
+
+    def _wait_for_session(self, order: Order, begin: Callable[[], None]) -> None:
+        if not self._session_wait.is_running:
+            wait = plans.plan_session_wait(order, self._configuration)
+            if wait is None:
+                log(f"{plans.SESSION_SERVICE} is not there: nothing to wait for")
+                begin()
+                return
+            self._session_wait.start(wait, order.user)
+        self._session_wait.add(begin)
+
+    def _begin(
+        self,
+        message: ExecCmdline | JustExec,
+        waiting: _Waiting,
+        order: Order | None,
+        call: Call,
+        end: Callable[[], None],
+    ) -> None:
+        if self._link.host_connects:
+            path = self._configuration.fork_server
+            if order is not None and order.belongs_in_session and path:
+                handed = fork_server.hand_over(self._loop, path, order.user, message, order.whole, end)
+                if handed is not None:
+                    return
+            waiting.stream = self._link.connect(message.domain, message.port, waiting)
         waiting.hand_over(call)
 
     def _terminated(self, domain: int, port: int, epoch: int) -> None:
         """Tell the host that the port is free, unless that was another connection's port."""
-        if self._writer is not None and epoch == self._link.epoch:
+        if self._writer is not None and epoch == self._link.epoch and self._channel.version is not None:
             self._writer.write(self._channel.connection_terminated(domain, port))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 import os
 
-from insula_agent.link import Link, StreamHandler, StreamWriter
 from insula_agent.log import log
+from insula_agent.streams import RESET_FAILED, StreamHandler, Streams, StreamWriter
 from insula_proto import qubesdb
 from insula_proto.errors import RemoteProtocolError
-from insula_proto.mux import RESET_FAILED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Keys(StreamHandler):
 
     def __init__(
         self,
-        link: Link,
+        link: Streams,
         folder: str,
         on_complete: Callable[[dict[str, bytes]], None],
         on_written: Callable[[str, bytes], None],

@@ -3,7 +3,7 @@
 A virtio-serial port shows a host that is not connected as HUP, level-triggered, and reads as empty; then the port is
 left alone until something changes. A unix socket (for tests and for other transports) is connected to again.
 
-Each stream has a :class:`StreamHandler`; what it may not send yet waits in a :class:`StreamWriter`.
+Its streams are used as :mod:`insula_agent.streams` says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import stat
 from insula_agent import conveyor
 from insula_agent.log import log
 from insula_agent.loop import EDGE, HANGUP, READ, WRITE, Loop
+from insula_agent.streams import StreamHandler, Streams
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.mux import (
     GUEST,
@@ -56,28 +57,6 @@ RECONNECT_INTERVAL = 0.1
 
 class TransportError(Exception):
     """The device cannot be opened, or is gone for good."""
-
-
-class StreamHandler:
-    """What happens to a stream; override what matters."""
-
-    def data(self, stream: int, data: bytes) -> None:
-        """Bytes came; they count against the window until :meth:`Link.consumed`.
-
-        ``data`` is a view of bytes, valid until :meth:`data_end`: whoever wants to keep some makes a copy.
-        """
-
-    def data_end(self, stream: int) -> None:
-        """All that came at once was handed over: what was kept of it must be copied now."""
-
-    def fin(self, stream: int) -> None:
-        """The host sends nothing more."""
-
-    def writable(self, stream: int) -> None:
-        """The stream may have room again (asked for by :meth:`Link.notify_writable`)."""
-
-    def closed(self, stream: int, code: int) -> None:
-        """The stream was reset by the host, or lost with the connection."""
 
 
 def open_transport(device: str) -> int:
@@ -125,46 +104,7 @@ def _writes(buffers: Sequence[Buffer]) -> list[Buffer]:
     return writes
 
 
-class StreamWriter:
-    """Bytes on their way into a stream, kept until credit comes.
-
-    Bounded by its users: each asks :attr:`is_empty` before it produces more.
-    """
-
-    def __init__(self, link: Link, stream: int) -> None:
-        self._link = link
-        self._stream = stream
-        self._pending: list[bytes] = []
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._pending
-
-    def write(self, *data: bytes) -> None:
-        """Send in order; what belongs together goes in one frame if the stream has room for all of it."""
-        if not self._pending and sum([len(piece) for piece in data]) <= self._link.writable(self._stream):
-            self._link.send(self._stream, *data)
-            return
-        self._pending.extend(data)
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what may be sent; ask to be called again for the rest."""
-        done = 0
-        for data in self._pending:
-            room = self._link.writable(self._stream)
-            if room < len(data):
-                if room:
-                    self._link.send(self._stream, data[:room])
-                    self._pending[done] = data[room:]
-                self._link.notify_writable(self._stream)
-                break
-            self._link.send(self._stream, data)
-            done += 1
-        del self._pending[:done]
-
-
-class Link:
+class Link(Streams):
     """``on_sync`` is called when a connection is new and has no streams; ``accept(stream, port)`` returns the handler
     of a stream the host opens, or None to refuse it."""
 
@@ -192,6 +132,7 @@ class Link:
         """The pipe takes nothing at present."""
         self.epoch = 0
         """Counts connections: what belongs to an earlier one must not speak on this one."""
+        self.relays_programs = True
         loop.before_wait(self.flush)
 
     def start(self) -> None:

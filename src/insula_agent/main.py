@@ -19,10 +19,13 @@ import sys
 import time
 
 from insula_agent import keys, requests
-from insula_agent.commands import Commands, Configuration
-from insula_agent.link import Link, StreamHandler, TransportError
+from insula_agent.commands import Commands
+from insula_agent.link import Link, TransportError
 from insula_agent.log import fatal, log
 from insula_agent.loop import Loop
+from insula_agent.notification import notify_systemd
+from insula_agent.plans import Configuration
+from insula_agent.streams import StreamHandler
 from insula_proto import services
 
 # See process.py for why not ``signal``.
@@ -91,22 +94,6 @@ def parse_options(arguments: list[str]) -> Options | None:
         else:
             return None
     return options
-
-
-def notify_systemd(state: str) -> None:
-    """sd_notify(3): a datagram to $NOTIFY_SOCKET, if there is one."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    import _socket  # noqa: PLC0415 - the public module costs an import of enum and selectors
-
-    notifier = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
-    try:
-        notifier.sendto(state.encode("ascii"), "\0" + path[1:] if path.startswith("@") else path)
-    except OSError as error:
-        log(f"systemd is not listening: {error}")
-    finally:
-        notifier.close()
 
 
 class Identity:

@@ -20,7 +20,7 @@ _RESET_SIGNALS = (1, 2, 3, 10, 12, 13, 14, 15, 17, 18, 20, 21, 22, 24, 25)
 """HUP INT QUIT USR1 USR2 PIPE ALRM TERM CHLD CONT TSTP TTIN TTOU XCPU XFSZ (signal(7))."""
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_INHERITED = ("LANG", "LC_ALL", "TZ")
+_INHERITED = ("LANG", "LC_ALL", "TZ", "QREXEC_SERVICE_PATH")
 _EXEC_ITS_ARGUMENTS = 'exec "$0" "$@"'
 """A shell program that becomes the service; name and argument reach it unexpanded (MC-17)."""
 EXEC_FAILED = 125
@@ -32,9 +32,12 @@ class UserUnknown(Exception):
 
 
 class Plan:
-    """What to execute: program, argument vector, environment, and as whom (``uid`` None: as ourselves)."""
+    """What to execute: program, argument vector, environment, and as whom (``uid`` None: as ourselves).
 
-    __slots__ = ("arguments", "environment", "gid", "groups", "home", "program", "uid")
+    ``has_pipe``: standard input is a pipe, else a socket. ``log_tag``: error output goes to the system's log too.
+    """
+
+    __slots__ = ("arguments", "environment", "gid", "groups", "has_pipe", "home", "log_tag", "program", "uid")
 
     def __init__(self, program: str, arguments: Sequence[bytes | str], environment: dict[str, str], home: str) -> None:
         self.program = program
@@ -44,9 +47,12 @@ class Plan:
         self.uid: int | None = None
         self.gid = 0
         self.groups: list[int] = []
+        self.has_pipe = False
+        self.log_tag = ""
 
 
 def _environment(account: pwd.struct_passwd, shell: str, extra: dict[str, str]) -> dict[str, str]:
+    """As a login makes it; of ours only what says how to speak, and where services are (qrexec, §5)."""
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     environment.update(
         PATH=_DEFAULT_PATH, HOME=account.pw_dir, SHELL=shell, USER=account.pw_name, LOGNAME=account.pw_name
@@ -75,11 +81,12 @@ def _as_user(plan: Plan, account: pwd.struct_passwd) -> Plan:
 
 def plan_command(account: pwd.struct_passwd, command: bytes, *, may_switch: bool) -> Plan:
     """A shell command: in the user's login shell, or (users not switched) by ``/bin/sh``."""
+    variables = {"QREXEC_AGENT_PID": str(os.getpid())}
     if not may_switch:
-        return Plan("/bin/sh", ["sh", "-c", command], _environment(account, "/bin/sh", {}), account.pw_dir)
+        return Plan("/bin/sh", ["sh", "-c", command], _environment(account, "/bin/sh", variables), account.pw_dir)
     shell = account.pw_shell or "/bin/sh"
     arguments: list[bytes | str] = ["-" + shell.rpartition("/")[2], "-c", command]
-    return _as_user(Plan(shell, arguments, _environment(account, shell, {}), account.pw_dir), account)
+    return _as_user(Plan(shell, arguments, _environment(account, shell, variables), account.pw_dir), account)
 
 
 def plan_service(
@@ -92,6 +99,19 @@ def plan_service(
         return Plan(path, vector, environment, account.pw_dir)
     arguments = ["sh", "-l", "-c", _EXEC_ITS_ARGUMENTS, *vector]
     return _as_user(Plan("/bin/sh", arguments, environment, account.pw_dir), account)
+
+
+def in_session(plan: Plan) -> Plan:
+    """The same with our own environment, which is that of the session: display, bus, and what the user set."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("QREXEC")}
+    plan.environment = {**plan.environment, **inherited}
+    return plan
+
+
+def plan_own(path: str, variables: dict[str, str]) -> Plan:
+    """A program of the system that runs as ourselves."""
+    account = pwd.getpwuid(os.geteuid())
+    return Plan(path, [path], _environment(account, "/bin/sh", variables), "/")
 
 
 def start(plan: Plan, stdin: int, stdout: int, stderr: int) -> int:
@@ -124,6 +144,7 @@ def _become(plan: Plan, stdin: int, stdout: int, stderr: int) -> None:
     # What the agent, or whoever started it, ignores must not be ignored by the command: it would miss its hang-up.
     for number in _RESET_SIGNALS:
         _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     if plan.uid is not None:
         os.setgroups(plan.groups)
         os.setgid(plan.gid)

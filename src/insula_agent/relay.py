@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 
 from insula_agent import sockets
-from insula_agent.link import Link, StreamHandler
 from insula_agent.loop import READ, WRITE, Loop
 from insula_agent.pieces import MAX_PIECES, drop
+from insula_agent.streams import RESET_FAILED, StreamHandler, Streams
 from insula_proto import limits
-from insula_proto.mux import RESET_FAILED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def _no_header(size: int) -> bytes:
 class Relay(StreamHandler):
     """Owns ``connection``, our end of the program's socket; ``on_end`` is called once, when all is over."""
 
-    def __init__(self, loop: Loop, link: Link, stream: int, connection: Socket, on_end: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, link: Streams, stream: int, connection: Socket, on_end: Callable[[], None]) -> None:
         connection.setblocking(False)
         self._loop = loop
         self._link = link

@@ -57,6 +57,7 @@ class Client:
         """What it asks for, once that has come in full."""
         self.ident = b""
         """Under what the host was asked; empty before that."""
+        self._on_close: Callable[[], None] | None = None
         self._timer: Timer = loop.after(REQUEST_TIMEOUT, self._give_up)
         loop.watch(self._fd, READ, self._ready)
 
@@ -99,12 +100,19 @@ class Client:
         except OSError as error:
             log(f"a program that asked does not listen: {error}")
 
+    def answer_and_stay(self, domain: int, port: int, on_close: Callable[[], None]) -> None:
+        """Tell it where to have its data channel; ``on_close`` is called when it says that its call is over."""
+        self._on_close = on_close
+        self.answer(domain, port)
+
     def close(self) -> None:
         """To a program that waits this means: refused."""
         self._timer.cancel()
         self._loop.forget(self._fd)
         self._connection.close()
         self._owner.closed(self)
+        if self._on_close is not None:
+            self._on_close()
 
 
 class Requests:

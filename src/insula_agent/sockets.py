@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     Socket = _socket.socket
 SHUT_RD, SHUT_WR = 0, 1
+_SO_SNDBUFFORCE = 32
+"""<asm-generic/socket.h>"""
 
 
 def unix_socket() -> _socket.socket:
@@ -46,9 +48,17 @@ def accept(listener: _socket.socket) -> _socket.socket:
     return _socket.socket(fileno=fd)
 
 
-def pair() -> tuple[_socket.socket, _socket.socket]:
-    """Two stream sockets connected to each other."""
-    return _socket.socketpair()
+def pair(size: int = 0) -> tuple[_socket.socket, _socket.socket]:
+    """Two stream sockets connected to each other, with room for about ``size`` bytes each way where that is allowed."""
+    first, second = _socket.socketpair()
+    if size:
+        for end in (first, second):
+            # Beyond the system's limit for root, up to it for others.
+            try:
+                end.setsockopt(_socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+            except PermissionError:
+                end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, size)
+    return first, second
 
 
 def shut(fd: int, how: int) -> None:

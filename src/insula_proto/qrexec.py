@@ -245,6 +245,16 @@ def _encode_trigger(message: TriggerService) -> tuple[int, bytes]:
     return TRIGGER_SERVICE4, _name_field(message.source, _NAME_SIZE) + target + ident + service
 
 
+def encode_trigger2(message: TriggerService) -> bytes:
+    """TRIGGER_SERVICE in the form of version 2. :raise LocalProtocolError: a field does not fit its place."""
+    if not message.service:
+        raise LocalProtocolError("a trigger names a service")
+    service = _name_field(message.service, _NAME_SIZE)
+    target = _name_field(message.target, _TRIGGER2_TARGET_SIZE)
+    body = service + target + _name_field(message.ident, _IDENT_SIZE)
+    return HEADER.pack(TRIGGER_SERVICE, len(body)) + body
+
+
 def _encode_body(message: Message) -> tuple[int, bytes]:
     if isinstance(message, Hello):
         return HELLO, _U32.pack(message.version)

@@ -143,11 +143,13 @@ class AgentControl(_Channel):
         return qrexec.encode(ConnectionTerminated(domain, port))
 
     def trigger_service(self, target: bytes, ident: bytes, service: bytes, source: bytes = b"") -> bytes:
-        """Ask for a service in the form the negotiated version has; version 3 cannot carry a source."""
+        """Ask for a service in the form the negotiated version has; before version 4 there is no source."""
         self._require_open()
         assert self.version is not None
         if self.version < 4 and source:
-            raise LocalProtocolError("version 3 has no source")
+            raise LocalProtocolError(f"version {self.version} has no source")
+        if self.version < qrexec.MIN_VERSION:
+            return qrexec.encode_trigger2(TriggerService(None, target, ident, service))
         return qrexec.encode(TriggerService(source if self.version >= 4 else None, target, ident, service))
 
     def withdraw_service(self, ident: bytes) -> bytes:

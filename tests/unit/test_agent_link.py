@@ -12,8 +12,9 @@ import pytest
 
 from insula_agent import conveyor
 from insula_agent import link as link_module
-from insula_agent.link import Link, StreamHandler, StreamWriter, TransportError, open_transport
+from insula_agent.link import Link, TransportError, open_transport
 from insula_agent.loop import READ, Loop
+from insula_agent.streams import StreamHandler, StreamWriter
 from insula_proto import limits
 from insula_proto.mux import HOST, DataReceived, Mux, MuxEvent, StreamOpened, StreamReset, Synced
 

@@ -252,7 +252,8 @@ async def test_vmexec_runs_the_encoded_command(qube: FakeQube) -> None:
 
 
 async def test_keys_are_shown_in_the_qube_and_changes_follow(qube: FakeQube) -> None:
-    assert (qube.folder / "keys" / "name").read_text() == "work"
+    # Whoever looks from within sees them; from here there is a moment between the agent's answer and its files.
+    assert (await sh(qube, f"cat {qube.folder}/keys/name"))[1] == b"work"
     assert qube.session is not None
     await qube.session.set_key("/name", b"play")
     await qube.session.set_key("/new", b"1")
