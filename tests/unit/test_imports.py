@@ -15,6 +15,7 @@ SRC = Path(__file__).parents[2] / "src"
 WITHIN_A_LAYER = frozenset(
     {
         ("lifecycle", "rpc"),  # starting a qube starts the process that terminates its channel
+        ("qrexec", "rpc"),  # a policy daemon asks the user as the broker does
         ("cli", "daemon"),  # the first command starts the daemon
         ("client", "daemon"),  # so does the first call
         ("cli", "manager"),  # `insula prompt` starts it

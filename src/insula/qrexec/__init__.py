@@ -13,13 +13,15 @@ machines of the channels, and the rules for services are those of :mod:`insula_p
     daemon        qrexec-daemon: an exchange in the background
     errand        one request of a qube, in a process of its own: policy, target, the host's own services
     client        qrexec-client
-    policy_daemon, policy_exec, policy_answers   questions about policy
+    policy_daemon, policy_exec   the two that answer questions about policy
+    judge         how they do: policy as it is on disk, the system as it is, the user
 
     places        names and folders, and what overrides them
     sockets       vchans and connections to daemons
     relay         a data channel joined to descriptors, either end
     host_service  a service or command of the host, as a process or a socket
     question      asking policy from a daemon's end
+    policy_protocol   questions and answers on the wire
     qubesd        starting and ending qubes through the Admin API
     log           lines for people, not more a second than they can read
 

@@ -13,7 +13,7 @@ from insula.qrexec import host_service, qubesd, question
 from insula.qrexec.errors import DaemonAbsent, DaemonError, QrexecError
 from insula.qrexec.log import say
 from insula.qrexec.places import ADMIN_NAMES
-from insula.qrexec.question import Answer, Question
+from insula.qrexec.policy_protocol import Answer, Question
 from insula.qrexec.relay import ServiceRelay
 from insula.qrexec.sockets import DaemonClient, Deadline, connect_vchan, handshake
 from insula_proto import qrexec
@@ -44,13 +44,15 @@ class Caller:
 def run(caller: Caller, asked: Question, program: str, connection: socket.socket) -> int:
     """Do the whole errand; return the process's exit code."""
     answer = question.ask(asked, program, connection)
-    if answer is None:
-        return EXIT_REFUSED
+    return EXIT_REFUSED if answer is None else carry_out(caller, asked, answer, DaemonClient(connection))
+
+
+def carry_out(caller: Caller, asked: Question, answer: Answer, daemon: DaemonClient) -> int:
+    """Do what policy answered; return the process's exit code."""
     service = answer.service or asked.service
     if "+" not in service:
         service += "+"
     source = answer.policy_source or caller.name
-    daemon = DaemonClient(connection)
     try:
         if answer.target in ADMIN_NAMES:
             command = host_command(service, source, answer.requested_target)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from insula.qrexec import errand
 from insula.qrexec.log import say
-from insula.qrexec.question import Question
+from insula.qrexec.policy_protocol import Question
 from insula.qrexec.sockets import Deadline, retry_after, try_vchan, wait_readable
 from insula.qrexec.switchboard import (
     CloseClient,

@@ -1,7 +1,5 @@
-"""Asking policy: the daemon's end of ``policy.sock`` and of the policy program (reference: qrexec, §7).
-
-The policy daemon is asked first; if it is not there, or what it says is no answer, the policy program is run, and what
-that says counts. Everything that is no clear answer is a refusal.
+"""Asking policy, as a qube's daemon does: the policy daemon first; if it is not there, or what it says is no answer,
+the policy program is run, and what that says counts. Everything that is no clear answer is a refusal (qrexec, §7).
 """
 
 from __future__ import annotations
@@ -13,89 +11,8 @@ import socket
 
 from insula.qrexec.log import say
 from insula.qrexec.places import policy_socket
+from insula.qrexec.policy_protocol import MAX_ANSWER, Answer, Question, decode_answer, encode_question
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
-from insula_proto.value import Value
-
-MAX_ANSWER = 4096
-"""Bytes, as published."""
-MAX_LINES = 64
-
-_ONCE = ("user", "target", "requested_target", "autostart")
-"""What an allowing answer must have, and a denying one must not."""
-_KNOWN = frozenset({"result", *_ONCE, "target_uuid", "service", "policy_source"})
-_BOOLEANS = {"True": True, "False": False}
-
-
-class Question(Value):
-    """``requested_source`` is None where the protocol's version has none."""
-
-    __slots__ = ("requested_source", "service", "source", "target")
-    source: str
-    target: str
-    service: str
-    requested_source: str | None
-
-    def __init__(self, source: str, target: str, service: str, requested_source: str | None = None) -> None:
-        self._fill(source=source, target=target, service=service, requested_source=requested_source)
-
-
-class Answer(Value):
-    """Allowed, and how."""
-
-    __slots__ = ("autostart", "policy_source", "requested_target", "service", "target", "target_uuid", "user")
-    user: str
-    target: str
-    target_uuid: str | None
-    requested_target: str
-    service: str | None
-    policy_source: str | None
-    autostart: bool
-
-    def __init__(self, fields: dict[str, str]) -> None:
-        self._fill(
-            user=fields["user"],
-            target=fields["target"],
-            target_uuid=fields.get("target_uuid"),
-            requested_target=fields["requested_target"],
-            service=fields.get("service"),
-            policy_source=fields.get("policy_source"),
-            autostart=_BOOLEANS[fields["autostart"]],
-        )
-
-
-def encode_question(question: Question) -> bytes:
-    """:raise LocalProtocolError: a text with a line end in it, or not ASCII."""
-    lines = {"source": question.source, "requested_source": question.requested_source}
-    lines |= {"intended_target": question.target, "service_and_arg": question.service}
-    given = [f"{key}={value}" for key, value in lines.items() if value is not None]
-    text = "\n".join([*given, "", ""])
-    if text.count("\n") != len(given) + 1 or not text.isascii():
-        raise LocalProtocolError(f"not a question: {question}")
-    return text.encode("ascii")
-
-
-def decode_answer(untrusted_data: bytes) -> Answer | None:
-    """The answer; None: denied. :raise RemoteProtocolError: neither."""
-    if len(untrusted_data) > MAX_ANSWER:
-        raise RemoteProtocolError(f"an answer has at most {MAX_ANSWER} bytes")
-    try:
-        text = untrusted_data.decode("ascii")
-    except UnicodeDecodeError as error:
-        raise RemoteProtocolError("an answer that is not ASCII") from error
-    if "\0" in text:
-        raise RemoteProtocolError("an answer with a NUL in it")
-    fields: dict[str, str] = {}
-    for line in text.removesuffix("\n").split("\n"):
-        key, equals, value = line.partition("=")
-        if not equals or key in fields or len(fields) > MAX_LINES:
-            raise RemoteProtocolError(f"not a line of an answer: {line!a}")
-        fields[key] = value
-    result = fields.get("result")
-    if result == "deny" and not fields.keys() & set(_ONCE):
-        return None
-    if result != "allow" or not fields.keys() >= set(_ONCE) or fields["autostart"] not in _BOOLEANS:
-        raise RemoteProtocolError("an answer that neither allows nor denies")
-    return Answer({key: value for key, value in fields.items() if key in _KNOWN})
 
 
 def ask(question: Question, program: str, caller: socket.socket) -> Answer | None:

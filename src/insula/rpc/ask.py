@@ -77,6 +77,10 @@ class Prompts:
             task.cancel()
         await asyncio.gather(*self._notices, return_exceptions=True)
 
+    async def drain(self) -> None:
+        """Wait for the notices that are on their way; each has a time limit."""
+        await asyncio.gather(*self._notices, return_exceptions=True)
+
     def forget(self, qube: str) -> None:
         """There is no such qube any more."""
         self._askers.pop(qube, None)
@@ -95,7 +99,7 @@ class Prompts:
         asker.open += 1
         self._open += 1
         try:
-            answer = await self._exchange(_question(question, source), timeout=None)
+            answer = await self._exchange(question_of(question), timeout=None)
             return agent.decode_answer(answer, question.targets)
         except (OSError, TimeoutError, LocalProtocolError, RemoteProtocolError) as error:
             raise NobodyToAsk(f"{Reason.NOBODY_TO_ASK.value}: {error or 'no answer'}", notify=False) from error
@@ -157,8 +161,10 @@ class Prompts:
             yield connection
 
 
-def _question(question: Ask, source: str) -> Question:
+def question_of(question: Ask) -> Question:
+    """What the policy agent is asked."""
     request = question.request
+    source = request.requested_source or request.source
     wanted = {source, *question.targets}
     shown = {name: icon for name, icon in icons(question.snapshot).items() if name in wanted}
     return Question(source, request.service, request.argument, question.targets, question.default_target, shown)
