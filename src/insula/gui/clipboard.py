@@ -1,0 +1,253 @@
+"""The two keys that move text: the part of one qube's process, and the board between qubes. Pure.
+
+The host never looks into what is copied; in :class:`Board` it is not even bytes, but whatever its owner passes (a
+sealed memory file, so that the daemon reads nothing a guest wrote). Rules:
+
+- Nothing happens without a key pressed by the user in a window of the qube (MC-53). One press, one answer: what a guest
+  sends unasked, twice, after the time, or after the user went on, is dropped (MC-51).
+- Too long is refused as a whole, with a word to the user; nothing is ever cut (MC-52).
+- A new copy clears the board at once, also one that fails: nobody pastes what they believe to have replaced.
+- One paste for each copy (MC-54), and only for a time. Policy judges each pair; a target that is refused gets nothing,
+  not even the news that there was something (MC-55).
+- Order is that of the user's keys, by the display server's clock, not of the messages: a process that was held up
+  cannot paste what was copied after its key was pressed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from insula.gui.desktop import AskPaste, Command, FailCopy, OfferCopy, Send, StartCopy
+from insula_proto import gui
+
+COPY_TIMEOUT = 5.0
+"""Seconds a guest has to answer: an emulated one that swaps takes two."""
+PASTE_TIMEOUT = 5.0
+"""Seconds from the key to what is pasted; policy asks nobody."""
+KEPT = 300.0
+"""Seconds a copy can be pasted."""
+
+Content = TypeVar("Content")
+
+
+class QubeClipboard:
+    """One qube's part."""
+
+    def __init__(self, limit: int) -> None:
+        """``limit``: bytes."""
+        self._limit = limit
+        self._number = 0
+        self._copy: tuple[int, float] | None = None
+        """Number and deadline of the copy the guest was asked for."""
+        self._paste: tuple[int, int, float] | None = None
+        """Number, window and deadline of the paste that was asked for."""
+
+    def copy(self, window: int, stamp: int, now: float) -> list[Command]:
+        """The user pressed the keys that copy."""
+        self._number += 1
+        self._copy = (self._number, now + COPY_TIMEOUT)
+        return [StartCopy(self._number, stamp), Send(gui.ClipboardRequest(window))]
+
+    def received(self, untrusted_data: bytes, now: float) -> list[Command]:
+        """The guest sent CLIPBOARD_DATA."""
+        if self._copy is None or now >= self._copy[1]:
+            self._copy = None
+            return []
+        number, self._copy = self._copy[0], None
+        if len(untrusted_data) > self._limit:
+            return [FailCopy(number, f"the text is longer than {self._limit} bytes")]
+        if not untrusted_data:
+            return [FailCopy(number, "there was nothing to copy")]
+        return [OfferCopy(number, untrusted_data)]
+
+    def paste(self, window: int, stamp: int, now: float) -> list[Command]:
+        """The user pressed the keys that paste."""
+        self._number += 1
+        self._copy = None
+        self._paste = (self._number, window, now + PASTE_TIMEOUT)
+        return [AskPaste(self._number, stamp)]
+
+    def deliver(self, number: int, data: bytes, now: float) -> list[Command]:
+        """The board's answer to a paste: nothing is sent if it is not the last one asked for, late, or too long."""
+        paste = self._paste
+        if paste is None or paste[0] != number:
+            return []
+        self._paste = None
+        if now >= paste[2] or len(data) > self._limit:
+            return []
+        return [Send(gui.ClipboardData(paste[1], data))]
+
+
+# --- between qubes -------------------------------------------------------------------------------------------------
+
+
+def is_before(first: int, second: int) -> bool:
+    """Whether a stamp of the display server's 32-bit clock is older than another one."""
+    return (first - second) & 0xFFFFFFFF >= 0x80000000
+
+
+class BoardCommand:
+    """Base of all."""
+
+
+@dataclass(frozen=True)
+class Judge(BoardCommand):
+    """Ask policy (``qubes.ClipboardPaste``; "ask" counts as allowed: the key was the consent), then tell
+    :meth:`Board.judged`."""
+
+    number: int
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Deliver(BoardCommand, Generic[Content]):
+    """Give it to the target's process, as the answer to its paste ``number``; it is off the board."""
+
+    target: str
+    number: int
+    content: Content
+
+
+@dataclass(frozen=True)
+class Drop(BoardCommand, Generic[Content]):
+    """Let go of it; it is off the board."""
+
+    content: Content
+
+
+@dataclass(frozen=True)
+class Notice(BoardCommand):
+    """For the desktop's corner."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class _Held(Generic[Content]):
+    source: str
+    content: Content
+    size: int
+    until: float
+
+
+@dataclass(frozen=True)
+class _Copying:
+    source: str
+    number: int
+    until: float
+
+
+@dataclass(frozen=True)
+class _Pasting:
+    target: str
+    number: int
+    """The target process's."""
+
+
+class Board(Generic[Content]):
+    """What all qubes' processes share: at most one text, in nobody's reach but the user's keys'."""
+
+    def __init__(self) -> None:
+        self._held: _Held[Content] | None = None
+        self._copying: _Copying | None = None
+        self._pasting: dict[int, _Pasting] = {}
+        self._judgements = 0
+        self._stamp: int | None = None
+        """Of the last key that did something."""
+
+    @property
+    def holds(self) -> tuple[str, int] | None:
+        """Source and bytes, for the desktop's corner; None: nothing."""
+        return None if self._held is None else (self._held.source, self._held.size)
+
+    def _is_late(self, stamp: int) -> bool:
+        if self._stamp is not None and is_before(stamp, self._stamp):
+            return True
+        self._stamp = stamp
+        return False
+
+    def _clear(self) -> list[BoardCommand]:
+        held, self._held = self._held, None
+        self._pasting.clear()
+        return [] if held is None else [Drop(held.content)]
+
+    def copy_started(self, source: str, number: int, stamp: int, now: float) -> list[BoardCommand]:
+        """The user copies in a window of ``source``."""
+        if self._is_late(stamp):
+            return []
+        self._copying = _Copying(source, number, now + COPY_TIMEOUT)
+        return self._clear()
+
+    def copy_offered(self, source: str, number: int, content: Content, size: int, now: float) -> list[BoardCommand]:
+        """What the guest answered."""
+        copying = self._copying
+        if copying is None or (copying.source, copying.number) != (source, number):
+            return [Drop(content)]
+        self._copying = None
+        if now >= copying.until:
+            return [Drop(content), Notice(f"{source} took too long; nothing was copied")]
+        self._held = _Held(source, content, size, now + KEPT)
+        return [Notice(f"{size} bytes copied from {source}")]
+
+    def copy_failed(self, source: str, number: int, reason: str) -> list[BoardCommand]:
+        """``reason``: the host's words."""
+        copying = self._copying
+        if copying is None or (copying.source, copying.number) != (source, number):
+            return []
+        self._copying = None
+        return [Notice(f"nothing was copied from {source}: {reason}")]
+
+    def focused(self, qube: str) -> list[BoardCommand]:
+        """The user works in that qube now: one that still copies is too late (MC-51)."""
+        copying = self._copying
+        if copying is None or copying.source == qube:
+            return []
+        self._copying = None
+        return [Notice(f"{copying.source} had not answered yet; nothing was copied")]
+
+    def paste_asked(self, target: str, number: int, stamp: int, now: float) -> list[BoardCommand]:
+        """The user pastes in a window of ``target``."""
+        if self._is_late(stamp):
+            return []
+        self._copying = None
+        expired = self.expire(now)
+        if self._held is None:
+            return [*expired, Notice("there is nothing to paste")]
+        if self._held.source == target:
+            return [Notice(f"the text is from {target} itself; paste it there as within any computer")]
+        self._judgements += 1
+        # (A key that is pressed again asks again; what the first was for is void.)
+        self._pasting = {self._judgements: _Pasting(target, number)}
+        return [Judge(self._judgements, self._held.source, target)]
+
+    def judged(self, number: int, is_allowed: bool, now: float) -> list[BoardCommand]:  # noqa: FBT001, RUF100 - a fact
+        """What policy said about a :class:`Judge`."""
+        pasting = self._pasting.pop(number, None)
+        expired = self.expire(now)
+        held = self._held
+        if pasting is None or held is None:
+            return expired
+        if not is_allowed:
+            return [Notice(f"policy does not let text go from {held.source} to {pasting.target}")]
+        self._held = None
+        self._pasting.clear()
+        notice = Notice(f"{held.size} bytes pasted from {held.source} into {pasting.target}; the clipboard is empty")
+        return [Deliver(pasting.target, pasting.number, held.content), notice]
+
+    def expire(self, now: float) -> list[BoardCommand]:
+        """Wipe what has been there long enough."""
+        return self._clear() if self._held is not None and now >= self._held.until else []
+
+    @property
+    def expires_at(self) -> float | None:
+        """When to call :meth:`expire`."""
+        return None if self._held is None else self._held.until
+
+    def qube_gone(self, qube: str) -> list[BoardCommand]:
+        """Its name may soon be another one's (MC-20)."""
+        if self._copying is not None and self._copying.source == qube:
+            self._copying = None
+        self._pasting = {number: paste for number, paste in self._pasting.items() if paste.target != qube}
+        return self._clear() if self._held is not None and self._held.source == qube else []

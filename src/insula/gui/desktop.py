@@ -1,0 +1,287 @@
+"""What happens on the desktop, and what it is told to do: the words between the machines and a back end.
+
+Events are past tense, commands imperative. All are about windows of one qube, by the guest's numbers; all text in
+commands is harmless to show. A back end carries out commands in their order, at once; an event may be about a window
+that has been hidden meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from insula.gui.geometry import POPUP_FRAME, WINDOW_FRAME, Desk, Frame, Rect
+from insula_proto.gui import Message
+
+
+class Style(Enum):
+    WINDOW = "window"
+    """Moved, resized and closed by the user through the desktop's window manager."""
+    POPUP = "popup"
+    """A menu or tooltip: above all others, not managed, never with focus."""
+
+    @property
+    def frame(self) -> Frame:
+        return WINDOW_FRAME if self is Style.WINDOW else POPUP_FRAME
+
+
+@dataclass(frozen=True)
+class State:
+    """How a window of the style WINDOW is shown."""
+
+    is_fullscreen: bool = False
+    is_maximised: bool = False
+    is_minimised: bool = False
+    wants_attention: bool = False
+
+
+@dataclass(frozen=True)
+class SizeHints:
+    """In pixels of content; None: not limited."""
+
+    minimum: tuple[int, int] | None = None
+    maximum: tuple[int, int] | None = None
+    increment: tuple[int, int] | None = None
+    base: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where a window's pixels are in the frame memory: inside it, checked."""
+
+    offset: int
+    width: int
+    height: int
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+class Command:
+    """Base of all."""
+
+
+@dataclass(frozen=True)
+class Send(Command):
+    """To the guest; all others are for the back end."""
+
+    message: Message
+
+
+@dataclass(frozen=True)
+class Show(Command):
+    window: int
+    style: Style
+    place: Rect
+    title: str
+    """Without the qube's name: the back end draws that apart."""
+    class_name: str
+    parent: int | None = None
+    """A window that is shown: this one belongs to it."""
+    is_positioned: bool = True
+    """Else the desktop finds a place; ``place`` gives the size only."""
+    may_focus: bool = False
+    """Whether it may have the keyboard at once: the user is working in this qube now (MC-44)."""
+    state: State = State()
+    hints: SizeHints = SizeHints()
+
+
+@dataclass(frozen=True)
+class Hide(Command):
+    """Nothing is left of it on the desktop; its picture is not looked at any more."""
+
+    window: int
+
+
+@dataclass(frozen=True)
+class Move(Command):
+    window: int
+    place: Rect
+
+
+@dataclass(frozen=True)
+class SetTitle(Command):
+    window: int
+    title: str
+
+
+@dataclass(frozen=True)
+class SetState(Command):
+    window: int
+    state: State
+
+
+@dataclass(frozen=True)
+class SetHints(Command):
+    window: int
+    hints: SizeHints
+
+
+@dataclass(frozen=True)
+class SetPicture(Command):
+    """Look there from now on, and not at the picture before; None: show the background."""
+
+    window: int
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class SetCursor(Command):
+    """As in :class:`insula_proto.gui.Cursor`."""
+
+    window: int
+    cursor: int
+
+
+@dataclass(frozen=True)
+class Paint(Command):
+    """These parts of the content, from the picture; the rest is as it was."""
+
+    window: int
+    rects: tuple[Rect, ...]
+
+
+@dataclass(frozen=True)
+class Activate(Command):
+    """The user clicked into it: give it the keyboard."""
+
+    window: int
+
+
+@dataclass(frozen=True)
+class Tell(Command):
+    """Tell the user, in the desktop's corner; host text with the qube's name before it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class StartCopy(Command):
+    """The user copies from this qube: what comes as :class:`OfferCopy` with this number is the answer."""
+
+    number: int
+    stamp: int
+    """Of the key press, in milliseconds of the display server's 32-bit clock."""
+
+
+@dataclass(frozen=True)
+class OfferCopy(Command):
+    number: int
+    data: bytes
+    """Never shown or looked into."""
+
+
+@dataclass(frozen=True)
+class FailCopy(Command):
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class AskPaste(Command):
+    """The user pastes into this qube: what may be pasted comes back with this number."""
+
+    number: int
+    stamp: int
+
+
+# --- events --------------------------------------------------------------------------------------------------------
+
+
+class Event:
+    """Base of all."""
+
+
+@dataclass(frozen=True)
+class DeskChanged(Event):
+    desk: Desk
+
+
+@dataclass(frozen=True)
+class Moved(Event):
+    """The content is there now, whoever moved it."""
+
+    window: int
+    place: Rect
+
+
+@dataclass(frozen=True)
+class StateChanged(Event):
+    """It is shown so now, whoever wanted it; ``wants_attention`` does not matter."""
+
+    window: int
+    state: State
+
+
+@dataclass(frozen=True)
+class Exposed(Event):
+    """It can be seen from now on."""
+
+    window: int
+
+
+@dataclass(frozen=True)
+class Obscured(Event):
+    """Nothing of it can be seen."""
+
+    window: int
+
+
+@dataclass(frozen=True)
+class CloseRequested(Event):
+    window: int
+
+
+@dataclass(frozen=True)
+class FocusGained(Event):
+    window: int
+
+
+@dataclass(frozen=True)
+class FocusLost(Event):
+    window: int
+
+
+@dataclass(frozen=True)
+class KeyChanged(Event):
+    window: int
+    is_press: bool
+    code: int
+    """X key code."""
+    symbol: str
+    """What is on the key in the user's layout, lower case; "" if it is no character."""
+    state: int
+    """X modifier mask before the key."""
+    x: int
+    y: int
+    """The pointer, relative to the content."""
+    is_repeat: bool
+    stamp: int
+
+
+@dataclass(frozen=True)
+class ButtonChanged(Event):
+    window: int
+    is_press: bool
+    button: int
+    """X number: 4 to 7 are turns of a wheel, each a press and a release."""
+    state: int
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
+class PointerMoved(Event):
+    window: int
+    state: int
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
+class PointerCrossed(Event):
+    window: int
+    is_enter: bool
+    state: int
+    x: int
+    y: int

@@ -1,0 +1,199 @@
+"""Rectangles, the frame the host draws around every window, and where windows of a guest may lie.
+
+A window's *place* is its content, in pixels of the whole desktop: what the guest paints. The frame lies around it and
+is the host's alone; place and frame together are the *outer* rectangle. The rules (MC-38): a part of an ordinary
+window's title stays on a screen, so that it can be seen whose it is and be moved back; a popup lies wholly on one
+screen, over nothing that is *protected* (panels, prompts, frames of other qubes), or is no popup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from insula_proto import limits
+
+MIN_VISIBLE = 64
+"""Pixels of a title's width that stay on a screen, or all of a title that is narrower."""
+POPUP_SHARE = 0.9
+"""Part of a screen a popup may cover in both directions; a larger one could pass for the desktop itself."""
+
+
+@dataclass(frozen=True)
+class Rect:
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        return self.x + self.width
+
+    @property
+    def bottom(self) -> int:
+        return self.y + self.height
+
+    @property
+    def is_empty(self) -> bool:
+        return self.width <= 0 or self.height <= 0
+
+    def intersection(self, other: Rect) -> Rect:
+        """The part both have; empty if there is none."""
+        x, y = max(self.x, other.x), max(self.y, other.y)
+        width = max(0, min(self.right, other.right) - x)
+        height = max(0, min(self.bottom, other.bottom) - y)
+        return Rect(x, y, width, height)
+
+    def overlaps(self, other: Rect) -> bool:
+        return not self.intersection(other).is_empty
+
+    def contains(self, other: Rect) -> bool:
+        return (
+            self.x <= other.x and self.y <= other.y and other.right <= self.right and other.bottom <= self.bottom
+        )  # fmt: skip
+
+    def union(self, other: Rect) -> Rect:
+        """The smallest rectangle around both."""
+        x, y = min(self.x, other.x), min(self.y, other.y)
+        return Rect(x, y, max(self.right, other.right) - x, max(self.bottom, other.bottom) - y)
+
+    @property
+    def area(self) -> int:
+        return self.width * self.height if not self.is_empty else 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Pixels of host around the content."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def around(self, place: Rect) -> Rect:
+        """The outer rectangle."""
+        return Rect(
+            place.x - self.left,
+            place.y - self.top,
+            place.width + self.left + self.right,
+            place.height + self.top + self.bottom,
+        )
+
+    def inside(self, outer: Rect) -> Rect:
+        """The content of an outer rectangle; at least one pixel."""
+        return Rect(
+            outer.x + self.left,
+            outer.y + self.top,
+            max(1, outer.width - self.left - self.right),
+            max(1, outer.height - self.top - self.bottom),
+        )
+
+
+WINDOW_FRAME = Frame(4, 22, 4, 4)
+"""The qube's name and the title are drawn above."""
+POPUP_FRAME = Frame(2, 2, 2, 13)
+"""The qube's name is drawn below: a menu that opens downwards covers nothing of what it belongs to."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The screens as they are now."""
+
+    areas: tuple[Rect, ...]
+    """Of each screen, what panels leave. May be none: all screens are off."""
+    protected: tuple[Rect, ...] = ()
+    """What no popup may cover: panels, prompts, frames of other qubes."""
+    frame_s: float = 1 / 60
+    """Seconds between two pictures of the screen."""
+
+    @property
+    def usable(self) -> tuple[Rect, ...]:
+        return tuple(area for area in self.areas if not area.is_empty)
+
+
+def clamp_content(x: int, y: int, width: int, height: int) -> Rect:
+    """Bring a guest's numbers into what a window may be, whatever they are (MC-35)."""
+    return Rect(
+        min(max(x, -limits.GUI_MAX_WIDTH), limits.GUI_MAX_WIDTH),
+        min(max(y, -limits.GUI_MAX_HEIGHT), limits.GUI_MAX_HEIGHT),
+        min(max(width, 1), limits.GUI_MAX_WIDTH),
+        min(max(height, 1), limits.GUI_MAX_HEIGHT),
+    )
+
+
+def _nearest(outer: Rect, areas: Sequence[Rect]) -> Rect:
+    """The screen most of it is on, else the one with the least way to it."""
+
+    def distance(area: Rect) -> int:
+        across = max(area.x - outer.right, outer.x - area.right, 0)
+        down = max(area.y - outer.bottom, outer.y - area.bottom, 0)
+        return across + down
+
+    return min(areas, key=lambda area: (-outer.intersection(area).area, distance(area)))
+
+
+def place_window(place: Rect, desk: Desk) -> Rect:
+    """Return where an ordinary window goes that is to be at ``place``: there, or where its title can be seen."""
+    if not desk.usable:
+        return place
+    outer = WINDOW_FRAME.around(place)
+    area = _nearest(outer, desk.usable)
+    visible = min(MIN_VISIBLE, outer.width)
+    x = min(max(outer.x, area.x + visible - outer.width), area.right - visible)
+    y = min(max(outer.y, area.y), max(area.y, area.bottom - WINDOW_FRAME.top))
+    return Rect(place.x + x - outer.x, place.y + y - outer.y, place.width, place.height)
+
+
+def is_off_screen(place: Rect, desk: Desk) -> bool:
+    """Whether no pixel of the content is on a screen: programs put popups there that are not to be seen yet."""
+    return not any(place.overlaps(area) for area in desk.usable)
+
+
+def place_popup(place: Rect, desk: Desk) -> Rect | None:
+    """Return where a popup goes that is to be at ``place``; None: nowhere, it cannot be a popup.
+
+    It is cut to the screen, then moved as little as possible.
+    """
+    if not desk.usable:
+        return None
+    outer = POPUP_FRAME.around(place)
+    area = _nearest(outer, desk.usable)
+    if place.width > POPUP_SHARE * area.width and place.height > POPUP_SHARE * area.height:
+        return None
+    outer = Rect(outer.x, outer.y, min(outer.width, area.width), min(outer.height, area.height))
+    smallest = POPUP_FRAME.around(Rect(0, 0, 1, 1))
+    if outer.width < smallest.width or outer.height < smallest.height:
+        return None
+    free = [spot for spot in _spots(_shifted(outer, area), area, desk.protected) if _is_free(spot, desk.protected)]
+    if not free:
+        return None
+    best = min(free, key=lambda spot: abs(spot.x - outer.x) + abs(spot.y - outer.y))
+    return POPUP_FRAME.inside(best)
+
+
+def _shifted(outer: Rect, area: Rect) -> Rect:
+    x = min(max(outer.x, area.x), area.right - outer.width)
+    y = min(max(outer.y, area.y), area.bottom - outer.height)
+    return Rect(x, y, outer.width, outer.height)
+
+
+def _is_free(spot: Rect, protected: Iterable[Rect]) -> bool:
+    return not any(spot.overlaps(rect) for rect in protected)
+
+
+def _spots(outer: Rect, area: Rect, protected: Iterable[Rect]) -> list[Rect]:
+    """The place itself, then those beside, above and below what is in the way, as far as they are on the screen."""
+    spots = [outer]
+    for rect in protected:
+        for x, y in (
+            (rect.x - outer.width, outer.y),
+            (rect.right, outer.y),
+            (outer.x, rect.y - outer.height),
+            (outer.x, rect.bottom),
+        ):
+            spot = Rect(x, y, outer.width, outer.height)
+            if area.contains(spot):
+                spots.append(spot)
+    return spots

@@ -1,0 +1,519 @@
+"""The windows of one qube: what each is, what may be shown, and what the guest is told of it. Pure.
+
+Messages of the guest and events of the desktop change what *is to be*; :meth:`Windows.settle` compares it with what
+the desktop was last told and returns the difference as commands. So a thousand messages that are read at once become
+at most one command of a kind for each window, and none for what was undone meanwhile (MC-43). Only taking windows
+*away* is never left out: what is hidden is hidden before the guest hears of it.
+
+Rules that hold whatever a guest says:
+
+- It cannot ask for focus, raise a window, or move one that lies in the tray; a window gets focus when it appears only
+  if the user is working in this qube at that moment (MC-44).
+- A *popup* (override-redirect) is above all others, so it is shown only while the qube has focus, wholly on one
+  screen, over nothing protected, and not nearly as large as a screen; else it is a window like others (MC-37, MC-38).
+- What a window is can change while it is unmapped only. There is one truth about it: the style the desktop was told.
+- The whole screen is the user's to give; a guest that asks for it gets a maximised window (MC-37).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from insula.gui import titles
+from insula.gui.desktop import (
+    CloseRequested,
+    Command,
+    DeskChanged,
+    Event,
+    Exposed,
+    Hide,
+    Move,
+    Moved,
+    Obscured,
+    Paint,
+    Picture,
+    Send,
+    SetCursor,
+    SetHints,
+    SetPicture,
+    SetState,
+    SetTitle,
+    Show,
+    State,
+    StateChanged,
+    Style,
+    Tell,
+)
+from insula.gui.geometry import Desk, Rect, clamp_content, is_off_screen, place_popup, place_window
+from insula.gui.settings import Settings
+from insula.gui.window import NEVER, Window, size_hints
+from insula_proto import gui, gui_channel, gui_wire
+from insula_proto.errors import RemoteProtocolError
+from insula_proto.gui import Message
+
+MAX_WINDOWS = 1024
+"""Windows a qube may have, shown or not. Programs use a few dozen; the published limit of old was 500."""
+MAX_SHOWN = 128
+"""Windows of a qube on the desktop; those above it appear when others are gone."""
+MAX_DEPTH = 16
+"""Windows that belong to one another in a row; a relation that would make more is dropped (MC-42)."""
+
+FLAGS_SPOKEN = gui.FLAG_FULLSCREEN | gui.FLAG_ATTENTION | gui.FLAG_MINIMISE
+
+
+class Windows:
+    def __init__(self, settings: Settings, desk: Desk, *, memory_size: int, minor: int = gui_channel.MINOR) -> None:
+        """``memory_size``: bytes of frame memory that are mapped; ``minor``: version spoken with the guest."""
+        self._settings = settings
+        self._desk = desk
+        self._memory_size = memory_size
+        self._acknowledges_destroy = minor >= gui_channel.DESTROY_IS_ACKNOWLEDGED
+        self._acknowledges_dumps = minor >= gui_channel.DUMPS_ARE_ACKNOWLEDGED
+        self._windows: dict[int, Window] = {}
+        self._focused: int | None = None
+        self._out: list[Command] = []
+        self._told: set[str] = set()
+        self.wake_at: float | None = None
+        """When to settle again though nothing happens: something waits for the screen's next picture."""
+        self._messages: dict[type[Message], Callable[..., None]] = {
+            gui.Destroy: self._destroy,
+            gui.Map: self._map,
+            gui.Unmap: self._unmap,
+            gui.Configure: self._configure,
+            gui.Damage: self._damage,
+            gui.Title: self._title,
+            gui.Dock: self._dock,
+            gui.WindowHints: self._hints,
+            gui.WindowFlags: self._flags,
+            gui.WindowClass: self._class,
+            gui.FramePicture: self._picture,
+            gui.Cursor: self._cursor,
+        }
+        self._events: dict[type[Event], Callable[..., None]] = {
+            Moved: self._moved,
+            StateChanged: self._state_changed,
+            Exposed: self._exposed,
+            Obscured: self._obscured,
+            CloseRequested: self._close_requested,
+        }
+
+    # --- what others may know ------------------------------------------------------------------------------------
+
+    @property
+    def has_focus(self) -> bool:
+        """Whether the user works in this qube."""
+        return self._focused is not None
+
+    def is_shown(self, number: int) -> bool:
+        window = self._windows.get(number)
+        return window is not None and window.shown is not None
+
+    # --- input ---------------------------------------------------------------------------------------------------
+
+    def receive(self, message: Message) -> None:
+        """Take a message of the guest. :raise RemoteProtocolError: it may not say that; its windows are to go."""
+        if isinstance(message, gui.Create):
+            self._create(message)
+            return
+        handler = self._messages.get(type(message))
+        if handler is None:
+            raise RemoteProtocolError(f"{type(message).__name__} is not used here")
+        window = self._windows.get(message.window)
+        if window is None:
+            raise RemoteProtocolError(f"{type(message).__name__} for window {message.window}, which does not exist")
+        handler(window, message)
+
+    def happened(self, event: Event) -> None:
+        """Take an event of the desktop; about a window that is not shown any more it is late, and means nothing."""
+        if isinstance(event, DeskChanged):
+            self._desk_changed(event.desk)
+            return
+        handler = self._events.get(type(event))
+        window = self._windows.get(getattr(event, "window", gui.NO_WINDOW))
+        if handler is not None and window is not None and window.shown is not None:
+            handler(window, event)
+
+    def focus_changed(self, number: int | None) -> None:
+        """The window that has the keyboard now; None: none of this qube."""
+        self._focused = number
+        window = self._windows.get(number) if number is not None else None
+        if window is not None:
+            window.state = replace(window.state, wants_attention=False)
+
+    def clear(self) -> list[Command]:
+        """The guest is gone, or not to be heard any more: hide everything, forget everything."""
+        for window in self._windows.values():
+            self._hide(window)
+        self._windows.clear()
+        self._focused = None
+        self.wake_at = None
+        return self._taken()
+
+    def _taken(self) -> list[Command]:
+        out, self._out = self._out, []
+        return out
+
+    # --- messages of the guest -----------------------------------------------------------------------------------
+
+    def _create(self, message: gui.Create) -> None:
+        if message.window in self._windows:
+            raise RemoteProtocolError(f"window {message.window} exists already")
+        if len(self._windows) >= MAX_WINDOWS:
+            raise RemoteProtocolError(f"more than {MAX_WINDOWS} windows")
+        place = clamp_content(message.x, message.y, message.width, message.height)
+        self._windows[message.window] = Window(
+            message.window, place, message.override_redirect, titles.class_name(self._settings.qube, b"")
+        )
+
+    def _destroy(self, window: Window, message: Message) -> None:
+        del message
+        self._hide(window)
+        del self._windows[window.number]
+        for other in self._windows.values():
+            if other.transient_for == window.number:
+                other.transient_for = gui.NO_WINDOW
+        if self._acknowledges_destroy:
+            self._out.append(Send(gui.Destroy(window.number)))
+
+    def _map(self, window: Window, message: gui.Map) -> None:
+        if window.is_mapped or window.is_docked:
+            return  # what a window is cannot change while it is shown
+        window.is_mapped = True
+        window.wants_popup = message.override_redirect
+        window.transient_for = self._checked_parent(window, message.transient_for)
+        window.style = Style.WINDOW
+        if window.wants_popup and self._settings.allows_popups and self.has_focus:
+            window.style = Style.POPUP
+        self._arrange(window)
+
+    def _checked_parent(self, window: Window, untrusted_parent: int) -> int:
+        """The relation, if it leads to windows that exist, not in a circle, and not endlessly (MC-42)."""
+        number = untrusted_parent
+        for _ in range(MAX_DEPTH):
+            if number == window.number:
+                return gui.NO_WINDOW
+            parent = self._windows.get(number)
+            if parent is None:
+                # (At the first step: a parent that does not exist.)
+                return untrusted_parent if untrusted_parent in self._windows else gui.NO_WINDOW
+            number = parent.transient_for
+        return gui.NO_WINDOW
+
+    def _unmap(self, window: Window, message: Message) -> None:
+        del message
+        if window.is_docked:
+            return
+        self._hide(window)
+        window.is_mapped = False
+        window.picture = None
+        window.damage.clear()
+        # Agents delete what the window manager noted of it.
+        window.state, window.asked_fullscreen, window.told_flags = State(), False, 0
+
+    def _configure(self, window: Window, message: gui.Configure) -> None:
+        # (Its override_redirect is ignored: §6.)
+        asked = clamp_content(message.x, message.y, message.width, message.height)
+        if window.is_docked:
+            window.must_configure = True
+        elif window.is_queued:
+            if asked == window.place:
+                window.is_queued = False
+            else:
+                window.must_configure = True
+        elif asked != window.place:
+            window.place = asked
+            if window.is_mapped:
+                self._arrange(window)
+                window.must_configure |= (asked.width, asked.height) != (message.width, message.height)
+
+    def _damage(self, window: Window, message: gui.Damage) -> None:
+        window.owes_paint = True
+        picture = window.picture
+        if picture is None or not window.is_mapped or message.x < 0 or message.y < 0:
+            return
+        rect = Rect(message.x, message.y, message.width, message.height)
+        window.damage.add(rect.intersection(Rect(0, 0, picture.width, picture.height)))
+
+    def _title(self, window: Window, message: gui.Title) -> None:
+        window.title = titles.title(message.text, allows_utf8=self._settings.allows_utf8)
+
+    def _dock(self, window: Window, message: Message) -> None:
+        """There is no tray yet: it is a window that is never shown."""
+        del message
+        if not window.is_mapped:
+            window.is_docked = True
+            window.wants_popup = False
+
+    def _hints(self, window: Window, message: gui.WindowHints) -> None:
+        window.hints = size_hints(message)
+        window.is_positioned = bool(message.flags & (gui.HINT_USER_POSITION | gui.HINT_PROGRAM_POSITION))
+
+    def _flags(self, window: Window, message: gui.WindowFlags) -> None:
+        state, added, removed = window.state, message.added & FLAGS_SPOKEN, message.removed & FLAGS_SPOKEN
+        if added & gui.FLAG_MINIMISE:
+            added &= ~gui.FLAG_FULLSCREEN
+            state = replace(state, is_minimised=True)  # (It comes back when the user wants, or by being mapped.)
+        if added & gui.FLAG_FULLSCREEN and not window.asked_fullscreen:
+            window.asked_fullscreen = True
+            allowed = self._settings.allows_fullscreen
+            state = replace(state, is_fullscreen=allowed, is_maximised=state.is_maximised or not allowed)
+        if removed & gui.FLAG_FULLSCREEN:
+            window.asked_fullscreen = False
+            state = replace(state, is_fullscreen=False, is_maximised=False)
+        if added & gui.FLAG_ATTENTION:
+            state = replace(state, wants_attention=True)
+        if removed & gui.FLAG_ATTENTION:
+            state = replace(state, wants_attention=False)
+        window.state = state
+
+    def _class(self, window: Window, message: gui.WindowClass) -> None:
+        if not window.is_mapped:
+            window.class_name = titles.class_name(self._settings.qube, message.class_name)
+
+    def _picture(self, window: Window, message: gui.FramePicture) -> None:
+        """Look at another place in the frame memory: its numbers are checked here, once, and never read again."""
+        if message.offset + gui_wire.picture_size(message.width, message.height) > self._memory_size:
+            raise RemoteProtocolError(
+                f"picture of {message.width} x {message.height} at {message.offset} in {self._memory_size} bytes"
+            )
+        window.unacknowledged += 1
+        window.damage.clear()
+        window.picture = Picture(message.offset, message.width, message.height)
+
+    def _cursor(self, window: Window, message: gui.Cursor) -> None:
+        window.cursor = message.cursor
+
+    # --- events of the desktop -----------------------------------------------------------------------------------
+
+    def _moved(self, window: Window, event: Moved) -> None:
+        if event.place.is_empty or event.place == window.place:
+            return
+        assert window.shown is not None
+        window.shown = replace(window.shown, place=event.place)
+        window.place = event.place
+        if window.style is Style.POPUP:
+            self._arrange(window)  # nobody may put it where it must not be
+        if not window.is_queued:
+            window.must_configure = True
+
+    def _state_changed(self, window: Window, event: StateChanged) -> None:
+        assert window.shown is not None
+        was_minimised = window.state.is_minimised
+        window.state = replace(event.state, wants_attention=window.state.wants_attention)
+        window.shown = replace(window.shown, state=window.state)
+        if was_minimised and not window.state.is_minimised:
+            self._out.append(Send(gui.Map(window.number)))
+
+    def _exposed(self, window: Window, event: Event) -> None:
+        del event
+        window.is_exposed = True
+        window.painted_at = NEVER
+        window.damage.add(window.content)
+
+    def _obscured(self, window: Window, event: Event) -> None:
+        del event
+        window.is_exposed = False
+
+    def _close_requested(self, window: Window, event: Event) -> None:
+        del event
+        self._out.append(Send(gui.Close(window.number)))
+
+    def _desk_changed(self, desk: Desk) -> None:
+        """Screens came or went (MC-46)."""
+        self._desk = desk
+        for window in self._windows.values():
+            if window.is_mapped and not window.is_docked:
+                self._arrange(window)
+
+    # --- where it goes -------------------------------------------------------------------------------------------
+
+    def _arrange(self, window: Window) -> None:
+        """Bring a mapped window to where one of its style may be; a popup that may be nowhere becomes a window."""
+        asked = window.place
+        if window.style is Style.POPUP and is_off_screen(asked, self._desk):
+            return  # not to be seen yet
+        if window.style is Style.POPUP:
+            placed = place_popup(asked, self._desk)
+            if placed is None:
+                window.style = Style.WINDOW
+                self._tell("a menu or tooltip was too large or in the way; it is shown as a window")
+            else:
+                window.place = placed
+        if window.style is Style.WINDOW and (window.is_positioned or window.shown is not None):
+            window.place = place_window(asked, self._desk)
+        if window.place != asked:
+            window.must_configure = True
+
+    def _tell(self, text: str) -> None:
+        """Once for each text: a guest can cause this as often as it likes."""
+        if text not in self._told:
+            self._told.add(text)
+            self._out.append(Tell(text))
+
+    # --- what the desktop and the guest are told -----------------------------------------------------------------
+
+    def settle(self, now: float) -> list[Command]:
+        """Return what there is to do. ``now``: seconds of a clock that does not jump."""
+        self.wake_at = None
+        for window in self._windows.values():
+            is_wrong = not self._is_to_be_seen(window) or (window.shown and window.shown.style is not window.style)
+            if window.shown is not None and is_wrong:
+                self._hide(window)
+        self._show_missing()
+        for window in self._windows.values():
+            if window.shown is not None:
+                self._update(window, window.shown)
+            self._answer(window, now)
+        return self._taken()
+
+    def _show_missing(self) -> None:
+        room = MAX_SHOWN - sum(window.shown is not None for window in self._windows.values())
+        for window in self._windows.values():
+            if window.shown is None and self._is_to_be_seen(window):
+                row = self._with_hidden_ancestors(window)
+                if len(row) > room:
+                    self._tell(f"it has more than {MAX_SHOWN} windows; the others are not shown")
+                    return
+                room -= len(row)
+                for each in row:
+                    self._show(each)
+
+    def _is_to_be_seen(self, window: Window) -> bool:
+        if not window.is_mapped or window.is_docked:
+            return False
+        if window.style is Style.POPUP:
+            return self.has_focus and not is_off_screen(window.place, self._desk)
+        return True
+
+    def _with_hidden_ancestors(self, window: Window) -> list[Window]:
+        """Those it belongs to first: a window cannot belong to one that is not there."""
+        row = [window]
+        for ancestor in self._ancestors(window):
+            if ancestor.shown is None and self._is_to_be_seen(ancestor):
+                row.append(ancestor)
+        return row[::-1]
+
+    def _ancestors(self, window: Window) -> Iterable[Window]:
+        """(:meth:`_checked_parent` has seen to it that this ends.)"""
+        parent = self._windows.get(window.transient_for)
+        while parent is not None:
+            yield parent
+            parent = self._windows.get(parent.transient_for)
+
+    def _parent(self, window: Window) -> int | None:
+        for ancestor in self._ancestors(window):
+            if ancestor.shown is not None:
+                return ancestor.number
+        if window.style is Style.POPUP:
+            # On some desktops it must belong to a window: to the one it lies in, or that the user works in.
+            corner = Rect(window.place.x, window.place.y, 1, 1)
+            for other in self._windows.values():
+                if other.shown is not None and other.style is Style.WINDOW and other.place.contains(corner):
+                    return other.number
+            return self._focused
+        return None
+
+    def _show(self, window: Window) -> None:
+        window.shown = Show(
+            window.number,
+            window.style,
+            window.place,
+            window.title,
+            window.class_name,
+            parent=self._parent(window),
+            may_focus=self.has_focus and window.style is Style.WINDOW,
+            is_positioned=window.is_positioned or window.style is Style.POPUP,
+            state=self._state(window),
+            hints=window.hints,
+        )
+        window.shown_picture, window.shown_cursor = None, gui.CURSOR_DEFAULT
+        window.is_exposed = False
+        self._out.append(window.shown)
+
+    def _hide(self, window: Window) -> None:
+        """Take it away, and before it the popups that belong to it, and to those: on some desktops a popup cannot be
+        without what it belongs to. They come back with the next settling."""
+        if window.shown is None:
+            return
+        row = [window]
+        for owner in row:  # (It grows meanwhile.)
+            row += [other for other in self._windows.values() if self._is_popup_of(other, owner)]
+        for each in reversed(row):
+            each.shown = None
+            each.is_exposed = False
+            if each.number == self._focused:
+                self._focused = None
+            self._out.append(Hide(each.number))
+
+    @staticmethod
+    def _is_popup_of(window: Window, owner: Window) -> bool:
+        shown = window.shown
+        return shown is not None and shown.style is Style.POPUP and shown.parent == owner.number
+
+    @staticmethod
+    def _state(window: Window) -> State:
+        """A popup has none: it cannot be maximised or minimised."""
+        return window.state if window.style is Style.WINDOW else State()
+
+    def _update(self, window: Window, shown: Show) -> None:
+        number = window.number
+        if window.place != shown.place:
+            self._out.append(Move(number, window.place))
+        if window.title != shown.title:
+            self._out.append(SetTitle(number, window.title))
+        if window.hints != shown.hints:
+            self._out.append(SetHints(number, window.hints))
+        if self._state(window) != shown.state:
+            self._out.append(SetState(number, self._state(window)))
+        if window.picture != window.shown_picture:
+            self._out.append(SetPicture(number, window.picture))
+        if window.cursor != window.shown_cursor:
+            self._out.append(SetCursor(number, window.cursor))
+        window.shown = replace(
+            shown, place=window.place, title=window.title, hints=window.hints, state=self._state(window)
+        )
+        window.shown_picture, window.shown_cursor = window.picture, window.cursor
+
+    def _answer(self, window: Window, now: float) -> None:
+        """What the guest waits for: acknowledgements come after the commands they speak of."""
+        number = window.number
+        if self._acknowledges_dumps:
+            self._out += [Send(gui.DumpAcknowledged(number)) for _ in range(window.unacknowledged)]
+        window.unacknowledged = 0
+        if window.must_configure:
+            window.must_configure = False
+            window.is_queued = not window.is_docked
+            place = window.place
+            is_popup = window.style is Style.POPUP
+            self._out.append(Send(gui.Configure(number, place.x, place.y, place.width, place.height, is_popup)))
+        if window.shown is not None:
+            changed = window.flags ^ window.told_flags
+            if changed:
+                self._out.append(Send(gui.WindowFlags(number, changed & window.flags, changed & ~window.flags)))
+                window.told_flags = window.flags
+        self._paint(window, now)
+
+    def _paint(self, window: Window, now: float) -> None:
+        if window.shown is None:
+            # Nothing to look at: it may go on. (A popup that is only hidden for now is painted when it is back.)
+            is_over = not self._is_to_be_seen(window) and not (window.is_mapped and window.style is Style.POPUP)
+            if window.owes_paint and is_over:
+                self._painted(window)
+            return
+        if not window.is_exposed or not (window.damage or window.owes_paint):
+            return
+        ready_at = window.painted_at + self._desk.frame_s
+        if now < ready_at:
+            self.wake_at = ready_at if self.wake_at is None else min(self.wake_at, ready_at)
+            return
+        rects = window.damage.take(window.content)
+        window.painted_at = now
+        if rects:
+            self._out.append(Paint(window.number, rects))
+        if window.owes_paint:
+            self._painted(window)
+
+    def _painted(self, window: Window) -> None:
+        window.owes_paint = False
+        self._out.append(Send(gui.Painted(window.number)))
