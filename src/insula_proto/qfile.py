@@ -40,9 +40,9 @@ _MAX_U32 = 0xFFFFFFFF
 _MAX_SIGNED = (1 << 63) - 1
 
 CUT_OFF = 31415926
-"""In place of an errno: the stream ended inside a record, and the sender will know better why."""
+"""In place of an errno: the stream ended in a name or in content, and the sender will know better why."""
 NO_STREAM = errno.EREMOTEIO
-"""The stream ended between records, without its end."""
+"""The stream ended before or in a header, without its end."""
 PLAIN_MODE = 0o777
 """What is taken over of a mode: no set-uid, set-gid or sticky bit (MC-04)."""
 MAX_ANSWER = _STATUS.size + _LENGTH.size + limits.QFILE_MAX_PATH
@@ -240,7 +240,7 @@ class Decoder:
 
     def finish(self) -> None:
         """No more bytes come. :raise StreamRefused: the end is missing."""
-        if self._left or self._partial:
+        if self._left or len(self._partial) >= HEADER.size:
             raise StreamRefused("the stream was cut off", CUT_OFF, self.last_name)
         if not self.is_ended:
             raise StreamRefused("the stream has no end", NO_STREAM, self.last_name)

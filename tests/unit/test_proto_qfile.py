@@ -236,7 +236,7 @@ def test_decode_quota_of_entries_and_depth() -> None:
     [
         (b"", (errno.EREMOTEIO, None)),
         (header(b"f", FILE), (errno.EREMOTEIO, b"f")),
-        (END[:31], (CUT_OFF, None)),
+        (END[:31], (errno.EREMOTEIO, None)),
         (header(b"f", FILE, 5) + b"abcd", (CUT_OFF, b"f")),
         (header(b"a/l", LINK, 5) + b"abcd", (CUT_OFF, None)),
         (header(b"f", FILE)[:33], (CUT_OFF, None)),

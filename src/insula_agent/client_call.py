@@ -1,0 +1,77 @@
+"""A call to another qube, made by a command of this one: ``qrexec-client-vm`` between two pipes of ours.
+
+The published way is to have it start a program with the channel as its input and output. Here the command itself is at
+the other end of the pipes: that saves an interpreter's start, and the command knows how the call ended.
+"""
+
+from __future__ import annotations
+
+import os
+
+from insula_agent.conveyor import enlarge
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CLIENT = "qrexec-client-vm"
+PIPE_SIZE = 1 << 20
+"""Bytes; a user may have as much. The fewer changes between the two programs the better."""
+EXIT_REFUSED = 126
+_SIGPIPE = 13
+"""Python ignores it; other programs need not."""
+
+
+class ClientCall:
+    """The call, from its start. ``stdin`` and ``stdout`` are the service's, seen from here; the caller closes them.
+
+    :raise OSError: there is no client.
+    """
+
+    def __init__(self, target: str, service: str, options: Sequence[str] = ()) -> None:
+        inner_in, self.stdin = os.pipe2(os.O_CLOEXEC)
+        self.stdout, inner_out = os.pipe2(os.O_CLOEXEC)
+        try:
+            enlarge(self.stdin, PIPE_SIZE)
+            enlarge(self.stdout, PIPE_SIZE)
+            self._pid = os.posix_spawnp(
+                CLIENT,
+                [CLIENT, *options, "--", target, service],
+                os.environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, inner_in, 0), (os.POSIX_SPAWN_DUP2, inner_out, 1)],
+                setsigdef=[_SIGPIPE],
+            )
+        except OSError:
+            self.close_stdin()
+            self.close_stdout()
+            raise
+        finally:
+            os.close(inner_in)
+            os.close(inner_out)
+
+    def close_stdin(self) -> None:
+        """The service gets no more."""
+        if self.stdin >= 0:
+            os.close(self.stdin)
+            self.stdin = -1
+
+    def close_stdout(self) -> None:
+        """Nothing more is taken from the service."""
+        if self.stdout >= 0:
+            os.close(self.stdout)
+            self.stdout = -1
+
+    def wait(self) -> int:
+        """End both ways and wait: the service's exit code, or what the client made of it."""
+        self.close_stdin()
+        self.close_stdout()
+        _, status = os.waitpid(self._pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """:raise OSError:"""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
