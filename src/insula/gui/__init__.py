@@ -10,4 +10,6 @@ Everything that decides is pure: messages of the guest and events of the desktop
 ``keyboard``      input on its way to the qube: to the window with focus, and nothing that was pressed elsewhere
 ``clipboard``     the two keys that move text, in the qube's process and between qubes
 ``machine``       these joined, for one qube
+
+What does: ``frame_memory`` maps the pixels, ``session`` joins a guest's channel, its machine and a back end.
 """

@@ -185,6 +185,12 @@ class AskPaste(Command):
     stamp: int
 
 
+ABOUT_A_WINDOW = (
+    Show, Hide, Move, SetTitle, SetState, SetHints, SetPicture, SetCursor, Paint, Activate,
+)  # fmt: skip
+"""Commands a back end carries out; the others are for whoever started it."""
+
+
 # --- events --------------------------------------------------------------------------------------------------------
 
 

@@ -84,3 +84,20 @@ class Screen:
         elif isinstance(command, SetPicture):
             self.pictures[command.window] = command.picture
         self.windows[command.window] = window
+
+
+class FakeBackend:
+    """A back end (:class:`insula.gui.session.Backend`) over a :class:`Screen`."""
+
+    def __init__(self, settings: Settings, desk: Desk) -> None:
+        self.screen = Screen(settings, desk)
+        self.commands: list[Command] = []
+        """All there were."""
+
+    @property
+    def desk(self) -> Desk:
+        return self.screen.desk
+
+    def obey(self, command: Command) -> None:
+        self.commands.append(command)
+        self.screen.obey([command])

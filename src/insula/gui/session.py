@@ -1,0 +1,253 @@
+"""One qube's windows at work: bytes of the guest to its machine, what the machine commands to the back end.
+
+It never waits for the guest: half a message stays in the decoder; what the guest does not read is queued up to a
+bound, and motion is left out before that. A guest that floods is read no faster than :data:`MESSAGES_PER_FRAME` for
+each picture of the screen, so the rest waits in the guest (MC-43).
+
+The loop is asyncio's, or the back end's own with the same few methods.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from insula.gui.desktop import ABOUT_A_WINDOW, Command, Event, Send
+from insula.gui.geometry import Desk
+from insula.gui.machine import Machine
+from insula.gui.settings import Settings
+from insula_proto import gui
+from insula_proto.errors import LocalProtocolError, RemoteProtocolError
+from insula_proto.gui_channel import Hello, HostEnd, Screen
+
+READ_SIZE = 65536
+MESSAGES_PER_FRAME = 500
+"""A busy program sends a few dozen; a flood of this many costs some two milliseconds."""
+MAX_QUEUED = 1 << 20
+"""Bytes a guest may leave unread: the longest paste, and a minute of keys. One that leaves more is not there."""
+MOTION_STOPS = 65536
+"""Bytes unread above which the pointer's way is left out; where it is comes with the next click."""
+
+
+class Handle(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """The part of asyncio's loops that is used."""
+
+    def time(self) -> float: ...
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> Handle: ...
+
+    def add_reader(self, fd: int, callback: Callable[[], object], /) -> object: ...
+
+    def remove_reader(self, fd: int, /) -> object: ...
+
+    def add_writer(self, fd: int, callback: Callable[[], object], /) -> object: ...
+
+    def remove_writer(self, fd: int, /) -> object: ...
+
+
+class Backend(Protocol):
+    """What shows windows. It tells its events to :meth:`Session.happened`, when it has carried out a command."""
+
+    @property
+    def desk(self) -> Desk: ...
+
+    def obey(self, command: Command) -> None:
+        """Carry out a command about a window, now. All it needs was checked by the machine."""
+
+
+class Owner(Protocol):
+    """Who started the session."""
+
+    def commanded(self, command: Command) -> None:
+        """A command that is not about a window: the clipboard's, and what the user is to be told."""
+
+    def ended(self, reason: str) -> None:
+        """The guest is gone, or broke the protocol; nothing of it is on the desktop any more."""
+
+
+class Session:
+    """One connection of a guest's agent."""
+
+    def __init__(
+        self, channel: socket.socket, settings: Settings, memory_size: int, backend: Backend, owner: Owner, loop: Loop
+    ) -> None:
+        """Takes over ``channel``."""
+        channel.setblocking(False)
+        self._channel = channel
+        self._settings = settings
+        self._memory_size = memory_size
+        self._backend = backend
+        self._owner = owner
+        self._loop = loop
+        self._end = HostEnd(uses_frames=True)
+        self._machine: Machine | None = None
+        self._queued = bytearray()
+        self._waits_for_room = False
+        self._messages_left = MESSAGES_PER_FRAME
+        self._pause: Handle | None = None
+        self._wake: Handle | None = None
+        self._is_over = False
+        self._is_obeying = False
+        self._late: deque[Event] = deque()
+        """What happened while commands were carried out; a back end may tell of it at once."""
+        loop.add_reader(channel.fileno(), self._readable)
+
+    def close(self) -> None:
+        """Take everything from the desktop and let go of the guest; idempotent."""
+        self._finish(None)
+
+    def _finish(self, reason: str | None) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        for handle in (self._pause, self._wake):
+            if handle is not None:
+                handle.cancel()
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.remove_writer(self._channel.fileno())
+        self._channel.close()
+        if self._machine is not None:
+            for command in self._machine.clear():
+                self._backend.obey(command)
+        if reason is not None:
+            self._owner.ended(reason)
+
+    # --- from the guest ------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            untrusted_data = self._channel.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._finish(str(error))
+            return
+        if not untrusted_data:
+            self._finish("the guest closed the channel")
+            return
+        try:
+            for message in self._end.receive(untrusted_data):
+                if isinstance(message, Hello):
+                    self._open()
+                else:
+                    self._take(message)
+        except RemoteProtocolError as error:
+            self._finish(str(error))
+            return
+        self._settle()
+
+    def _open(self) -> None:
+        assert self._end.minor is not None
+        desk = self._backend.desk
+        areas = desk.usable
+        width = max((area.right for area in areas), default=1)
+        height = max((area.bottom for area in areas), default=1)
+        self._machine = Machine(self._settings, desk, memory_size=self._memory_size, minor=self._end.minor)
+        self._queue(self._end.answer(Screen(max(1, width), max(1, height))))
+
+    def _take(self, message: gui.Message) -> None:
+        assert self._machine is not None
+        self._obey(self._machine.receive(message, self._loop.time()))
+        self._messages_left -= 1
+        if self._messages_left <= 0 and self._pause is None and not self._is_over:
+            self._loop.remove_reader(self._channel.fileno())
+            self._pause = self._loop.call_later(self._backend.desk.frame_s, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._messages_left = MESSAGES_PER_FRAME
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+
+    # --- from the desktop and the owner --------------------------------------------------------------------------
+
+    def happened(self, event: Event) -> None:
+        """Take an event of the desktop."""
+        self._late.append(event)
+        if not self._is_obeying:
+            self._take_late()
+            self._settle()
+
+    def _take_late(self) -> None:
+        while self._late:
+            event = self._late.popleft()
+            if self._machine is not None and not self._is_over:
+                self._obey(self._machine.happened(event, self._loop.time()))
+
+    def deliver(self, number: int, data: bytes) -> None:
+        """What may be pasted, as the answer to :class:`insula.gui.desktop.AskPaste`."""
+        if self._machine is not None and not self._is_over:
+            self._obey(self._machine.deliver(number, data, self._loop.time()))
+
+    @property
+    def has_focus(self) -> bool:
+        """Whether the user works in this qube."""
+        return self._machine is not None and self._machine.has_focus
+
+    # --- out -----------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        if self._machine is None or self._is_over:
+            return
+        self._obey(self._machine.settle(self._loop.time()))
+        while self._late and not self._is_over:
+            self._take_late()
+            self._obey(self._machine.settle(self._loop.time()))
+        wake_at = self._machine.wake_at
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if wake_at is not None:
+            self._wake = self._loop.call_later(max(0.0, wake_at - self._loop.time()), self._woken)
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._settle()
+
+    def _obey(self, commands: list[Command]) -> None:
+        was_obeying, self._is_obeying = self._is_obeying, True
+        for command in commands:
+            if isinstance(command, Send):
+                self._send(command.message)
+            elif isinstance(command, ABOUT_A_WINDOW):
+                self._backend.obey(command)
+            else:
+                self._owner.commanded(command)
+        self._is_obeying = was_obeying
+
+    def _send(self, message: gui.Message) -> None:
+        if isinstance(message, gui.Motion) and len(self._queued) > MOTION_STOPS:
+            return
+        if not self._end.may_send(type(message)):
+            raise LocalProtocolError(f"{type(message).__name__} in version 1.{self._end.minor}")
+        self._queue(self._end.send(message))
+
+    def _queue(self, data: bytes) -> None:
+        if self._is_over:
+            return
+        self._queued += data
+        if len(self._queued) > MAX_QUEUED:
+            self._finish("the guest does not read")
+        elif not self._waits_for_room:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._queued:
+                del self._queued[: self._channel.send(self._queued)]
+        except BlockingIOError:
+            if not self._waits_for_room:
+                self._waits_for_room = True
+                self._loop.add_writer(self._channel.fileno(), self._room)
+        except OSError as error:
+            self._finish(str(error))
+
+    def _room(self) -> None:
+        self._loop.remove_writer(self._channel.fileno())
+        self._waits_for_room = False
+        self._flush()
