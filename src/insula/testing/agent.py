@@ -32,20 +32,22 @@ def own_user() -> str:
 class FakeQube:
     """``folder`` holds ``rpc.sock``, ``keys/`` (as shown by the agent), ``rpc/`` and ``rpc-config/``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "work", qid: int = 7) -> None:
         self.folder = folder
+        self.name = name
+        self.qid = qid
         self.rpc_socket = folder / "rpc.sock"
         self.agent_socket = folder / "agent.sock"
         """Where programs of the qube ask for services of others."""
         self.host_end, self.guest_end = socket.socketpair()
-        self.keys: dict[str, str] = {"/name": "work", "/default-user": own_user()}
+        self.keys: dict[str, str] = {"/name": name, "/default-user": own_user()}
         self.messages: list[FromSession] = []
         self.launcher = SessionLauncher()
         self.session: RunningSession | None = None
         self.agent: asyncio.subprocess.Process | None = None
         self.python = [sys.executable]
-        for name in ("keys", "rpc", "rpc-config"):
-            (folder / name).mkdir()
+        for part in ("keys", "rpc", "rpc-config"):
+            (folder / part).mkdir()
 
     async def start_agent(self) -> None:
         environment = {
@@ -71,7 +73,12 @@ class FakeQube:
 
         channel = self.host_end.dup()
         self.session = await self.launcher(
-            name="work", qid=7, channel=channel, rpc_socket=self.rpc_socket, keys=self.keys, on_message=keep
+            name=self.name,
+            qid=self.qid,
+            channel=channel,
+            rpc_socket=self.rpc_socket,
+            keys=self.keys,
+            on_message=keep,
         )
         return self.session
 
