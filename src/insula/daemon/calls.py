@@ -9,11 +9,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import insula
+from insula.admin import api
 from insula.admin.call import Context
+from insula.admin.dispatch import Dispatcher
+from insula.admin.guest_reports import GuestReports
+from insula.admin.policy_calls import PolicyCalls
+from insula.admin.qube_calls import QubeCalls
 from insula.daemon.paths import Paths
 from insula.model.names import QubeName
 from insula.model.system import System
 from insula.policy.current import CurrentPolicy
+from insula.policy.decisions import Allow, Request
+from insula.policy.engine import evaluate, settle
 from insula.policy.ruleset import Policy
 from insula.policy.snapshot import Snapshot, snapshot_of
 from insula.policy.store import PolicyStore
@@ -21,8 +28,6 @@ from insula.rpc.ask import Prompts
 from insula.rpc.broker import Broker
 from insula.rpc.call_log import CallLog
 from insula.rpc.host_services import HostServices
-
-NO_SERVICES: HostServices = {}
 
 log = logging.getLogger("insula.daemon")
 
@@ -59,6 +64,22 @@ class SystemQubes:
             yield name
 
 
+def host_services(context: Context, policy: CurrentPolicy, qubes: SystemQubes) -> HostServices:
+    """Every service of the target ``@adminvm``."""
+
+    async def may(request: Request) -> bool:
+        """Whether that would be allowed, and go to the host."""
+        snapshot = qubes.snapshot()
+        decision = settle(evaluate(request, await policy.get(), snapshot), snapshot, assume_yes=False)
+        return isinstance(decision, Allow) and decision.target_uuid is None and decision.objection is None
+
+    return {
+        **QubeCalls(Dispatcher(context, api.METHODS), may).services(),
+        **PolicyCalls(policy.store).services(),
+        **GuestReports(context).services(),
+    }
+
+
 def tell_policy(policy: Policy) -> None:
     """Say loudly when a policy is none: until it is repaired every call is denied."""
     for problem in policy.problems:
@@ -87,13 +108,14 @@ def default_policy() -> Path:
 
 
 @asynccontextmanager
-async def open_broker(context: Context, paths: Paths, services: HostServices) -> AsyncIterator[Broker]:
-    """Everything that calls between qubes need, in order; the policy is read at once, so that it is judged at once."""
+async def open_broker(context: Context, paths: Paths) -> AsyncIterator[Broker]:
+    """Everything that calls between qubes need, in order. The policy is read at once: its problems are told at once."""
     install_default_policy(default_policy(), paths.policy)
     policy = CurrentPolicy(PolicyStore(paths.policy), tell_policy)
     await policy.get()
+    qubes = SystemQubes(context)
     records = CallLog(paths.logs / "calls.log", context.bus)
-    broker = Broker(policy, SystemQubes(context), services, Prompts(paths.policy_agent_socket), records)
+    broker = Broker(policy, qubes, host_services(context, policy, qubes), Prompts(paths.policy_agent_socket), records)
     try:
         yield broker
     finally:

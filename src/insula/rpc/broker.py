@@ -12,7 +12,7 @@ import itertools
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, contextmanager, suppress
 from typing import Protocol
 
 from insula.model.errors import InsulaError
@@ -381,8 +381,9 @@ async def _served(
         if isinstance(reply.output, bytes):
             await loop.sock_sendall(output, reply.output)
         else:
-            async for piece in reply.output:
-                await loop.sock_sendall(output, piece)
+            async with aclosing(reply.output) as pieces:
+                async for piece in pieces:
+                    await loop.sock_sendall(output, piece)
         output.shutdown(socket.SHUT_WR)
     except OSError:
         return HostReply(code=EXIT_DEFECT)  # the caller has gone; nobody reads this

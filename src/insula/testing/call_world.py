@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -61,6 +62,7 @@ class CallWorld:
         self.policies: list[Policy] = []
         """Versions, as they were noticed."""
         self._snapshot: Snapshot | None = None
+        self._starting = asyncio.Lock()
         self._records = CallLog(folder / "calls.log", self.bus)
         self.broker = Broker(
             CurrentPolicy(PolicyStore(self.policy_folder), self.policies.append),
@@ -158,8 +160,9 @@ class CallWorld:
             await self.on_start(name)
         if name not in self.facts:
             raise QubesException(f"There is no qube {name}")
-        if self.facts[name].power_state == "Halted":
-            (await self.boot(name)).services["test.Echo"] = echo
+        async with self._starting:
+            if self.facts[name].power_state == "Halted":
+                (await self.boot(name)).services["test.Echo"] = echo
 
     @asynccontextmanager
     async def disposable(self, base: str, opener: str) -> AsyncIterator[str]:

@@ -84,7 +84,18 @@ class Stream:
     is_reset: bool = False
     reads: bool = True
     """Whether what comes is granted again."""
+    unread: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def grant(self) -> None:
+        self.guest.mux.consumed(self.number, self.unread)
+        self.unread = 0
+
+    async def read_all(self) -> None:
+        """Begin to read, after all."""
+        self.reads = True
+        self.grant()
+        await self.guest.flush()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -181,8 +192,9 @@ class ScriptedGuest:
             elif event.stream in self.streams:
                 stream = self.streams[event.stream]
                 stream.received += event.data
+                stream.unread += len(event.data)
                 if stream.reads:
-                    self.mux.consumed(event.stream, len(event.data))
+                    stream.grant()
                 stream.changed.set()
         elif isinstance(event, CreditReceived | FinReceived | StreamReset) and event.stream in self.streams:
             stream = self.streams[event.stream]
