@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from logging.handlers import RotatingFileHandler
@@ -24,6 +25,8 @@ MAX_ARGUMENT = 128
 EVENTS_BURST = 200
 EVENTS_PER_SECOND = 50
 """Published; the file has all. Listeners of the bus have bounded queues, which calls must not fill."""
+COMPLAINTS_PER_SECOND = 1 / 60
+"""How often it is told that the file cannot be written."""
 
 ALLOWED = "allowed"
 DENIED = "denied"
@@ -31,6 +34,8 @@ REFUSED = "refused"
 """By a limit, or because it could not be done."""
 WITHDRAWN = "withdrawn"
 """The caller did not wait for an answer."""
+
+log = logging.getLogger("insula.rpc")
 
 
 @dataclass
@@ -63,12 +68,25 @@ class CallRecord:
     to_caller: int = 0
 
 
+class _File(RotatingFileHandler):
+    """A disk that is full costs lines of the log and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=MAX_FILE_BYTES, backupCount=1, encoding="ascii", delay=True)
+        self._complaints = RateLimit(1, COMPLAINTS_PER_SECOND)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of the base class
+        del record
+        if self._complaints.take(time.monotonic()):
+            log.error("a call could not be written down: %s", sys.exception())
+
+
 class CallLog:
     """Belongs to one daemon."""
 
     def __init__(self, path: Path, bus: EventBus) -> None:
         self._bus = bus
-        self._file = RotatingFileHandler(path, maxBytes=MAX_FILE_BYTES, backupCount=1, encoding="ascii", delay=True)
+        self._file = _File(path)
         self._events = RateLimit(EVENTS_BURST, EVENTS_PER_SECOND)
 
     def close(self) -> None:

@@ -126,6 +126,7 @@ class Stream:
     async def reset(self) -> None:
         self.guest.mux.reset(self.number)
         self.is_reset = True
+        self.changed.set()
         await self.guest.flush()
 
 
