@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[2] / "src" / "insula_agent" / "rpc"
 ECHO = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(os.fsencode(a) for a in sys.argv[1:]))"
 SERVICES = sorted(path.name for path in FOLDER.iterdir() if path.is_file() or path.is_symlink())
 AS_ROOT = ("qubes.PostInstall", "qubes.ResizeDisk", "qubes.SetDateTime", "qubes.VMRootExec", "qubes.VMRootShell")
-AFTER_LOGIN = ("qubes.StartApp", "qubes.VMExecGUI")
+AFTER_LOGIN = ("qubes.OpenInVM", "qubes.OpenURL", "qubes.StartApp", "qubes.VMExecGUI")
 
 
 def run(

@@ -1,0 +1,1 @@
+"""Opening files and addresses in other qubes: ``qvm-open-in-vm`` here, ``qubes.OpenInVM``, ``qubes.OpenURL`` there."""
