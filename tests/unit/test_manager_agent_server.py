@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import stat
@@ -17,6 +18,14 @@ from insula.manager.agent_server import AgentServer, AlreadyServed, ServerEvent
 from insula.manager.prompt import Asked, Withdrawn
 from insula.policy import agent
 from insula.policy.agent import Notice, Question, Resolution
+from insula.policy.decisions import Ask, Request
+from insula.policy.engine import evaluate
+from insula.policy.errors import Location
+from insula.policy.rules import Rule
+from insula.policy.ruleset import Policy
+from insula.policy.snapshot import QubeFacts, Snapshot
+from insula.policy.syntax import parse_line
+from insula.rpc.ask import NobodyToAsk, Prompts
 
 QUESTION = Question("untrusted", "qubes.Filecopy", "+", ("work", "vault"), "work")
 WAIT_S = 5.0
@@ -234,3 +243,69 @@ async def test_long_path_is_served(tmp_path: Path) -> None:
     folder.mkdir()
     async with served(folder) as (_, _ears, path):
         assert path.is_socket()
+
+
+def asked_by_a_rule() -> Ask:
+    """The decision that a policy comes to, for two qubes with a desktop here."""
+    facts = [
+        QubeFacts("dom0", klass="AdminVM"),
+        QubeFacts("untrusted", guivm="dom0", icon="appvm-red"),
+        QubeFacts("work", guivm="dom0", icon="appvm-blue"),
+    ]
+    rule = parse_line("qubes.Filecopy * untrusted @anyvm ask default_target=work", Location("", "50-user.policy", 1))
+    assert isinstance(rule, Rule)
+    decision = evaluate(Request("qubes.Filecopy", "+", "untrusted", "@default"), Policy((rule,), []), Snapshot(facts))
+    assert isinstance(decision, Ask), decision
+    return decision
+
+
+async def test_broker_asks_and_gets_the_choice(tmp_path: Path) -> None:
+    async with served(tmp_path) as (server, ears, path):
+        prompts = Prompts(path)
+        asking = asyncio.create_task(prompts.ask(asked_by_a_rule()))
+        asked = await ears.next()
+        assert isinstance(asked, Asked)
+        assert (asked.question.source, asked.question.targets) == ("untrusted", ("work",))
+        assert asked.question.default_target == "work"
+        assert asked.question.icons == {"untrusted": "appvm-red", "work": "appvm-blue"}
+        server.answer(asked.number, "work")
+        async with asyncio.timeout(WAIT_S):
+            assert await asking == "work"
+        await prompts.close()
+
+
+async def test_mc24_broker_whose_caller_is_gone_withdraws_the_question(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, ears, path):
+        prompts = Prompts(path)
+        asking = asyncio.create_task(prompts.ask(asked_by_a_rule()))
+        asked = await ears.next()
+        assert isinstance(asked, Asked)
+        asking.cancel()
+        assert await ears.next() == Withdrawn(asked.number)
+        await prompts.close()
+
+
+async def test_mc31_broker_with_nobody_at_the_socket_has_a_reason(tmp_path: Path) -> None:
+    prompts = Prompts(tmp_path / "policy-agent.sock")
+    with pytest.raises(NobodyToAsk, match="nobody can be asked"):
+        await prompts.ask(asked_by_a_rule())
+    await prompts.close()
+
+
+async def test_mc109_argument_is_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "+planted-marker-of-a-secret"
+    question = Question("untrusted", "qubes.VMExec", secret, ("work",))
+    with caplog.at_level(logging.DEBUG):
+        async with served(tmp_path) as (server, ears, path):
+            reader, writer = await connect(path, agent.encode(question))
+            await ears.next()
+            server.answer(1, "work")
+            await read(reader)
+            await close(writer)
+            for broken in (agent.encode(question)[:-1], agent.encode(question).replace(b'"work"', b'"w rk"')):
+                reader, writer = await connect(path, broken)
+                assert await read(reader) == b""
+                await close(writer)
+    assert "qubes.VMExec" in caplog.text
+    assert "not understood" in caplog.text
+    assert secret not in caplog.text

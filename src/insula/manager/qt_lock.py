@@ -30,7 +30,8 @@ class LockWatch(QObject):
         if not bus.isConnected():
             return
         for name, path in SERVICES:
-            bus.connect(name, path, name, "ActiveChanged", self, SLOT("changed(bool)").encode())
+            slot = SLOT("changed(bool)")
+            bus.connect(name, path, name, "ActiveChanged", self, slot)  # type: ignore[call-overload] # it wants text
             call = QDBusMessage.createMethodCall(name, path, name, "GetActive")
             call.setAutoStartService(False)
             watcher = QDBusPendingCallWatcher(bus.asyncCall(call), self)

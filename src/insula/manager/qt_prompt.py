@@ -144,7 +144,7 @@ class QtSurface(QObject):
 
     @Slot(object)
     def ended(self, _error: Exception) -> None:
-        QApplication.quit()
+        QApplication.exit(0)
 
     def screen_locked(self, is_locked: bool) -> None:
         self._desk.feed(ScreenLocked(is_locked))
@@ -182,22 +182,20 @@ def serve(paths: Paths, mark: HostMark) -> None:
 
 class _signals_end:  # noqa: N801 - used like a function
     """SIGTERM and SIGINT end the event loop. Python sees a signal only between its own instructions, and Qt's loop has
-    none; a byte in a socket wakes it."""
+    none; a byte in a socket wakes it, also when the loop begins only after the signal."""
 
     def __init__(self, application: QApplication) -> None:
         self._application = application
+        self._is_ended = False
 
     def __enter__(self) -> None:
         self._reading, self._writing = socket.socketpair()
         for end in (self._reading, self._writing):
             end.setblocking(False)
         self._earlier_descriptor = signal.set_wakeup_fd(self._writing.fileno())
-        self._earlier = {
-            number: signal.signal(number, lambda *_: self._application.quit())
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        self._earlier = {number: signal.signal(number, self._end) for number in (signal.SIGTERM, signal.SIGINT)}
         self._notifier = QSocketNotifier(self._reading.fileno(), QSocketNotifier.Type.Read)
-        self._notifier.activated.connect(lambda *_: self._reading.recv(64))
+        self._notifier.activated.connect(self._woken)
 
     def __exit__(self, *_: object) -> None:
         self._notifier.setEnabled(False)
@@ -206,3 +204,13 @@ class _signals_end:  # noqa: N801 - used like a function
         signal.set_wakeup_fd(self._earlier_descriptor)
         self._reading.close()
         self._writing.close()
+
+    def _end(self, *_: object) -> None:
+        self._is_ended = True
+        # Not quit(), which asks every window first whether it wants to close.
+        self._application.exit(0)
+
+    def _woken(self, *_: object) -> None:
+        self._reading.recv(64)
+        if self._is_ended:
+            self._application.exit(0)
