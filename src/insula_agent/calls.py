@@ -19,6 +19,7 @@ import os
 from insula_agent import process, sockets
 from insula_agent.children import Child
 from insula_agent.connections import Connector
+from insula_agent.conveyor import waiting
 from insula_agent.log import log
 from insula_agent.loop import HANGUP, READ, WRITE, Loop, Timer
 from insula_agent.pieces import MAX_PIECES, drop
@@ -45,7 +46,8 @@ READ_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
 
 
 class Call(StreamHandler):
-    """``make_plan`` decides what to do when the caller is there; ``on_end`` is told when all is over."""
+    """``make_plan`` decides what to do when the caller is there; ``on_end`` is told when all is over; ``look`` has
+    signals of processes heard that were sent before."""
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Call(StreamHandler):
         link: Streams,
         make_plan: Callable[[], Plan],
         on_end: Callable[[], None],
+        look: Callable[[], None],
         *,
         is_detached: bool,
     ) -> None:
@@ -60,6 +63,7 @@ class Call(StreamHandler):
         self._link = link
         self._make_plan = make_plan
         self._on_end = on_end
+        self._look = look
         self._is_detached = is_detached
         self._channel = ServiceEnd(oldest=OLDEST_VERSION)
         self._stream = 0
@@ -71,6 +75,10 @@ class Call(StreamHandler):
         self._stdin = -1
         self._socket = -1
         """``_stdin`` if it is a socket: kept when our direction of it has ended, for the other may be wanted still."""
+        self._watched_socket = -1
+        """A copy of it on which output is expected."""
+        self._is_single = False
+        """It carries output too."""
         self._stdin_queue: list[bytes | memoryview] = []
         self._stdin_ended = False
         self._unconsumed = 0
@@ -218,13 +226,46 @@ class Call(StreamHandler):
         """Of the process that serves this call; 0: none."""
         return 0 if self._child is None else self._child.pid
 
+    @property
+    def _has_two_descriptors(self) -> bool:
+        if self._socket < 0 or self._socket_plan is not None or self._is_finished or self._writer is None:
+            return False
+        return not self._is_single and any(self._outputs.values())
+
+    def expect_single_socket(self) -> None:
+        """The process may have asked for that, unheard: output on the socket of its input will tell."""
+        if self._has_two_descriptors and self._watched_socket < 0:
+            self._watched_socket = os.dup(self._socket)
+            self._loop.watch(self._watched_socket, READ, self._spoken)
+
+    def _spoken(self, events: int) -> None:
+        del events
+        self._stop_expecting()
+        # Its end makes it readable too.
+        if waiting(self._socket):
+            self.use_single_socket()
+
+    def _stop_expecting(self) -> None:
+        if self._watched_socket >= 0:
+            self._loop.forget(self._watched_socket)
+            os.close(self._watched_socket)
+            self._watched_socket = -1
+
+    def _is_continued(self) -> bool:
+        """Whether output that has ended goes on over the socket of the input: the signal may still be on its way."""
+        if self._has_two_descriptors:
+            self._look()
+            if not self._is_single and self._watched_socket >= 0:
+                self._spoken(READ)
+            return self._is_single
+        return False
+
     def use_single_socket(self) -> None:
         """The process wants the socket of its input to carry its output too (qrexec §3, "Single-socket mode")."""
-        if self._socket < 0 or self._socket_plan is not None or self._is_finished or self._writer is None:
+        if not self._has_two_descriptors:
             return
-        if not any(self._outputs.values()):
-            log("a service wants one socket for both directions after its output has ended")
-            return
+        self._is_single = True
+        self._stop_expecting()
         for fd in [fd for fd in self._outputs if self._outputs[fd]]:
             self._drain(fd)
             self._close_output(fd)
@@ -347,7 +388,7 @@ class Call(StreamHandler):
             if not is_stdout and self._log_copy is not None:
                 self._log_copy.write(data)
             self._writer.write(header(len(data)), data)
-        else:
+        elif not is_stdout or not self._is_continued():
             self._close_output(fd)
             self._writer.write(self._channel.stdout_end() if is_stdout else self._channel.stderr_end())
             if self._socket_plan is not None:
@@ -411,6 +452,7 @@ class Call(StreamHandler):
             self._connector.cancel()
             self._connector = None
         self._close_stdin()
+        self._stop_expecting()
         for fd in tuple(self._outputs):
             self._close_output(fd)
         if self._socket >= 0:

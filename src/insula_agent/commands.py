@@ -269,7 +269,9 @@ class Commands(StreamHandler):
             else:
                 self._begin(message, waiting, order, call, end)
 
-        call = Call(self._loop, self._link, make_plan, end, is_detached=isinstance(message, JustExec))
+        call = Call(
+            self._loop, self._link, make_plan, end, self._single_sockets.look, is_detached=isinstance(message, JustExec)
+        )
         self._calls.add(call)
         if order is not None and order.waits_for_session:
             self._wait_for_session(order, begin)

@@ -142,7 +142,9 @@ class Server:
             connection.close()
 
         self._single_sockets.start()
-        call = Call(self.loop, self._link, make_plan, end, is_detached=isinstance(message, JustExec))
+        call = Call(
+            self.loop, self._link, make_plan, end, self._single_sockets.look, is_detached=isinstance(message, JustExec)
+        )
         self._calls.add(call)
         call.connect(self._link.connect(message.domain, message.port, call))
 

@@ -1,8 +1,9 @@
 """SIGUSR1 of a service, by which it asks to use one socket for input and output (reference: qrexec, §3).
 
 The signal goes to the process ``QREXEC_AGENT_PID`` names, which here serves many calls; so it matters who sent it.
-signalfd(2) says that. The kernel keeps one signal of a kind: of two services that send theirs in the same instant one
-may go unheard, and goes on with two descriptors.
+signalfd(2) says that. But the kernel keeps one signal of a kind, so of two sent in the same instant only the first
+one's sender is told. Hence every call whose process could have been the other is watched from then on: output on the
+socket of its input means the same.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class SingleSocketRequests:
             return
         self._loop.watch(self._fd, READ, self._ready)
 
+    def look(self) -> None:
+        """Hear of signals that were sent before now, also those the loop has not come to yet."""
+        if self._fd >= 0:
+            self._ready(READ)
+
     def _ready(self, events: int) -> None:
         del events
         try:
@@ -64,12 +70,14 @@ class SingleSocketRequests:
 
     def _asked(self, pid: int) -> None:
         by_pid = {call.pid: call for call in self._calls if call.pid}
-        for candidate in ancestors(pid):
-            call = by_pid.get(candidate)
-            if call is not None:
-                call.use_single_socket()
-                return
-        log(f"process {pid} wants to use one socket, but is none of ours")
+        asker = next((by_pid[candidate] for candidate in ancestors(pid) if candidate in by_pid), None)
+        if asker is None:
+            log(f"process {pid} wants to use one socket, but is none of ours")
+        else:
+            asker.use_single_socket()
+        for call in by_pid.values():
+            if call is not asker:
+                call.expect_single_socket()
 
 
 def ancestors(pid: int) -> Iterable[int]:

@@ -12,6 +12,7 @@ FUZZ = Path(__file__).parents[1] / "fuzz"
 
 
 FUZZ_TARGETS = [
+    "fuzz_fork_server",
     "fuzz_gui",
     "fuzz_mux",
     "fuzz_pixels",
