@@ -81,7 +81,9 @@ class VchanLink(Streams):
     def close(self) -> None:
         """Leave: what was sent still arrives, the name is free."""
         if self._listener is not None:
-            self._stop_listening()
+            self._loop.forget(self._listener.fileno())
+            self._listener.close()
+            sockets.remove(self._path)
         for stream in self._streams.values():
             if stream.fd >= 0:
                 os.close(stream.fd)
@@ -99,18 +101,11 @@ class VchanLink(Streams):
         self.epoch += 1
         self._on_connected()
 
-    def _stop_listening(self) -> None:
-        assert self._listener is not None
-        self._loop.forget(self._listener.fileno())
-        self._listener.close()
-        self._listener = None
-        sockets.remove(self._path)
-
     def _restart(self) -> None:
+        """A daemon that comes back may be in the queue already: the name stays served all the time."""
         log("the control channel is lost")
-        if self._listener is not None:
-            self._stop_listening()
-        self.start()
+        assert self._listener is not None
+        self._loop.watch(self._listener.fileno(), READ, self._accept)
 
     def open(self, port: int, handler: StreamHandler) -> int:
         assert port == qrexec.CONTROL_PORT
