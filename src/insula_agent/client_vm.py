@@ -24,6 +24,7 @@ DEFAULT_SOCKET = "/var/run/qubes/qrexec-agent"
 MAX_NAME = 63
 """Bytes of a target's or source's name; the rest is cut off, as published."""
 ANSWER = struct.Struct("<II")
+_MAX_INHERITED = 1024
 EXIT_USAGE = 2
 EXIT_FAILED = 1
 
@@ -233,6 +234,10 @@ def start_program(words: list[str]) -> tuple[int, int, int]:
         try:
             environment = dict(os.environ)
             environment["QREXEC_AGENT_PID"] = str(agent_pid)
+            # Ours are closed first: shells know descriptors below 10 only.
+            first, second = sorted((theirs_in.fileno(), theirs_out.fileno()))
+            for start, end in ((3, first), (first + 1, second), (second + 1, _MAX_INHERITED)):
+                os.closerange(start, end)
             for fd in (0, 1, 2) if "PASS_LOCAL_STDERR" in os.environ else (0, 1):
                 saved = os.dup(fd)
                 os.set_inheritable(saved, True)
