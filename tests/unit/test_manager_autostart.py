@@ -35,7 +35,7 @@ def test_any_path_reaches_the_command_unchanged(words: list[str], value: str) ->
     entry = autostart.desktop_entry(words, {"INSULA_DATA_DIR": value})
     assert exec_words(entry) == ["env", f"INSULA_DATA_DIR={value}", *words]
     unit = autostart.service_unit(words, {})
-    [line] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    [line] = [line for line in unit.split("\n") if line.startswith("ExecStart=")]
     assert unit_words(line.removeprefix("ExecStart=")) == words
 
 
