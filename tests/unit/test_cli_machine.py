@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,6 +157,23 @@ def test_doctor_disk_and_templates_verdicts(tmp_path: Path) -> None:
     view = doctor.DaemonView("1", "fake", ())
     _, templates = doctor.daemon_findings(view, Paths(tmp_path, tmp_path))
     assert (templates.verdict, "insula template build debian-12" in templates.follows) == (Verdict.WARN, True)
+
+
+def test_doctor_says_whether_anybody_asks_the_user(nobody: Paths) -> None:
+    def finding() -> dict[str, str]:
+        [found] = [
+            item for item in run_cli(nobody, "doctor", "--json").json["findings"] if item["check"] == "questions"
+        ]
+        assert isinstance(found, dict)
+        return found
+
+    assert finding()["verdict"] == "warn"
+    assert "insula prompt" in finding()["follows"]
+    with socket.socket(socket.AF_UNIX) as prompt:
+        nobody.runtime.mkdir(parents=True, exist_ok=True)
+        prompt.bind(str(nobody.policy_agent_socket))
+        prompt.listen()
+        assert finding()["verdict"] == "ok"
 
 
 def test_doctor_host_problem_fails() -> None:

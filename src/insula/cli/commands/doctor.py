@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ from insula.cli.text import KIB, size_text
 from insula.daemon.paths import Paths
 from insula.hal.hostinfo import HostInfo, probe
 from insula.preload import trial
+from insula.rpc.sockets import address
 from insula.rpc.spawn import session_uid
 from insula.templates.errors import Unbuildable
 from insula.templates.namespace import own_id_map
@@ -33,6 +35,7 @@ LITTLE_MEMORY = 2 * GIB
 LITTLE_DISK = 10 * GIB
 TOO_LITTLE_DISK = 3 * GIB
 """A template build needs about this while it works."""
+PROBE_TIMEOUT_S = 2.0
 
 PACKAGES = {
     "qemu-img": "qemu-utils",
@@ -85,6 +88,7 @@ def doctor(as_json: Json = False) -> None:
         *tool_findings({name: find_tool(name) for name in PACKAGES}, is_root=os.geteuid() == 0),
         *id_findings(),
         *daemon_findings(with_running_daemon(look_at_daemon), paths),
+        prompt_finding(is_answered(paths.policy_agent_socket)),
     ]
     show(findings, as_json=as_json)
     if any(finding.verdict is Verdict.FAIL for finding in findings):
@@ -186,6 +190,25 @@ def daemon_findings(daemon: DaemonView | None, paths: Paths) -> Iterator[Finding
     else:
         follows = f"No app qube can be made yet: insula template build {DEFAULT_TEMPLATE}."
         yield Finding("templates", Verdict.WARN, "none", follows)
+
+
+def prompt_finding(is_there: bool) -> Finding:
+    if is_there:
+        return Finding("questions", Verdict.OK, "asked", "A call with a rule that says ask waits for your answer.")
+    follows = "Calls with a rule that says ask are denied: insula prompt --install, or insula prompt."
+    return Finding("questions", Verdict.WARN, "nobody asks", follows)
+
+
+def is_answered(path: Path) -> bool:
+    """Whether somebody takes connections there."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_TIMEOUT_S)
+        try:
+            with address(path) as where:
+                probe.connect(where)
+        except OSError:
+            return False
+        return True
 
 
 async def look_at_daemon(client: AdminClient) -> DaemonView:
