@@ -179,6 +179,20 @@ class NoIdentity(Identity):
         return False
 
 
+class Rehearsed(Identity):
+    """Becomes somebody as a fork does, up to the first command: what comes after it cannot be undone."""
+
+    def is_seed(self, all_keys: dict[str, bytes]) -> bool:
+        del all_keys
+        return False
+
+    def complete(self) -> None:
+        pass
+
+    def is_gated(self) -> bool:
+        return False
+
+
 class Agent:
     """Holds the parts and the order between them."""
 
@@ -215,7 +229,7 @@ class Agent:
 
     def _keys_read(self, all_keys: dict[str, bytes]) -> None:
         if self._identity.is_seed(all_keys):
-            self._be_seed()
+            self._be_seed(all_keys)
             return
         is_new = not self._has_identity
         if is_new:
@@ -250,11 +264,14 @@ class Agent:
 
     # --- seeds and their forks -----------------------------------------------------------------------------------
 
-    def _be_seed(self) -> None:
-        from insula_agent import identity, seed  # noqa: PLC0415
+    def _be_seed(self, all_keys: dict[str, bytes]) -> None:
+        from insula_agent import identity, rehearsal, seed  # noqa: PLC0415
 
         if self._has_identity:
             raise SeedRefused("this machine has an identity and cannot be a seed any more")
+        if rehearsal.is_wanted(all_keys):
+            self._rehearse(all_keys)
+            return
         seed.prepare()
         self._announce()
         deadline = time.monotonic() + seed.BOOT_LIMIT
@@ -277,6 +294,16 @@ class Agent:
 
         look()
 
+    def _rehearse(self, all_keys: dict[str, bytes]) -> None:
+        """In a fork that nobody has asked for yet; then tell the host that it is over."""
+        from insula_agent import rehearsal  # noqa: PLC0415
+
+        try:
+            rehearsal.run(all_keys, play)
+        except rehearsal.RehearsalFailed as error:
+            log(f"rehearsal: {error}")
+        self.commands.start()
+
     def _look_at_gate(self) -> None:
         waited = time.monotonic() - self._begun
         if self.commands.ended or waited >= (GATE_LIMIT if self.commands.is_busy else GATE_WAIT):
@@ -286,6 +313,15 @@ class Agent:
             if self._identity.open_gate():
                 return
         self.loop.after(GATE_STEP, self._look_at_gate)
+
+
+def play(channel: int) -> None:
+    """Be the agent of a rehearsal, on an open descriptor, until it is closed."""
+    options = Options()
+    options.device = f"fd:{channel}"
+    agent = Agent(options, Rehearsed())
+    agent.link.start()
+    agent.loop.run()
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -207,6 +207,159 @@ def digest_of(seed: Path) -> str:
     return subprocess.run(
         ["sha256sum", *sorted(seed.iterdir())], check=True, capture_output=True, encoding="ascii"
     ).stdout
+
+
+# A machine that was started for nobody
+
+
+def waiting_of(seed: Path, world: QemuWorld, name: str = "waiting.10002") -> MachineSpec:
+    """A fork with a placeholder for its private disk; its root is what ``owner_of`` goes on with."""
+    spec = fork_of(seed, world, name)
+    return replace(spec, qid=10_002, host_number=10_002, disks=(on_overlay(spec), spec.disks[1]))
+
+
+def on_overlay(spec: MachineSpec) -> Disk:
+    """Its root, with an overlay of its own above."""
+    top = spec.runtime_dir.parent / f"{spec.name}-root.qcow2"
+    source = spec.disks[0].source
+    make_overlay(top, source.size)
+    base = source.layers[-1]
+    return Disk("root", BlockSource((BlockLayer(top, LayerFormat.QCOW2), base), source.size, True, unlink_top=True))
+
+
+def owner_of(waiting: MachineSpec, world: QemuWorld, seed: Path, name: str, private: MachineSpec) -> MachineSpec:
+    root = waiting.disks[0].source
+    top = private.runtime_dir.parent / f"{name}-root.qcow2"
+    make_overlay(top, root.size)
+    layers = (BlockLayer(top, LayerFormat.QCOW2), *root.layers[1:])
+    return replace(private, seed=seed, disks=(Disk("root", replace(root, layers=layers)), private.disks[1]))
+
+
+@asynccontextmanager
+async def in_waiting(driver: QemuDriver, spec: MachineSpec, command: str = "true") -> AsyncIterator[Machine]:
+    """It has run once, for nobody, and is paused."""
+    async with running(driver, spec) as machine:
+        await run_in_guest(machine, command)
+        await machine.pause()
+        yield machine
+
+
+@pytest.mark.parametrize("size", [MIB // 2, 8 * MIB])
+async def test_machine_becomes_anothers_with_its_disks_and_goes_on_with_its_root(
+    world: QemuWorld, driver: QemuDriver, seed: Path, size: int
+) -> None:
+    waiting = waiting_of(seed, world)
+    private = with_private(world.spec("work", Behaviour.SHELL), size, b"private content")
+    spec = owner_of(waiting, world, seed, "work", private)
+    async with in_waiting(driver, waiting, "echo before | dd of=/dev/vda conv=sync 2>/dev/null; sync") as machine:
+        spec.runtime_dir.mkdir(exist_ok=True)
+        await machine.become(spec)
+        assert machine.spec == replace(spec, uuid=waiting.uuid, host_number=10_002)
+        assert not waiting.runtime_dir.exists()
+        await machine.resume()
+        assert await run_in_guest(machine, "cat /sys/block/vdb/size; head -c 15 /dev/vdb; head -c 6 /dev/vda") == (
+            f"{size // SECTOR}\nprivate contentbefore".encode()
+        )
+        await run_in_guest(machine, "echo mine | dd of=/dev/vdb conv=sync 2>/dev/null; sync")
+        await machine.resize_disk("private", 16 * MIB)
+        assert await run_in_guest(machine, "cat /sys/block/vdb/size") == f"{16 * MIB // SECTOR}\n".encode()
+    assert spec.disks[1].source.layers[0].path.read_bytes().startswith(b"mine\n")
+    assert waiting.disks[1].source.layers[0].path.read_bytes()[:5] == bytes(5)
+    assert not spec.disks[0].source.layers[0].path.exists()
+
+
+async def test_machine_that_became_anothers_is_adopted_by_the_next_daemon(
+    world: QemuWorld, driver: QemuDriver, seed: Path
+) -> None:
+    waiting = waiting_of(seed, world)
+    spec = owner_of(waiting, world, seed, "work", with_private(world.spec("work", Behaviour.SHELL), MIB, b"mine"))
+    machine = await driver.define(waiting)
+    await machine.start_paused()
+    await machine.become(spec)
+    await machine.resume()
+    await driver.close()
+    second = world.driver()
+    try:
+        adopted = await second.adopt(machine.spec, machine.record())
+        assert adopted is not None
+        assert await run_in_guest(adopted, "head -c 4 /dev/vdb") == b"mine"
+        assert adopted.console_log.parent == spec.runtime_dir
+        await adopted.kill()
+    finally:
+        await second.close()
+
+
+async def test_encrypted_disks_are_taken_over_and_their_keys_wiped(
+    world: QemuWorld, driver: QemuDriver, seed: Path
+) -> None:
+    waiting = waiting_of(seed, world)
+    spec = owner_of(
+        waiting, world, seed, "work", with_encrypted(world.spec("work", Behaviour.SHELL), KEY, b"from the base")
+    )
+    async with in_waiting(driver, waiting) as machine:
+        await machine.become(spec)
+        await machine.resume()
+        assert await run_in_guest(machine, "head -c 13 /dev/vdb") == b"from the base"
+        await run_in_guest(machine, "yes SECRETS | head -c 64k | dd of=/dev/vdb bs=64k seek=1 2>/dev/null; sync")
+        assert await closes(machine, "/memfd:key")
+        assert KEY not in (proc(machine) / "cmdline").read_bytes()
+    assert b"SECRETS" not in spec.disks[1].source.layers[0].path.read_bytes()
+
+
+async def closes(machine: Machine, path: str) -> bool:
+    """Whether a machine lets go of a file soon."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GUEST_LIMIT_S):
+            while any(link.startswith(path) for link in open_files(proc(machine)).values()):
+                await asyncio.sleep(POLL_S)
+            return True
+    return False
+
+
+async def test_machine_holds_no_placeholder_afterwards(world: QemuWorld, driver: QemuDriver, seed: Path) -> None:
+    waiting = waiting_of(seed, world)
+    spec = owner_of(waiting, world, seed, "work", with_private(world.spec("work", Behaviour.SHELL), MIB))
+    async with in_waiting(driver, waiting) as machine:
+        placeholder = str(waiting.disks[1].source.layers[0].path)
+        assert placeholder in open_files(proc(machine)).values()
+        await machine.become(spec)
+        await machine.resume()
+        assert await closes(machine, placeholder)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"memory_mib": 256}, "built differently"),
+        ({"seed": None}, "no fork of the seed"),
+        ({"name": "-x"}, "machine name"),
+    ],
+)
+async def test_machine_of_another_kind_is_refused(
+    world: QemuWorld, driver: QemuDriver, seed: Path, change: dict[str, object], complaint: str
+) -> None:
+    waiting = waiting_of(seed, world)
+    spec = owner_of(waiting, world, seed, "work", with_private(world.spec("work", Behaviour.SHELL), MIB))
+    async with in_waiting(driver, waiting) as machine:
+        with pytest.raises(DriverError, match=complaint):
+            await machine.become(replace(spec, **change))  # type: ignore[arg-type]
+
+
+async def test_somebody_cannot_become_somebody_else(world: QemuWorld, driver: QemuDriver, seed: Path) -> None:
+    spec = fork_of(seed, world, "one")
+    async with in_waiting(driver, spec) as machine:
+        with pytest.raises(DriverError, match="somebody already"):
+            await machine.become(replace(spec, name="two"))
+
+
+async def test_disk_in_use_elsewhere_is_not_taken_over(world: QemuWorld, driver: QemuDriver, seed: Path) -> None:
+    private = with_private(world.spec("work", Behaviour.SHELL), MIB)
+    waiting = waiting_of(seed, world)
+    spec = owner_of(waiting, world, seed, "work", private)
+    other = replace(fork_of(seed, world, "other"), disks=(on_overlay(private), private.disks[1]))
+    async with running(driver, other), in_waiting(driver, waiting) as machine:
+        with pytest.raises(DriverError):
+            await machine.become(spec)
 
 
 # A disk encrypted with a key in memory

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.hal.driver import Disk, MachineSpec, Nic
+from insula.hal.driver import MAX_HOST_NUMBER, Disk, MachineSpec, Nic
 from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator, AcceleratorName
 from insula.hal.qemu.chain import DiskDescriptors
@@ -22,7 +22,6 @@ from insula.hal.qemu.command import (
     MAX_CMDLINE,
     MAX_DISKS,
     MAX_LINKS,
-    MAX_QID,
     Descriptors,
     channel_chardev,
     check_spec,
@@ -275,7 +274,7 @@ def test_guest_sees_no_uuid_and_the_vmm_is_found_by_it() -> None:
         ({"name": "-S"}, "machine name"),
         ({"name": ""}, "machine name"),
         ({"qid": 0}, "qid"),
-        ({"qid": MAX_QID + 1}, "qid"),
+        ({"qid": MAX_HOST_NUMBER + 1}, "qid"),
         ({"memory_mib": 0}, "memory"),
         ({"memory_mib": -5}, "memory"),
         ({"vcpus": 0}, "virtual CPUs"),

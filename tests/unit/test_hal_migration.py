@@ -76,15 +76,21 @@ async def test_restored_machine_that_is_not_paused_is_an_error(status: str) -> N
 
 
 async def test_each_writable_disk_is_announced_with_the_size_it_has() -> None:
-    inserted = [{"inserted": {"node-name": f"disk{n}", "image": {"virtual-size": 512 * n}}} for n in range(3)]
-    monitor = ScriptedMonitor({"query-block": [inserted]})
+    entries = [
+        {
+            "qdev": f"/machine/peripheral/vd{n}/virtio-backend",
+            "inserted": {"node-name": f"node{n}", "image": {"virtual-size": 512 * n}},
+        }
+        for n in range(3)
+    ]
+    monitor = ScriptedMonitor({"query-block": [entries]})
     await announce_disks(monitor, (disk("root"), disk("fixed", writable=False), disk("private")))
     assert [arguments for name, arguments in monitor.commands if name == "block_resize"] == [
-        {"node-name": "disk0", "size": 0},
-        {"node-name": "disk2", "size": 1024},
+        {"node-name": "node0", "size": 0},
+        {"node-name": "node2", "size": 1024},
     ]
 
 
 async def test_disk_whose_size_qemu_does_not_tell_is_an_error() -> None:
-    with pytest.raises(DriverError, match="disk0"):
+    with pytest.raises(DriverError, match="vd0"):
         await announce_disks(ScriptedMonitor({"query-block": [[]]}), (disk("root"),))

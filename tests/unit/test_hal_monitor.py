@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from insula.hal.errors import DriverError, MachineGone
 from insula.hal.qemu.monitor import (
     DiskFailed,
+    DiskNode,
     GuestEnded,
     GuestPanicked,
     GuestStopped,
@@ -175,7 +176,11 @@ async def test_queries_return_typed_values() -> None:
             {"label": "b", "filename": "disconnected:unix:/y,server=on"},
         ],
         "query-block": [
-            {"device": "", "inserted": {"node-name": "disk0", "image": {"virtual-size": 512, "format": "qcow2"}}},
+            {
+                "device": "",
+                "qdev": "/machine/peripheral/vd0/virtio-backend",
+                "inserted": {"node-name": "disk0", "image": {"virtual-size": 512, "format": "qcow2"}},
+            },
             {"device": "empty"},
         ],
         "query-migrate": {"status": "failed", "error-desc": "no space"},
@@ -183,7 +188,7 @@ async def test_queries_return_typed_values() -> None:
     async with monitor(lambda command, _: [{"return": answers[command]}]) as made:
         assert await made.run_state() is RunState.GUEST_PANICKED
         assert await made.balloon_bytes() == 1 << 20
-        assert await made.disk_sizes() == {"disk0": 512}
+        assert await made.disks() == {"vd0": DiskNode("disk0", 512)}
         assert await made.migration_status() == ("failed", "no space")
         assert await made.is_chardev_connected("a") is True
         assert await made.is_chardev_connected("b") is False

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from insula.hal.qemu.command import MAX_QID
+from insula.hal.driver import MAX_HOST_NUMBER
 from insula.hal.qemu.sandbox import SandboxFacts, is_visible_inside, sandbox_argv, vmm_uid
 
 FACTS = SandboxFacts("/usr/bin/bwrap", "/usr/bin/prlimit", 512, {"bin": "usr/bin", "lib": "usr/lib", "lib64": None})
@@ -69,7 +69,7 @@ def test_report_descriptors_are_named_if_given() -> None:
 def test_host_user_ids_are_distinct_and_not_root() -> None:
     assert vmm_uid(1) != vmm_uid(2)
     # Below 2³¹: some file systems and tools still take the sign bit seriously.
-    assert 65536 < vmm_uid(1) < vmm_uid(MAX_QID) < 1 << 31
+    assert 65536 < vmm_uid(1) < vmm_uid(MAX_HOST_NUMBER) < 1 << 31
 
 
 @pytest.mark.parametrize(

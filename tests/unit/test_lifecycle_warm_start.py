@@ -11,7 +11,7 @@ import pytest
 from insula.hal.driver import ExitKind, MachineExit, MachineState
 from insula.hal.errors import SeedUnusable
 from insula.hal.fake import SEED_NAMES
-from insula.lifecycle import seed_build, seed_keeper, start
+from insula.lifecycle import nobody, seed_keeper, start
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.seed_build import SeedFailed
 from insula.model.errors import QubesException
@@ -25,7 +25,7 @@ OTHER = QubeName("other")
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(seed_keeper, "QUIET_S", 0.0)
-    monkeypatch.setattr(seed_build, "REST_STEP_S", 0.0)
+    monkeypatch.setattr(nobody, "REST_STEP_S", 0.0)
     async with engine_bench(tmp_path, with_seeds=True) as made:
         yield made
 

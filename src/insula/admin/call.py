@@ -24,6 +24,7 @@ from insula.events.bus import EventBus
 from insula.events.types import Event
 from insula.lifecycle.engine import Engine
 from insula.lifecycle.seeds import Seed
+from insula.lifecycle.standby import StandbyCount
 from insula.lifecycle.template import TemplateImage
 from insula.model.names import QubeName
 from insula.model.property_types import Runtime
@@ -57,6 +58,9 @@ class TemplateService(Protocol):
 
     def seeds(self) -> Sequence[Seed]:
         """Every seed there is, the one used last first."""
+
+    async def in_waiting(self) -> Mapping[str, StandbyCount]:
+        """Machines in waiting, by the name of the seed they are forks of."""
 
     async def build_seed(self, name: QubeName) -> Seed:
         """The seed for a qube, or for app qubes of a template; made if there is none. :raise QubesException:"""

@@ -10,6 +10,7 @@ from insula import __version__
 from insula.lifecycle.host import Host
 from insula.lifecycle.manager import LifecycleEngine
 from insula.lifecycle.seeds import Seed
+from insula.lifecycle.standby import StandbyCount
 from insula.lifecycle.template import TemplateImage, install_template, installed_key
 from insula.model.names import QubeName
 from insula.model.property_types import Runtime
@@ -74,6 +75,9 @@ class Templates:
 
     def seeds(self) -> Sequence[Seed]:
         return [] if self._engine.seeds is None else self._engine.seeds.all()
+
+    async def in_waiting(self) -> Mapping[str, StandbyCount]:
+        return {} if self._engine.standby is None else await self._engine.standby.counts()
 
     async def build_seed(self, name: QubeName) -> Seed:
         return await self._engine.build_seed(name)

@@ -24,7 +24,8 @@ class Capability(StrEnum):
     PCI_PASSTHROUGH = "pci-passthrough"
 
 
-EMULATED_KERNEL_OPTIONS = "mitigations=off tsc=reliable no_timer_check"
+EMULATED_KERNEL_OPTIONS = "mitigations=off tsc=reliable no_timer_check norandmaps"
 """Kernel options for guests where :attr:`Capability.HARDWARE_VIRTUALIZATION` is missing: an emulated CPU does not
-speculate, so there is nothing to mitigate, and its timers need not be checked against each other. On a real CPU the
-mitigations stay: they guard one program of a qube from another."""
+speculate, so there is nothing to mitigate, and its timers need not be checked against each other. Programs at equal
+addresses have their code translated once and not each time (docs/decisions/016). On a real CPU mitigations and
+randomized addresses stay: they guard one program of a qube from another."""

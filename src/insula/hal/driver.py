@@ -34,6 +34,10 @@ def link_mac(number: int) -> str:
     return f"fe:ff:ff:00:{number >> 8:02x}:{number & 0xFF:02x}"
 
 
+MAX_HOST_NUMBER = 20_000
+"""10 000 qubes, the machine that is being made into a seed, and machines that were started for nobody."""
+
+
 class MachineState(StrEnum):
     DEFINED = "defined"
     PAUSED = "paused"
@@ -97,6 +101,9 @@ class MachineSpec:
     """None: the machine has no network interface at all (MC-82)."""
     links: int = 0
     """How many clients can be linked to this machine at a time."""
+    host_number: int | None = None
+    """What run-time ids are derived from in place of the qid: of a machine that was started for nobody
+    (:meth:`Machine.become`) and keeps them. Unique like a qid; at most :data:`MAX_HOST_NUMBER`."""
     debug: bool = False
     freezable: bool = False
     """Whether :meth:`Machine.freeze` can be used: the machine's memory is a file of its own from the start."""
@@ -143,6 +150,18 @@ class Machine(Protocol):
         :raise DriverError: the machine is not paused or not freezable, or the folder is not empty: nothing was done.
             Or writing failed: the machine is gone, the folder empty again.
         :raise Unsupported: no Capability.FORK.
+        """
+
+    async def become(self, spec: MachineSpec) -> None:
+        """Give a paused fork that was started for nobody to whom ``spec`` describes.
+
+        It gets the disks and the run-time folder of ``spec`` (which exists and is empty) and is from then on what
+        ``spec`` says, except for the uuid and the host number, which it keeps: :attr:`spec` tells both. The seed and
+        all that a fork has from it must be the same. A disk whose lower layers are those the machine has now goes on
+        *on top of* what was written to it so far; any other takes the place of the old one, which nothing in the guest
+        may have open.
+
+        :raise DriverError: the machine may have some of the disks of ``spec`` by now and is of no use; kill it.
         """
 
     async def resume(self) -> None: ...

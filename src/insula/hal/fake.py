@@ -16,13 +16,13 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from insula.hal.capabilities import Capability
 from insula.hal.driver import ExitKind, Machine, MachineExit, MachineSpec, MachineState, MachineStats
 from insula.hal.errors import DriverError, MachineGone, SeedUnusable, Unsupported
-from insula.hal.preconditions import check_freeze
+from insula.hal.preconditions import check_become, check_freeze
 
 ALL_CAPABILITIES = frozenset(
     {
@@ -153,6 +153,13 @@ def _is_closed(guest_end: socket.socket) -> bool:
         return True
 
 
+def unlink_tops(spec: MachineSpec) -> None:
+    """Remove what is thrown away, as soon as a machine has it open."""
+    for disk in spec.disks:
+        if disk.source.unlink_top:
+            disk.source.layers[0].path.unlink()
+
+
 class FakeHost:
     """The computer the machines live on."""
 
@@ -168,9 +175,7 @@ class FakeHost:
         for path in files:
             if not path.is_file():
                 raise DriverError(f"machine {spec.name!r}: cannot use {path}: no such file")
-        for disk in spec.disks:
-            if disk.source.unlink_top:
-                disk.source.layers[0].path.unlink()
+        unlink_tops(spec)
         number = next(self._numbers)
         (spec.runtime_dir / NOTE_NAME).write_text(f"{number}\n", encoding="ascii")
         (spec.runtime_dir / CONSOLE_NAME).write_bytes(b"")
@@ -277,6 +282,18 @@ class FakeMachine:
             except BaseException:
                 self._end_early(MachineExit(ExitKind.CRASHED, "did not start"))
                 raise
+
+    async def become(self, spec: MachineSpec) -> None:
+        async with self._life:
+            guest = await self.begin("become", Capability.FORK)
+            own = self._spec
+            check_become(own, guest.state, spec)
+            if _shape(spec) != _shape(own):
+                raise DriverError(f"machine {spec.name!r} is built differently from the one that waits")
+            own.runtime_dir.rename(spec.runtime_dir)
+            self._spec = guest.spec = replace(spec, uuid=own.uuid, host_number=own.host_number)
+            guest.disk_sizes = {disk.name: disk.source.size for disk in spec.disks}
+            unlink_tops(spec)
 
     async def resume(self) -> None:
         guest = await self.begin("resume")

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from insula.events.bus import EventBus
 from insula.events.types import Event
-from insula.hal.driver import Driver, Machine
+from insula.hal.driver import Driver, Machine, MachineSpec
 from insula.lifecycle.kernels import Kernels
 from insula.lifecycle.memory import MemoryLedger
 from insula.lifecycle.plan import StartPlan
@@ -79,6 +79,25 @@ class Seeds(Protocol):
         """A start from it failed."""
 
 
+class Standby(Protocol):
+    """What a start asks (:class:`insula.lifecycle.standby.Standby`)."""
+
+    def note_start(self, plan: StartPlan, seed: Seed) -> None:
+        """A qube is about to be started from this seed."""
+
+    async def become(self, seed: Seed, spec: MachineSpec) -> Machine | None:
+        """A machine that waited, turned into this one, paused; None: there is none."""
+
+    async def shed(self) -> bool:
+        """Memory is short: end all that wait; whether there was one."""
+
+    def drop(self, seed_name: str) -> None:
+        """The machines made from this seed cannot be trusted."""
+
+    async def provide(self, plan: StartPlan, seed: Seed) -> None:
+        """Have one that waits, now, if any are wanted."""
+
+
 @dataclass
 class Host:
     """The rooms of one daemon."""
@@ -99,6 +118,8 @@ class Host:
     """None: every start boots."""
     links: Network | None = None
     """None: no qube has a network."""
+    standby: Standby | None = None
+    """None: every fork is made when it is asked for."""
 
     def pool_of(self, volume: VolumeSpec) -> Pool:
         """:raise QubesPoolNotFoundError: the pool of the volume is not configured, or could not be opened."""

@@ -26,6 +26,7 @@ from insula.lifecycle.pools import PoolOperations
 from insula.lifecycle.reconcile import reconcile
 from insula.lifecycle.seed_keeper import SeedKeeper, plan_app_of
 from insula.lifecycle.seeds import Seed
+from insula.lifecycle.standby import Standby
 from insula.lifecycle.supervisor import Supervisor
 from insula.lifecycle.volumes import VolumeOperations
 from insula.model.block import VolumeSpec
@@ -57,6 +58,10 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         PoolOperations.__init__(self)
         self.seeds = host.seeds = seeds
         self.links = host.links = Links(host, self._on, self._record_link)
+        self.standby: Standby | None = None
+        if seeds is not None:
+            self.standby = host.standby = Standby(host)
+            seeds.on_drop, seeds.on_made = self.standby.drop, self.standby.note_seed
         self.disposables = Disposables(host, self)
         self._runtime_folders = runtime_folders
         self._supervisors: dict[QubeName, Supervisor] = {}
@@ -76,6 +81,8 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
             await self.links.provider_is_up(QubeName(running.name))
         if self.seeds is not None:
             await self.seeds.open()
+        if self.standby is not None:
+            self.standby.open()
 
     async def autostart(self) -> None:
         """Hold disposables ready from now on, and start the qubes whose property ``autostart`` says so.
@@ -92,6 +99,8 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
     async def leave(self) -> None:
         """The daemon ends, the machines stay."""
         await self.disposables.close()
+        if self.standby is not None:
+            await self.standby.close()
         if self.seeds is not None:
             await self.seeds.close()
         await asyncio.gather(*(s.leave() for s in self._supervisors.values()))

@@ -33,9 +33,22 @@ class MemoryLedger:
         self._reserve = reserve_mib
         self._promised = 0
 
+    def available_mib(self) -> int:
+        """What the kernel says it could give."""
+        return self._available()
+
     @contextmanager
     def promise(self, name: str, mib: int) -> Iterator[None]:
         """Hold ``mib`` for the time of a start. :raise QubesMemoryError: there is not enough."""
+        self.require(name, mib)
+        self._promised += mib
+        try:
+            yield
+        finally:
+            self._promised -= mib
+
+    def require(self, name: str, mib: int) -> None:
+        """:raise QubesMemoryError: there are no ``mib`` to be promised now."""
         available = self._available()
         free = available - self._reserve - self._promised
         if mib > free:
@@ -44,8 +57,3 @@ class MemoryLedger:
                 f" ({available} MiB available, {self._reserve} MiB kept for the host,"
                 f" {self._promised} MiB promised to qubes that are starting)"
             )
-        self._promised += mib
-        try:
-            yield
-        finally:
-            self._promised -= mib

@@ -69,6 +69,10 @@ class SeedKeeper:
         self._loaded: list[Path] = []
         """Machine folders of seeds the driver may hold in memory, least recently used first."""
         self._last_start = float("-inf")
+        self.on_drop: Callable[[str], None] = lambda _name: None
+        """Told the name of each seed that is dropped."""
+        self.on_made: Callable[[StartPlan, Seed], None] = lambda _plan, _seed: None
+        """Told of each seed that was made, and for what."""
 
     async def open(self) -> None:
         """Clear up after a daemon that was interrupted."""
@@ -177,6 +181,7 @@ class SeedKeeper:
         """Remove a seed; whether there was one. Running forks are not touched."""
         self._host.driver.unload_seed(self._store.folder / name / MACHINE)
         self._whole.discard(name)
+        self.on_drop(name)
         return self._store.drop(name)
 
     async def root_changed(self, plans: Iterable[StartPlan]) -> None:
@@ -253,6 +258,7 @@ class SeedKeeper:
             log.info("seed %s of %s: made in %.1f s, %d MiB", key.name, key.template, took, seed.size >> 20)
         self._make_room(keep=key.name)
         await self._load(seed)
+        self.on_made(plan, seed)
         return seed
 
     async def _wait_for_quiet(self, hurry: asyncio.Event) -> None:

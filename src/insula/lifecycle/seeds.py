@@ -19,9 +19,12 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+
+from insula.model.block import BlockLayer, BlockSource, LayerFormat
 
 RECORD = "seed.json"
 ROOT_LAYER = "root.qcow2"
@@ -85,6 +88,11 @@ class Seed(msgspec.Struct, frozen=True):
     @property
     def root_layer(self) -> Path:
         return self.folder / ROOT_LAYER
+
+    def under(self, source: BlockSource) -> BlockSource:
+        """The template's layers as the seed's system left them, under a fork's own overlay."""
+        frozen = BlockLayer(self.root_layer, LayerFormat.QCOW2)
+        return replace(source, layers=(source.layers[0], frozen, *source.layers[1:]))
 
 
 class SeedStore:

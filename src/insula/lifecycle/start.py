@@ -11,19 +11,18 @@ import asyncio
 import os
 import shutil
 import time
-from contextlib import AsyncExitStack
-from dataclasses import replace
+from contextlib import AbstractContextManager, AsyncExitStack
 from pathlib import Path
 
 from insula.hal.driver import RPC_CHANNEL, Disk, Machine, MachineSpec
 from insula.hal.errors import DriverError, HalError, SeedUnusable
-from insula.lifecycle.host import Host, Session, host_timezone, keep_console, log
+from insula.lifecycle.host import Host, Session, Standby, host_timezone, keep_console, log
 from insula.lifecycle.plan import StartPlan
 from insula.lifecycle.running import RunningQube
 from insula.lifecycle.seeds import Seed
 from insula.lifecycle.waiting import first_of
-from insula.model.block import BlockLayer, BlockSource, LayerFormat, VolumeSpec
-from insula.model.errors import InsulaError, QubesException
+from insula.model.block import BlockSource, VolumeSpec
+from insula.model.errors import InsulaError, QubesException, QubesMemoryError
 from insula.model.names import QubeName
 from insula.model.qubesdb_keys import boot_keys
 from insula.storage.pool import StorageError
@@ -63,6 +62,10 @@ class _NotFromSeed(Exception):
     """The seed is at fault; booting may work."""
 
 
+class _NotInWaiting(Exception):
+    """A machine in waiting is at fault; a new fork of its seed may work."""
+
+
 async def start_qube(host: Host, plan: StartPlan) -> tuple[RunningQube, Session]:
     """Carry out a plan; returns when the agent has answered.
 
@@ -71,21 +74,45 @@ async def start_qube(host: Host, plan: StartPlan) -> tuple[RunningQube, Session]
     :raise StartFailed: everything was undone, the qube is as before; the console log was kept.
     :raise QubesMemoryError: refused before anything was done.
     """
-    with host.memory.promise(plan.name, plan.memory_mib):
+    with await _promise(host, plan):
         seed = None if host.seeds is None else await host.seeds.for_start(plan)
         if host.seeds is not None and seed is not None:
             try:
-                return await _start(host, plan, seed)
+                return await _fork(host, plan, seed)
             except _NotFromSeed as e:
                 host.seeds.unusable(seed, str(e))
         return await _start(host, plan, None)
 
 
-async def _start(host: Host, plan: StartPlan, seed: Seed | None) -> tuple[RunningQube, Session]:
+async def _promise(host: Host, plan: StartPlan) -> AbstractContextManager[None]:
+    """The memory of a start; machines that only wait make room for it. :raise QubesMemoryError:"""
+    try:
+        host.memory.require(plan.name, plan.memory_mib)
+    except QubesMemoryError:
+        if host.standby is None or not await host.standby.shed():
+            raise
+    return host.memory.promise(plan.name, plan.memory_mib)
+
+
+async def _fork(host: Host, plan: StartPlan, seed: Seed) -> tuple[RunningQube, Session]:
+    """:raise _NotFromSeed: the seed does not work out."""
+    if host.standby is not None:
+        host.standby.note_start(plan, seed)
+        try:
+            return await _start(host, plan, seed, host.standby)
+        except _NotInWaiting as e:
+            log.warning("%s: the machine that was in waiting failed, the start goes on without it: %s", plan.name, e)
+            host.standby.drop(seed.folder.name)
+    return await _start(host, plan, seed)
+
+
+async def _start(
+    host: Host, plan: StartPlan, seed: Seed | None, standby: Standby | None = None
+) -> tuple[RunningQube, Session]:
     steps = _Steps(plan.name)
     async with AsyncExitStack() as undo:
         try:
-            result = await _run_steps(host, plan, seed, steps, undo)
+            result = await _run_steps(host, plan, seed, standby, steps, undo)
         except SeedUnusable as e:
             raise _NotFromSeed(f"{e}. {e.detail}".strip()) from e
         except InsulaError as e:
@@ -103,7 +130,7 @@ async def _start(host: Host, plan: StartPlan, seed: Seed | None) -> tuple[Runnin
 
 
 async def _run_steps(
-    host: Host, plan: StartPlan, seed: Seed | None, steps: _Steps, undo: AsyncExitStack
+    host: Host, plan: StartPlan, seed: Seed | None, standby: Standby | None, steps: _Steps, undo: AsyncExitStack
 ) -> tuple[RunningQube, Session]:
     steps.begin("preparing its run-time folder")
     folder = host.runtime_folder(plan.name)
@@ -114,31 +141,32 @@ async def _run_steps(
     if seed is not None:
         if sources["root"].revision != seed.key.root:
             raise _NotFromSeed("the template's root changed while the start began")
-        sources["root"] = _on_seed(sources["root"], seed)
+        sources["root"] = seed.under(sources["root"])
 
     steps.begin("starting the machine")
     host.publish(plan.name, "domain-pre-spawn", start_guid="None")
-    machine = await host.driver.define(
-        MachineSpec(
-            name=plan.name,
-            uuid=plan.uuid,
-            qid=plan.qid,
-            memory_mib=plan.memory_mib,
-            vcpus=plan.vcpus,
-            kernel=plan.kernel.image,
-            initrd=plan.kernel.initrd,
-            cmdline=plan.cmdline if seed is None else seed.key.cmdline,
-            disks=tuple(Disk(volume.name, sources[volume.name]) for volume in plan.volumes),
-            runtime_dir=folder,
-            nic=plan.nic,
-            links=plan.links,
-            debug=plan.debug,
-            seed=None if seed is None else seed.machine,
-        )
+    spec = MachineSpec(
+        name=plan.name,
+        uuid=plan.uuid,
+        qid=plan.qid,
+        memory_mib=plan.memory_mib,
+        vcpus=plan.vcpus,
+        kernel=plan.kernel.image,
+        initrd=plan.kernel.initrd,
+        cmdline=plan.cmdline if seed is None else seed.key.cmdline,
+        disks=tuple(Disk(volume.name, sources[volume.name]) for volume in plan.volumes),
+        runtime_dir=folder,
+        nic=plan.nic,
+        links=plan.links,
+        debug=plan.debug,
+        seed=None if seed is None else seed.machine,
     )
+    waited = None if standby is None or seed is None else await standby.become(seed, spec)
+    machine = waited or await host.driver.define(spec)
     undo.callback(keep_console, machine, host.console_folder)
     undo.push_async_callback(machine.kill)
-    await machine.start_paused()
+    if waited is None:
+        await machine.start_paused()
     running = RunningQube(machine, plan.volumes, time.time())
     host.store.put_machine(plan.name, running.record(host.driver.name, ready=False).to_json())
     undo.callback(host.store.remove_machine, plan.name)
@@ -166,7 +194,7 @@ async def _run_steps(
         try:
             await _wait_for_agent(machine, session, min(plan.agent_timeout_s, FORK_LIMIT_S))
         except QubesException as e:
-            raise _NotFromSeed(str(e)) from e
+            raise (_NotFromSeed if waited is None else _NotInWaiting)(str(e)) from e
     link = None if host.links is None else host.links.note_of(plan.name)
     host.store.put_machine(plan.name, running.record(host.driver.name, ready=True, link=link).to_json())
     return running, session
@@ -193,12 +221,6 @@ async def _activate(host: Host, plan: StartPlan, steps: _Steps, undo: AsyncExitS
         if task.exception() is not None:
             steps.begin(f"activating volume {volume.name}")
     return {volume.name: task.result() for volume, task in tasks.items()}
-
-
-def _on_seed(source: BlockSource, seed: Seed) -> BlockSource:
-    """The template's layers as the seed's system left them, under the fork's own overlay."""
-    frozen = BlockLayer(seed.root_layer, LayerFormat.QCOW2)
-    return replace(source, layers=(source.layers[0], frozen, *source.layers[1:]))
 
 
 def _make_empty(folder: Path) -> None:

@@ -21,6 +21,8 @@ from insula.model.uplink import OUTSIDE_ADDRESS, OUTSIDE_DNS, OUTSIDE_GATEWAY, O
 
 SEED_KEY = "/insula-seed"
 """``1``: this machine is a seed; it boots up without an identity and waits to be frozen (docs/decisions/009)."""
+REHEARSAL_KEY = "/insula-rehearsal"
+"""``1``, besides the one before: this fork is to play through a start (docs/decisions/015)."""
 MACHINE_ID_KEY = "/insula-machine-id"
 """The qube's machine-id(5), 32 hex digits: its uuid, so that it stays the same from start to start."""
 CLOCK_KEY = "/insula-clock"
@@ -81,6 +83,31 @@ def boot_keys(
 def seed_keys() -> dict[str, str]:
     """All keys of a machine that is made into a seed: nothing of a qube or of this host, for all forks keep it."""
     return {SEED_KEY: "1"}
+
+
+def rehearsal_keys(random_seed: bytes) -> dict[str, str]:
+    """All keys of a fork that nobody has asked for yet: it plays a start with them, and forgets it.
+
+    An app qube like any other, and like no qube there is.
+    """
+    return {
+        SEED_KEY: "1",
+        REHEARSAL_KEY: "1",
+        "/name": "nobody",
+        MACHINE_ID_KEY: "f" * 32,
+        "/type": str(Klass.APPVM),
+        "/default-user": "user",
+        "/qubes-vm-type": "AppVM",
+        "/qubes-vm-updateable": "False",
+        "/qubes-vm-persistence": "rw-only",
+        "/qubes-base-template": "",
+        "/qubes-debug-mode": "0",
+        "/keyboard-layout": "us++",
+        "/qubes-block-devices": "",
+        "/qubes-usb-devices": "",
+        "/qubes-service/meminfo-writer": "1",
+        "/qubes-random-seed": base64.b64encode(random_seed).decode("ascii"),
+    }
 
 
 def vm_type(here: View) -> str:

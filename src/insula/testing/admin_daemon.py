@@ -26,6 +26,7 @@ from insula.events.bus import EventBus
 from insula.lifecycle.create import plan_create
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.seeds import Seed, SeedKey
+from insula.lifecycle.standby import StandbyCount
 from insula.lifecycle.template import TemplateImage
 from insula.model.klass import Klass
 from insula.model.names import QubeName
@@ -66,6 +67,9 @@ class FakeTemplates:
 
     def seeds(self) -> list[Seed]:
         return self.made
+
+    async def in_waiting(self) -> dict[str, StandbyCount]:
+        return {seed.folder.name: StandbyCount(1, 70 << 10, 3) for seed in self.made}
 
     async def build_seed(self, name: QubeName) -> Seed:
         key = SeedKey(str(name), "1", "6.1 build", "quiet", 400, 2, ("root", "private", "volatile"), "fake")

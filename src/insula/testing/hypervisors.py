@@ -83,7 +83,7 @@ class _Folders:
 
     def leftovers(self) -> Iterator[str]:
         for spec in self.specs:
-            for path in spec.runtime_dir.iterdir():
+            for path in spec.runtime_dir.glob("*"):
                 if not path.name.startswith("console.log"):
                     yield f"file {path.name} of {spec.name}"
 

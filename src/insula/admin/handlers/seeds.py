@@ -7,14 +7,17 @@ import re
 
 from insula.admin.call import Call, Context
 from insula.lifecycle.seeds import Seed
+from insula.lifecycle.standby import StandbyCount
 from insula.model.errors import ProtocolError, QubesException
 
+NONE = StandbyCount(0, 0, 0)
 _NAME = re.compile(r"[0-9a-f]{16}")
 
 
 async def list_seeds(context: Context, call: Call) -> str:
     """JSON list, the one used last first."""
-    return json.dumps([_as_object(seed) for seed in context.templates.seeds()])
+    counts = await context.templates.in_waiting()
+    return json.dumps([_as_object(seed, counts.get(seed.folder.name, NONE)) for seed in context.templates.seeds()])
 
 
 async def build(context: Context, call: Call) -> str:
@@ -30,7 +33,7 @@ async def drop(context: Context, call: Call) -> str:
     return ""
 
 
-def _as_object(seed: Seed) -> dict[str, object]:
+def _as_object(seed: Seed, count: StandbyCount = NONE) -> dict[str, object]:
     return {
         "name": seed.folder.name,
         "template": seed.key.template,
@@ -40,4 +43,5 @@ def _as_object(seed: Seed) -> dict[str, object]:
         "size": seed.size,
         "created_at": seed.created_at,
         "used_at": seed.used_at,
+        "waiting": {"machines": count.waiting, "memory_kib": count.memory_kib, "taken": count.taken},
     }

@@ -12,7 +12,7 @@ from insula.cli.connection import with_daemon, with_daemon_and_board
 from insula.cli.failures import CliError
 from insula.cli.options import Json
 from insula.cli.table import Cell, Column
-from insula.cli.text import size_text
+from insula.cli.text import KIB, size_text
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
@@ -34,6 +34,7 @@ def list_seeds(as_json: Json = False) -> None:
         Column("KERNEL"),
         Column("SIZE", right=True),
         Column("USED"),
+        Column("IN WAITING", right=True),
     ]
     now = time.time()
     output.print_table(columns, [_row(seed, now) for seed in seeds])
@@ -48,7 +49,14 @@ def _row(seed: dict[str, Any], now: float) -> list[Cell | str]:
         seed["kernel"],
         size_text(seed["size"]),
         ago(now - seed["used_at"]),
+        waiting_text(seed["waiting"]),
     ]
+
+
+def waiting_text(waiting: dict[str, int]) -> str:
+    """``1 (70 MiB)``: machines of that seed that wait to become qubes, and what they take together."""
+    machines = waiting["machines"]
+    return f"{machines} ({size_text(waiting['memory_kib'] * KIB)})" if machines else "-"
 
 
 def ago(seconds: float) -> str:

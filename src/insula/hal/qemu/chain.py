@@ -8,7 +8,7 @@ no folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from insula.model.block import BlockSource, LayerFormat
@@ -28,42 +28,64 @@ class DiskDescriptors:
 
 
 def chain_options(name: str, source: BlockSource, fds: DiskDescriptors) -> Iterator[str]:
-    """One ``-blockdev`` for each file and one for each format, base first, so that every node names its backing.
+    """One ``-blockdev`` for each file and one for each format, base first, so that every node names its backing."""
+    if fds.key is not None:
+        yield from json_option("-object", key_object(name, fds.key))
+    for number in fds.layers:
+        yield from ("-add-fd", f"fd={number},set={number}")
+    for node in chain_nodes(name, source, fds.layers, is_encrypted=fds.key is not None):
+        yield from json_option("-blockdev", node)
+
+
+def key_object(name: str, key: int) -> dict[str, object]:
+    """The secret of the chain's top layer, read from the VMM's descriptor ``key``."""
+    return {"qom-type": "secret", "id": _key_id(name), "format": "raw", "file": f"/proc/self/fd/{key}"}
+
+
+def _key_id(name: str) -> str:
+    return f"{name}-key"
+
+
+def file_node(name: str, depth: int) -> str:
+    """Node of the file of a layer."""
+    return f"{name}-file{depth}"
+
+
+def layer_node(name: str, depth: int) -> str:
+    """Node of a layer; the top one is the chain's."""
+    return name if depth == 0 else f"{name}-layer{depth}"
+
+
+def chain_nodes(
+    name: str, source: BlockSource, fdsets: Sequence[int], *, is_encrypted: bool
+) -> Iterator[dict[str, object]]:
+    """Options of all nodes of a chain, base first.
 
     Formats and backing files are stated: what a file's header says about them is never followed (MC-65).
+
+    :param fdsets: where the layers' files are, top first.
     """
     # What is thrown away at the end need not survive a crash of the host: flushes cost nothing then.
     cache = {"direct": False, "no-flush": source.unlink_top}
     backing: str | None = None
-    secret = f"{name}-key"
-    if fds.key is not None:
-        secret_file = {"qom-type": "secret", "id": secret, "format": "raw", "file": f"/proc/self/fd/{fds.key}"}
-        yield from json_option("-object", secret_file)
     for depth in reversed(range(len(source.layers))):
         writable = source.writable and depth == 0
-        fdset = fds.layers[depth]
-        file_node = f"{name}-file{depth}"
-        node = name if depth == 0 else f"{name}-layer{depth}"
-        yield from ("-add-fd", f"fd={fdset},set={fdset}")
-        yield from json_option(
-            "-blockdev",
-            {
-                "driver": "file",
-                "node-name": file_node,
-                "filename": f"/dev/fdset/{fdset}",
-                "aio": "threads",
-                # Two machines writing one file are refused by the lock, whatever the records say.
-                "locking": "on",
-                "read-only": not writable,
-                "auto-read-only": False,
-                "discard": "unmap",
-                "cache": cache,
-            },
-        )
+        yield {
+            "driver": "file",
+            "node-name": file_node(name, depth),
+            "filename": f"/dev/fdset/{fdsets[depth]}",
+            "aio": "threads",
+            # Two machines writing one file are refused by the lock, whatever the records say.
+            "locking": "on",
+            "read-only": not writable,
+            "auto-read-only": False,
+            "discard": "unmap",
+            "cache": cache,
+        }
         layer: dict[str, object] = {
             "driver": source.layers[depth].format.value,
-            "node-name": node,
-            "file": file_node,
+            "node-name": layer_node(name, depth),
+            "file": file_node(name, depth),
             "read-only": not writable,
             "auto-read-only": False,
             "discard": "unmap",
@@ -73,10 +95,10 @@ def chain_options(name: str, source: BlockSource, fds: DiskDescriptors) -> Itera
             layer["detect-zeroes"] = "unmap"
         if source.layers[depth].format is LayerFormat.QCOW2:
             layer["backing"] = backing
-        if fds.key is not None and depth == 0:
-            layer["encrypt"] = {"format": "luks", "key-secret": secret}
-        yield from json_option("-blockdev", layer)
-        backing = node
+        if is_encrypted and depth == 0:
+            layer["encrypt"] = {"format": "luks", "key-secret": _key_id(name)}
+        yield layer
+        backing = layer_node(name, depth)
 
 
 def json_option(option: str, value: Mapping[str, object]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from uuid import UUID
 
-from insula.hal.driver import Disk, MachineSpec, Nic
+from insula.hal.driver import MAX_HOST_NUMBER, Disk, MachineSpec, Nic
 from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator
 from insula.hal.qemu.chain import DiskDescriptors, chain_options, json_option
@@ -39,8 +39,6 @@ MAX_LAYERS = 64
 """Overlays of one disk; far beyond what pools make, far below what QEMU's recursion stands."""
 MAX_CHANNELS = 30
 """A virtio-serial bus has 31 ports, number 0 is reserved for a console (virtio 1.1 §5.3)."""
-MAX_QID = 10_001
-"""10 000 qubes, and the machine that is being made into a seed."""
 MAX_VCPUS = 128
 MIN_MEMORY_MIB = 32
 MAX_MEMORY_MIB = 1 << 20
@@ -120,6 +118,11 @@ def disk_node(index: int) -> str:
     return f"disk{index}"
 
 
+def disk_device(index: int) -> str:
+    """Id of the device that disk ``index`` is to the guest."""
+    return f"vd{index}"
+
+
 def check_spec(spec: MachineSpec) -> None:
     """Refuse what QEMU could not run or what could be mistaken for something else.
 
@@ -132,7 +135,8 @@ def check_spec(spec: MachineSpec) -> None:
 
 def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
     yield _matches(_NAME, spec.name), f"machine name {spec.name!a} has characters QEMU could misread"
-    yield 1 <= spec.qid <= MAX_QID, f"qid {spec.qid} is not within 1…{MAX_QID}"
+    for number in (spec.qid, spec.host_number):
+        yield number is None or 1 <= number <= MAX_HOST_NUMBER, f"qid {number} is not within 1…{MAX_HOST_NUMBER}"
     yield (
         MIN_MEMORY_MIB <= spec.memory_mib <= MAX_MEMORY_MIB,
         f"memory of {spec.memory_mib} MiB is not within {MIN_MEMORY_MIB}…{MAX_MEMORY_MIB} MiB",
@@ -341,7 +345,7 @@ def _disks(disks: Sequence[Disk], fds: Sequence[DiskDescriptors]) -> Iterator[st
         yield from _pci(
             "virtio-blk-pci",
             _SLOT_FIRST_DISK + index,
-            {"id": f"vd{index}", "drive": disk_node(index), "serial": disk.name, "write-cache": "on"},
+            {"id": disk_device(index), "drive": disk_node(index), "serial": disk.name, "write-cache": "on"},
         )
 
 

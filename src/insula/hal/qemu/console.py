@@ -53,6 +53,10 @@ class ConsoleLog:
         self._fd: int | None = None
         self._size = 0
 
+    def moved(self, folder: Path) -> None:
+        """The folder has another name now."""
+        self.path, self._old = folder / LOG_NAME, folder / OLD_LOG_NAME
+
     def open(self, *, fresh: bool) -> None:
         """Start writing. ``fresh``: what is there from an earlier machine becomes the old part."""
         if fresh and self.path.exists():

@@ -98,7 +98,7 @@ class MachineFiles:
 
     def __enter__(self) -> MachineFiles:
         folder = self._spec.runtime_dir
-        with ExitStack() as stack, _explained(f"machine {self._spec.name!r}"):
+        with ExitStack() as stack, explained(f"machine {self._spec.name!r}"):
             # Before anything is touched: what is in the folder may belong to a living VMM.
             refuse_second(folder)
             with ExitStack() as undo:
@@ -125,7 +125,7 @@ class MachineFiles:
     def _open(self, stack: ExitStack) -> Descriptors:
         spec = self._spec
         kernel, initrd = self._boot_files(stack)
-        disks = tuple(self._disk(stack, disk.source) for disk in spec.disks)
+        disks = tuple(open_disk(stack, self.keys, disk.source) for disk in spec.disks)
         qmp, console, *channels = (self._listen(stack, name) for name in socket_names(spec))
         nic = None if spec.nic is None else self._listen(stack, NIC_SOCKET)
         memory, state = self._memory(stack)
@@ -165,13 +165,6 @@ class MachineFiles:
             shutil.copyfileobj(source, target, 1 << 20)
         return copy
 
-    def _disk(self, stack: ExitStack, source: BlockSource) -> DiskDescriptors:
-        top = os.O_RDWR if source.writable else os.O_RDONLY
-        access = (top, *(os.O_RDONLY for _ in source.layers[1:]))
-        layers = zip(source.layers, access, strict=True)
-        opened = tuple(_own(stack, _open_block(layer.path, mode)) for layer, mode in layers)
-        return DiskDescriptors(opened, None if source.key is None else self.keys.add(source.key))
-
     def _listen(self, stack: ExitStack, name: str) -> int:
         return stack.enter_context(listen(self._spec.runtime_dir, name)).fileno()
 
@@ -197,6 +190,15 @@ class KeyFiles:
             fd, length = self._fds.popitem()
             os.pwrite(fd, bytes(length), 0)
             os.close(fd)
+
+
+def open_disk(stack: ExitStack, keys: KeyFiles, source: BlockSource) -> DiskDescriptors:
+    """Open all layers of a disk, for writing only the top one; ``stack`` closes them. :raise OSError, DriverError:"""
+    top = os.O_RDWR if source.writable else os.O_RDONLY
+    access = (top, *(os.O_RDONLY for _ in source.layers[1:]))
+    layers = zip(source.layers, access, strict=True)
+    opened = tuple(_own(stack, _open_block(layer.path, mode)) for layer, mode in layers)
+    return DiskDescriptors(opened, None if source.key is None else keys.add(source.key))
 
 
 def unlink_thrown_away(spec: MachineSpec) -> None:
@@ -260,7 +262,8 @@ def _open_block(path: Path, access: int) -> int:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
+    """:raise DriverError: in place of an OSError."""
     try:
         yield
     except OSError as error:

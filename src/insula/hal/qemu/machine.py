@@ -17,13 +17,14 @@ import os
 import socket
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, MachineStats
 from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo
-from insula.hal.preconditions import check_freeze
-from insula.hal.qemu.command import Descriptors, channel_chardev, disk_node, vmm_argv
+from insula.hal.preconditions import check_become, check_freeze, goes_on
+from insula.hal.qemu.command import Descriptors, channel_chardev, check_spec, disk_device, vmm_argv
 from insula.hal.qemu.console import ConsoleLog, ConsoleReader
 from insula.hal.qemu.descriptors import (
     CONSOLE_SOCKET,
@@ -32,9 +33,12 @@ from insula.hal.qemu.descriptors import (
     MachineFiles,
     channel_socket,
     connect,
+    explained,
+    open_disk,
     remove_runtime_files,
     unlink_thrown_away,
 )
+from insula.hal.qemu.disk_swap import swap_disk
 from insula.hal.qemu.links import MachineLinks
 from insula.hal.qemu.machine_model import model_digest
 from insula.hal.qemu.migration import announce_disks, restore_state, save_state
@@ -107,6 +111,10 @@ class QemuMachine:
         self._links = MachineLinks(spec, self._monitor, self._host_user())
         self._process: VmmProcess | None = None
         self._keys = KeyFiles()
+        self._fdsets: tuple[tuple[int, ...], ...] = ()
+        """Where the VMM has the files of each disk it was started with."""
+        self._unused_fdsets: list[int] = []
+        """QEMU closes files only while the guest runs."""
         self._memory: int | None = None
         """Memory file of a freezable machine."""
 
@@ -166,6 +174,7 @@ class QemuMachine:
         user = self._host_user()
         with MachineFiles(spec, None if user is None else user.uid, seed) as files:
             self._owns_folder, self._keys, self._memory = True, files.keys, files.memory
+            self._fdsets = tuple(disk.layers for disk in files.descriptors.disks)
             # Connected before the VMM runs: it finds us waiting, and an early death of it shows as end of file.
             try:
                 self._console = ConsoleReader(self._console_log, connect(spec.runtime_dir / CONSOLE_SOCKET))
@@ -244,6 +253,32 @@ class QemuMachine:
         self._console.start()
         return True
 
+    async def become(self, spec: MachineSpec) -> None:
+        async with self._life:
+            self._require_started()
+            own = self._spec
+            check_become(own, self._state, spec)
+            check_spec(spec)
+            if model_digest(spec, self._host) != model_digest(own, self._host):
+                raise DriverError(f"machine {spec.name!r} is built differently from the one that waits")
+            keys = KeyFiles()
+            with ExitStack() as stack, explained(f"machine {spec.name!r}"):
+                stack.callback(keys.wipe)
+                disks = zip(own.disks, self._fdsets, spec.disks, strict=True)
+                for index, (old, fdsets, new) in enumerate(disks):
+                    fds = open_disk(stack, keys, new.source)
+                    key_fdset = await swap_disk(self._monitor, index, old, new, fds)
+                    self._unused_fdsets += [] if key_fdset is None else [key_fdset]
+                    self._unused_fdsets += [] if goes_on(old, new) else fdsets
+                await announce_disks(self._monitor, spec.disks)
+                own.runtime_dir.rename(spec.runtime_dir)
+                unlink_thrown_away(spec)
+            self._spec = replace(spec, uuid=own.uuid, host_number=own.host_number)
+            self._links = MachineLinks(self._spec, self._monitor, self._host_user())
+            self._log = logging.getLogger(f"{__name__}.{spec.name}")
+            self._console_log.moved(spec.runtime_dir)
+            self._log.info("was in waiting as %s", own.name)
+
     # While it runs
 
     async def resume(self) -> None:
@@ -252,6 +287,12 @@ class QemuMachine:
         self._reported.clear()
         if self._state is MachineState.PAUSED:
             self._state = MachineState.RUNNING
+        if self._unused_fdsets:
+            self._spawn(self._close_unused(), "unused files")
+
+    async def _close_unused(self) -> None:
+        while self._unused_fdsets:
+            await self._execute("remove-fd", {"fdset-id": self._unused_fdsets.pop()})
 
     async def pause(self) -> None:
         self._require_started()
@@ -278,7 +319,10 @@ class QemuMachine:
         names = [entry.name for entry in self._spec.disks]
         if disk not in names:
             raise DriverError(f"machine {self._spec.name!r} has no disk {disk!r}")
-        await self._execute("block_resize", {"node-name": disk_node(names.index(disk)), "size": size})
+        node = (await self._monitor.disks()).get(disk_device(names.index(disk)))
+        if node is None:
+            raise DriverError(f"QEMU does not tell what is behind disk {disk!r} of machine {self._spec.name!r}")
+        await self._execute("block_resize", {"node-name": node.name, "size": size})
 
     @property
     def links(self) -> MachineLinks:
@@ -288,7 +332,8 @@ class QemuMachine:
 
     def _host_user(self) -> HostUser | None:
         host = self._host
-        return HostUser(vmm_uid(self._spec.qid), host.vmm_groups) if host.daemon_is_root else None
+        number = self._spec.host_number or self._spec.qid
+        return HostUser(vmm_uid(number), host.vmm_groups) if host.daemon_is_root else None
 
     async def stats(self) -> MachineStats:
         process = self._require_started()

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from insula.hal.driver import Disk
 from insula.hal.errors import DriverError
-from insula.hal.qemu.command import disk_node
+from insula.hal.qemu.command import disk_device
 from insula.hal.qemu.monitor import Monitor, RunState
 
 SAVE_LIMIT_S = 60.0
@@ -85,9 +85,10 @@ async def announce_disks(monitor: Monitor, disks: Sequence[Disk]) -> None:
     :raise DriverError: refused.
     :raise MachineGone: QEMU ends upon a disk that it does not have.
     """
-    actual = await monitor.disk_sizes()
-    writable = [disk_node(index) for index, disk in enumerate(disks) if disk.source.writable]
+    actual = await monitor.disks()
+    writable = [disk_device(index) for index, disk in enumerate(disks) if disk.source.writable]
     if missing := set(writable) - set(actual):
         raise DriverError(f"QEMU does not tell the size of {', '.join(sorted(missing))}")
-    resizes = [monitor.execute("block_resize", {"node-name": node, "size": actual[node]}) for node in writable]
+    nodes = [actual[device] for device in writable]
+    resizes = [monitor.execute("block_resize", {"node-name": node.name, "size": node.size}) for node in nodes]
     await asyncio.gather(*resizes)

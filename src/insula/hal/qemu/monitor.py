@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ COMMAND_LIMIT_S = 10.0
 """QEMU answers from its main loop, at once unless it waits for a disk."""
 MAX_REPLY = 1 << 20
 """Bytes of one message; query-chardev, the longest we ask for, is about 3 KiB."""
+
+_DEVICE = re.compile(r"/machine/peripheral/([a-z0-9]{1,32})/virtio-backend")
+"""``qdev`` of a disk in ``query-block``."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +81,25 @@ class DiskFailed:
     device: str
     is_full: bool
     stops_guest: bool
+
+
+@dataclass(frozen=True)
+class HandedDescriptor:
+    """A descriptor that a VMM was given."""
+
+    fdset: int
+    """``/dev/fdset/N`` opens it."""
+    number: int
+    """In the VMM."""
+
+
+@dataclass(frozen=True)
+class DiskNode:
+    """What is behind a disk of the guest."""
+
+    name: str
+    size: int
+    """Bytes."""
 
 
 MonitorEvent = GuestEnded | GuestPanicked | GuestStopped | DiskFailed
@@ -171,24 +194,38 @@ class Monitor:
                 raise DriverError("QEMU's monitor takes no descriptor", str(error)) from error
         await self.execute("getfd", {"fdname": name})
 
+    async def add_descriptor(self, fd: int) -> HandedDescriptor:
+        """Hand over a copy of a descriptor, for files to be opened from (``add-fd``)."""
+        if self._client.runstate is Runstate.RUNNING:
+            try:
+                self._client.send_fd_scm(fd)
+            except OSError as error:
+                raise DriverError("QEMU's monitor takes no descriptor", str(error)) from error
+        reply = await self._query("add-fd")
+        fdset, number = reply.get("fdset-id"), reply.get("fd")
+        if not isinstance(fdset, int) or not isinstance(number, int):
+            raise DriverError("QEMU's answer to add-fd makes no sense")
+        return HandedDescriptor(fdset, number)
+
     async def migration_status(self) -> tuple[str, str]:
         """``MigrationStatus`` of the reference (``completed``, ``failed``…), and QEMU's words about a failure."""
         reply = await self._query("query-migrate")
         words = reply.get("error-desc", "")
         return _text(reply, "status"), words if isinstance(words, str) else ""
 
-    async def disk_sizes(self) -> dict[str, int]:
-        """Size in bytes of what each disk of the guest shows, by block node."""
+    async def disks(self) -> dict[str, DiskNode]:
+        """What each disk of the guest shows, by the id of its device."""
         reply = await self.execute("query-block")
-        sizes = {}
+        disks = {}
         for entry in reply if isinstance(reply, list) else ():
             inserted = entry.get("inserted") if isinstance(entry, Mapping) else None
             image = inserted.get("image") if isinstance(inserted, Mapping) else None
             if isinstance(inserted, Mapping) and isinstance(image, Mapping):
                 size = image.get("virtual-size")
-                if isinstance(size, int):
-                    sizes[_text(inserted, "node-name")] = size
-        return sizes
+                device = _DEVICE.fullmatch(_text(entry, "qdev"))
+                if isinstance(size, int) and device is not None:
+                    disks[device[1]] = DiskNode(_text(inserted, "node-name"), size)
+        return disks
 
     async def plugged_devices(self) -> frozenset[str]:
         """Ids of the devices that were given one, at start or later."""
