@@ -80,6 +80,32 @@ class Keys(StreamHandler):
         if self._client.keys.pop(SEED_KEY, None) is not None and self._writer is not None:
             self._writer.write(self._client.remove(SEED_KEY))
 
+    # --- for programs of this qube --------------------------------------------------------------------------------
+
+    @property
+    def known(self) -> dict[str, bytes]:
+        """All keys there are now."""
+        return self._client.keys
+
+    def may_tell(self, path: str, value: bytes) -> bool:
+        """Whether the host can be told of a key."""
+        del path, value
+        return self._writer is not None
+
+    def tell(self, path: str, value: bytes) -> None:
+        """Tell the host of a key that this qube has set."""
+        if self._writer is not None:
+            self._writer.write(self._client.write(path, value))
+        self._show(path, value)
+
+    def take_back(self, path: str) -> None:
+        """Tell the host that this qube has removed a key."""
+        if self._writer is not None:
+            self._writer.write(self._client.remove(path))
+        self._hide(file_name(path))
+
+    # --- the host -------------------------------------------------------------------------------------------------
+
     def data(self, stream: int, data: bytes) -> None:
         try:
             events = self._client.receive(data)

@@ -34,6 +34,7 @@ import _signal  # type: ignore[import-not-found]  # isort: skip
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula_agent import identity as identity_module
+    from insula_agent.key_socket import KeySocket
 
 DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
 SIGTERM = 15
@@ -213,6 +214,8 @@ class Agent:
             may_switch=not options.own_user,
         )
         self.commands = Commands(self.loop, self.link, configuration, self._ready)
+        self._key_socket_path = os.path.join(os.path.dirname(options.agent_socket), "qubesdb.sock")
+        self.key_socket: KeySocket | None = None
 
     def listen(self) -> None:
         """Let programs of this qube ask. Without that it still does what it is told, which is more than nothing."""
@@ -256,6 +259,18 @@ class Agent:
     def _ready(self, version: int) -> None:
         log(f"ready, qrexec version {version}")
         self._announce()
+        if self.key_socket is None:
+            self._show_keys()
+
+    def _show_keys(self) -> None:
+        """Let programs of this qube read and write keys; in a seed already, so that no fork has to."""
+        from insula_agent.key_socket import KeySocket  # noqa: PLC0415 - no boot waits for it
+
+        self.key_socket = KeySocket(self.loop, self.keys, self._key_socket_path)
+        try:
+            self.key_socket.listen()
+        except OSError as error:
+            log(f"programs cannot read keys: {error}")
 
     def _announce(self) -> None:
         if not self._is_announced:
@@ -349,3 +364,5 @@ def main(arguments: list[str]) -> int:
     finally:
         agent.commands.kill_all()
         agent.commands.requests.close()
+        if agent.key_socket is not None:
+            agent.key_socket.close()
