@@ -99,9 +99,10 @@ async def test_many_programs_at_once_are_answered_or_closed_at_once(qube: FakeQu
     try:
         for _ in range(40):
             program = socket.socket(socket.AF_UNIX)
-            program.settimeout(WAIT_S)
-            program.connect(f"{qube.folder}/qubesdb.sock")
             idle.append(program)
+            # Without a limit, so that it waits for a place in the queue.
+            await asyncio.to_thread(program.connect, f"{qube.folder}/qubesdb.sock")
+        idle[-1].settimeout(WAIT_S)
         assert await asyncio.to_thread(idle[-1].recv, 1) == b""
     finally:
         for program in idle:
