@@ -1,0 +1,242 @@
+"""Questions to the user: real sessions and the real broker; the program that asks is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from insula.policy import agent
+from insula.policy.agent import Notice, Question, Resolution
+from insula.rpc import ask
+from insula.testing.call_world import CallWorld, call_world, echo
+
+pytestmark = pytest.mark.timeout(60)
+
+RULE = "test.Echo * work @anyvm ask default_target=vault\n"
+
+
+class ScriptedAgent:
+    """Serves the policy agent's socket: keeps what it was told, answers when the test says so."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.questions: list[Question] = []
+        self.notices: list[Notice] = []
+        self.withdrawn = 0
+        self.answer = b"allow:vault"
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, self._path)
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = agent.decode(await reader.read())
+        try:
+            if isinstance(request, Notice):
+                self.notices.append(request)
+                return
+            self.questions.append(request)
+            while not self.may_answer.is_set():
+                if _hung_up(writer):
+                    self.withdrawn += 1
+                    return
+                await asyncio.sleep(0.005)
+            writer.write(self.answer)
+            await writer.drain()
+        finally:
+            writer.close()
+
+
+def _hung_up(writer: asyncio.StreamWriter) -> bool:
+    """Whether the peer closed its socket altogether, of which the end of what it said is no sign."""
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket").fileno(), 0)
+    return bool(poll.poll(0))
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[CallWorld]:
+    async with call_world(tmp_path) as made:
+        made.rules(RULE)
+        await made.boot("work")
+        vault = await made.boot("vault")
+        vault.services["test.Echo"] = echo
+        yield made
+
+
+@pytest.fixture
+async def asker(world: CallWorld) -> AsyncIterator[ScriptedAgent]:
+    made = ScriptedAgent(world.agent_socket)
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_user_says_yes_the_call_goes_where_the_user_said(world: CallWorld, asker: ScriptedAgent) -> None:
+    world.add("other")
+    result = await world.guests["work"].call("test.Echo+x", "@default", stdin=b"hi")
+    assert result is not None
+    assert result.out == b"hi|user:QUBESRPC test.Echo+x work"
+    [question] = asker.questions
+    assert question == Question("work", "test.Echo", "+x", ("other", "vault"), "vault")
+    await until(lambda: bool(world.records()))
+    [record] = world.records()
+    assert (record["asked"], record["decision"], record["server"]) == (True, "allowed", "vault")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"deny", b"", b"allow:", b"allow:dom0", b"allow:work", b"allow:vault\n", b"x" * 500]
+)
+async def test_anything_but_a_yes_to_an_offered_target_is_a_no(
+    world: CallWorld, asker: ScriptedAgent, answer: bytes
+) -> None:
+    asker.answer = answer
+    assert await world.guests["work"].call("test.Echo", "vault") is None
+    assert world.guests["vault"].executed == []
+
+
+async def test_nobody_to_ask_is_a_denial_that_says_so(world: CallWorld) -> None:
+    """MC-31."""
+    assert await world.guests["work"].call("test.Echo", "vault") is None
+    assert "nobody can be asked" in str(world.records()[-1]["reason"])
+
+
+async def test_qube_whose_windows_are_shown_elsewhere_is_not_asked_about_here(
+    world: CallWorld, asker: ScriptedAgent
+) -> None:
+    """MC-31."""
+    world.rules(RULE.replace("work", "remote"))
+    remote = await world.boot("remote", guivm="sys-gui")
+    assert await remote.call("test.Echo", "vault") is None
+    assert asker.questions == []
+
+
+async def test_agent_of_another_user_is_not_believed(
+    world: CallWorld, asker: ScriptedAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(ask, "_UCRED", _Other())
+    assert await world.guests["work"].call("test.Echo", "vault") is None
+    assert asker.questions == []
+
+
+class _Other:
+    """``struct ucred`` of somebody else."""
+
+    size = struct.calcsize("iII")
+
+    def unpack(self, data: bytes) -> tuple[int, int, int]:
+        return 1, 4711, 4711
+
+
+async def test_caller_that_goes_takes_the_prompt_along_and_a_late_answer_does_nothing(
+    world: CallWorld, asker: ScriptedAgent
+) -> None:
+    """MC-24."""
+    asker.may_answer.clear()
+    work = world.guests["work"]
+    ident = work.new_ident()
+    await work.ask("test.Echo", "vault", ident=ident)
+    await until(lambda: bool(asker.questions))
+    await work.say(work.control.withdraw_service(ident))
+    await until(lambda: asker.withdrawn == 1)
+    asker.may_answer.set()
+    assert world.guests["vault"].executed == []
+    assert world.records()[-1]["decision"] == "withdrawn"
+
+
+async def test_caller_that_is_killed_takes_the_prompt_along(world: CallWorld, asker: ScriptedAgent) -> None:
+    """MC-24."""
+    asker.may_answer.clear()
+    await world.guests["work"].ask("test.Echo", "vault")
+    await until(lambda: bool(asker.questions))
+    await world.end("work")
+    await until(lambda: asker.withdrawn == 1)
+
+
+async def test_target_replaced_while_the_user_was_asked_is_not_called(world: CallWorld, asker: ScriptedAgent) -> None:
+    """MC-20."""
+    asker.may_answer.clear()
+    asking = asyncio.create_task(world.guests["work"].call("test.Echo", "vault"))
+    await until(lambda: bool(asker.questions))
+    world.remove("vault")
+    world.disposables.append("")  # another number, so another UUID
+    world.add("vault")
+    asker.may_answer.set()
+    assert await asking is None
+    assert "not the qube it was" in str(world.records()[-1]["reason"])
+
+
+async def test_policy_changed_while_the_user_was_asked_the_answer_does_not_count(
+    world: CallWorld, asker: ScriptedAgent
+) -> None:
+    """MC-20, MC-30."""
+    asker.may_answer.clear()
+    asking = asyncio.create_task(world.guests["work"].call("test.Echo", "vault"))
+    await until(lambda: bool(asker.questions))
+    world.rules(RULE.replace("ask", "ask user=root"))
+    asker.may_answer.set()
+    assert await asking is None
+    assert "policy was changed" in str(world.records()[-1]["reason"])
+
+
+async def test_questions_without_end_are_refused_unasked_and_told_once(world: CallWorld, asker: ScriptedAgent) -> None:
+    """MC-33."""
+    asker.answer = b"deny"
+    work = world.guests["work"]
+    for _ in range(ask.QUESTIONS_BURST + 10):
+        assert await work.call("test.Echo", "vault") is None
+    assert len(asker.questions) <= ask.QUESTIONS_BURST + 1
+    await until(lambda: bool(asker.notices))
+    assert asker.notices == [Notice(Resolution.DENY, "test.Echo", "+", "work", "vault")]
+
+
+async def test_open_questions_of_one_qube_are_limited_and_another_qube_is_asked_about(
+    world: CallWorld, asker: ScriptedAgent
+) -> None:
+    """MC-33."""
+    world.rules(RULE + RULE.replace("work", "other"))
+    asker.may_answer.clear()
+    work, other = world.guests["work"], await world.boot("other")
+    answers = [await work.ask("test.Echo", "vault") for _ in range(ask.MAX_OPEN_OF_QUBE + 2)]
+    await until(lambda: sum(answer.done() for answer in answers) == 2)
+    calling = asyncio.create_task(other.call("test.Echo", "vault"))
+    await until(lambda: any(question.source == "other" for question in asker.questions))
+    asker.may_answer.set()
+    assert await calling is not None
+
+
+async def test_denials_and_allowances_are_told_where_the_rule_says_and_not_without_end(
+    world: CallWorld, asker: ScriptedAgent
+) -> None:
+    world.rules("test.Echo * work vault allow notify=yes\ntest.No * work vault deny notify=no\n")
+    work = world.guests["work"]
+    await work.call("test.Echo", "vault")
+    await work.call("test.No", "vault")
+    await work.call("test.Unheard", "vault")
+    await until(lambda: len(asker.notices) == 2)
+    assert [(notice.resolution, notice.service) for notice in asker.notices] == [
+        (Resolution.ALLOW, "test.Echo"),
+        (Resolution.DENY, "test.Unheard"),
+    ]
+    for _ in range(ask.NOTICES_BURST + 20):
+        await work.call("test.Unheard", "vault")
+    assert len(asker.notices) <= ask.NOTICES_BURST + 5
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """The test's own time limit ends it."""
+    while not condition():
+        await asyncio.sleep(0.005)
