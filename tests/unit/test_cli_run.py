@@ -194,7 +194,7 @@ def test_halted_qube_is_started_first(cli: Cli, guest: LocalGuest) -> None:
         (("--root", "--user", "x", "work", "true"), 2, "--root and --user exclude each other"),
         ((), 2, "Missing argument"),
         (("work",), 2, "there is no command to run"),
-        (("--dispvm", "--"), 2, "Missing argument"),
+        (("--dispvm", "--"), 2, "there is no command to run"),
         (("--dispvm", "--no-start", "true"), 2, "--no-start and --dispvm exclude each other"),
         (("--dispvm=work", "true"), 125, "work does not have template_for_dispvms set"),
         (("--dispvm=nosuch", "true"), 125, "No such qube: 'nosuch'"),
@@ -339,3 +339,17 @@ async def test_delivered_failure_closes_the_pipe_and_comes_out() -> None:
     with pytest.raises(streams.TooMuchOutput):
         async with streams.delivered(streams.Collector(100)) as fd:
             assert await streams.while_read([fd], write(fd)) is None
+
+
+def test_service_is_called_as_the_host_and_gets_its_argument(cli: Cli, guest: LocalGuest) -> None:
+    done = run(cli, "--service", "qubes.VMExec+echo+a--b", "work")
+    assert (done.returncode, done.stdout) == (0, b"a-b\n")
+    assert run(cli, "--service", "test.None", "work").returncode == 127
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-s", "a/b", "work"), ("-s", "a.B", "work", "true"), ("-s", "a.B"), ("-s", "+x", "work")]
+)
+def test_service_that_is_none_or_comes_with_a_command_is_wrong_usage(cli: Cli, arguments: tuple[str, ...]) -> None:
+    """MC-16."""
+    assert run(cli, *arguments).returncode == 2

@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "template": "Storage and templates",
         "top": "This machine",
         "events": "This machine",
+        "calls": "This machine",
         "doctor": "This machine",
         "down": "This machine",
     }

@@ -114,7 +114,7 @@ async def open_broker(context: Context, paths: Paths) -> AsyncIterator[Broker]:
     policy = CurrentPolicy(PolicyStore(paths.policy), tell_policy)
     await policy.get()
     qubes = SystemQubes(context)
-    records = CallLog(paths.logs / "calls.log", context.bus)
+    records = CallLog(paths.calls_log, context.bus)
     broker = Broker(policy, qubes, host_services(context, policy, qubes), Prompts(paths.policy_agent_socket), records)
     try:
         yield broker

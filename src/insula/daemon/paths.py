@@ -67,6 +67,11 @@ class Paths:
         return self.data / "logs"
 
     @property
+    def calls_log(self) -> Path:
+        """What qubes asked of one another, one JSON object a line (``insula.rpc.call_log``)."""
+        return self.logs / "calls.log"
+
+    @property
     def admin_socket(self) -> Path:
         return self.runtime / "insulad.sock"
 

@@ -11,7 +11,8 @@ import json
 import logging
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -125,3 +126,55 @@ def to_json(record: CallRecord) -> dict[str, object]:
     for name in ("began", "answered_after_s", "ended_after_s"):
         values[name] = round(values[name], 6)
     return values
+
+
+class LogReader:
+    """Reads the log from its beginning, then what was added, also when the file is put aside for an empty one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode: int | None = None
+        """None: nothing was read yet."""
+        self._position = 0
+        self._partial = b""
+
+    def read(self) -> Iterator[Mapping[str, object]]:
+        """Records since the last time; the first time, those of the file put aside as well. Damaged lines are left
+        out."""
+        inode = self._path.stat().st_ino if self._path.exists() else 0
+        if inode != self._inode:
+            # Another file now: what was added to the one before between the last look and its end comes first.
+            yield from self._rest(older(self._path), self._position)
+            self._position, self._partial = 0, b""
+        self._inode = inode
+        yield from self._rest(self._path, self._position)
+
+    def _rest(self, path: Path, position: int) -> Iterator[Mapping[str, object]]:
+        try:
+            with path.open("rb") as file:
+                file.seek(position)
+                data = file.read(MAX_FILE_BYTES)
+        except FileNotFoundError:
+            return
+        self._position = position + len(data)
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            record = _record(line)
+            if record is not None:
+                yield record
+
+
+def older(path: Path) -> Path:
+    """The file before that one."""
+    return path.with_name(f"{path.name}.1")
+
+
+def _record(line: bytes) -> Mapping[str, object] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and value.keys() >= _FIELDS else None
+
+
+_FIELDS = frozenset(field.name for field in fields(CallRecord))

@@ -22,6 +22,7 @@ from insula.cli.table import Cell, Column
 from insula.cli.text import KIB, size_text
 from insula.daemon.paths import Paths
 from insula.hal.hostinfo import HostInfo, probe
+from insula.policy.store import PolicyStore
 from insula.preload import trial
 from insula.rpc.sockets import address
 from insula.rpc.spawn import session_uid
@@ -87,6 +88,7 @@ def doctor(as_json: Json = False) -> None:
         *disk_findings(paths.data, free_space(paths.data)),
         *tool_findings({name: find_tool(name) for name in PACKAGES}, is_root=os.geteuid() == 0),
         *id_findings(),
+        policy_finding(paths),
         *daemon_findings(with_running_daemon(look_at_daemon), paths),
         prompt_finding(is_answered(paths.policy_agent_socket)),
     ]
@@ -175,6 +177,17 @@ def id_findings() -> Iterator[Finding]:
         yield Finding("user ids", Verdict.FAIL, "none to hand on", f"{str(error)[:1].upper()}{str(error)[1:]}.")
     else:
         yield Finding("user ids", Verdict.OK, "can be mapped", "Templates are built without rights on this machine.")
+
+
+def policy_finding(paths: Paths) -> Finding:
+    """A policy with a problem denies every call, which must not be found out by calls that do not work."""
+    if not paths.policy.exists() and not paths.database.exists():
+        return Finding("policy", Verdict.OK, "not there yet", "insulad makes it, with rules that ask or deny.")
+    policy = PolicyStore(paths.policy).load()
+    if policy.problems:
+        found = f"{len(policy.problems)} problems, the first: {policy.problems[0]}"
+        return Finding("policy", Verdict.FAIL, found, "EVERY call between qubes is denied: insula policy check.")
+    return Finding("policy", Verdict.OK, f"{len(policy.rules)} rules", f"Who may call whom: {paths.policy}.")
 
 
 def daemon_findings(daemon: DaemonView | None, paths: Paths) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ With ``--dispvm`` the qube is a disposable made for this command alone. It belon
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ MAX_COLLECTED = 64 * 1024 * 1024
 """Bytes of output that --json keeps."""
 STDIN, STDOUT, STDERR = range(3)
 DISPVM = "--dispvm"
+
+_SERVICE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(\+[A-Za-z0-9_.+-]*)?")
 
 app = typer.Typer(add_completion=False)
 
@@ -76,13 +79,14 @@ class RunCommand(TyperCommand):
 @app.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
 def run(  # noqa: PLR0913, PLR0917 - one for each option
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="[QUBE] COMMAND…",
-            help="Name of the qube (none with --dispvm), then program and arguments, passed unchanged.",
+            metavar="[QUBE] [COMMAND…]",
+            help="Name of the qube (none with --dispvm), then program and arguments, passed unchanged; nothing more"
+            " with --service.",
             autocompletion=completion.qubes,
         ),
-    ],
+    ] = None,
     dispvm: Annotated[
         str | None,
         typer.Option(
@@ -92,6 +96,10 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
             " template.",
             autocompletion=completion.qubes,
         ),
+    ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option("--service", "-s", metavar="NAME[+ARGUMENT]", help="Call a service of the qube, as dom0."),
     ] = None,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Without: the qube's default_user.")] = None,
     root: Annotated[bool, typer.Option("--root", help="As root.")] = False,
@@ -114,9 +122,12 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
         raise CliError("--root and --user exclude each other", exit_code=USAGE)
     if dispvm is not None and no_start:
         raise CliError("--no-start and --dispvm exclude each other", exit_code=USAGE)
+    words = words or []
+    if dispvm is None and not words:
+        raise CliError("Missing argument QUBE", hint="insula run --help", exit_code=USAGE)
     qube, words = ("", words) if dispvm is not None else (words[0], words[1:])
     words = words[1:] if words and words[0] == "--" else words
-    line = command_line(words, shell=shell)
+    line = command_line(words, shell=shell) if service is None else service_line(service, words, shell=shell)
     options = Options(
         user="root" if root else user or "DEFAULT",
         may_start=not no_start,
@@ -169,6 +180,15 @@ def command_line(words: Sequence[str], *, shell: bool) -> str:
         return exec_line(words)
     except ValueError as error:  # UnicodeDecodeError included
         raise CliError(f"this command cannot be passed on: {error}", exit_code=USAGE) from error
+
+
+def service_line(service: str, words: Sequence[str], *, shell: bool) -> str:
+    """What the agent is asked for: a service, by the host itself. :raise CliError: usage."""
+    if words or shell:
+        raise CliError("--service is all there is to run: no command, no --shell", exit_code=USAGE)
+    if not _SERVICE.fullmatch(service):
+        raise CliError(f"{service!a} is no service: NAME or NAME+ARGUMENT, of A-Z a-z 0-9 _ . + -", exit_code=USAGE)
+    return f"QUBESRPC {service if '+' in service else service + '+'} {DOM0}"
 
 
 async def ready_session(client: AdminClient, board: Board, qube: str, *, may_start: bool) -> Path:
