@@ -26,6 +26,10 @@ MAX_ARGUMENT = 128
 EVENTS_BURST = 200
 EVENTS_PER_SECOND = 50
 """Published; the file has all. Listeners of the bus have bounded queues, which calls must not fill."""
+REFUSALS_BURST = 200
+REFUSALS_PER_SECOND = 2
+"""Written for one caller of what was not allowed; of the rest the number. So no qube makes the past of others be
+forgotten."""
 COMPLAINTS_PER_SECOND = 1 / 60
 """How often it is told that the file cannot be written."""
 
@@ -67,6 +71,8 @@ class CallRecord:
     from_caller: int = 0
     """Bytes, with qrexec's headers."""
     to_caller: int = 0
+    left_out: int = 0
+    """Records of this caller that were not written before this one."""
 
 
 class _File(RotatingFileHandler):
@@ -82,6 +88,14 @@ class _File(RotatingFileHandler):
             log.error("a call could not be written down: %s", sys.exception())
 
 
+@dataclass
+class _Refusals:
+    """Of one caller."""
+
+    limit: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_BURST, REFUSALS_PER_SECOND))
+    left_out: int = 0
+
+
 class CallLog:
     """Belongs to one daemon."""
 
@@ -89,6 +103,7 @@ class CallLog:
         self._bus = bus
         self._file = _File(path)
         self._events = RateLimit(EVENTS_BURST, EVENTS_PER_SECOND)
+        self._refusals: dict[str, _Refusals] = {}
 
     def close(self) -> None:
         self._file.close()
@@ -99,6 +114,11 @@ class CallLog:
 
     def ended(self, record: CallRecord) -> None:
         """The call is over, or never was one."""
+        refusals = self._refusals.setdefault(record.caller, _Refusals())
+        if record.decision != ALLOWED and not refusals.limit.take(time.monotonic()):
+            refusals.left_out += 1
+            return
+        record.left_out, refusals.left_out = refusals.left_out, 0
         line = json.dumps(to_json(record))
         self._file.emit(logging.LogRecord("insula.calls", logging.INFO, "", 0, line, None, None))
         self._publish("call-ended", record)

@@ -26,6 +26,9 @@ KEY_WRITES_BURST = 200
 KEY_WRITES_PER_SECOND = 20
 """How often a guest may have the daemon told of a key; further writes are answered with an error."""
 
+SLOW_DOWN = 0.05
+"""Seconds the control channel of a guest that asks too much is not read on, each time."""
+
 CLOCK_KEY = "/insula-clock"
 """This host's time, decimal nanoseconds since the epoch, as of when the keys are read: a machine's own clock chip has
 whole seconds, and a fork's system clock stands where its seed was frozen."""
@@ -133,6 +136,7 @@ class _ControlStream(_Conversation):
         super().__init__(channel, stream, "control channel")
         self._services = services
         self.protocol = DaemonControl(may_withdraw=True)
+        self._held: asyncio.TimerHandle | None = None
         self.watch.owes(True)
 
     def data(self, untrusted_data: bytes) -> None:
@@ -152,8 +156,23 @@ class _ControlStream(_Conversation):
                 self._services.listener.service_withdrawn(message.ident)
         self.took(len(untrusted_data))
 
+    def slow_down(self) -> None:
+        """Read on only after a while: a guest that asks without end costs no more than its rate."""
+        if self._held is None:
+            self._held = asyncio.get_running_loop().call_later(SLOW_DOWN, self._go_on)
+
+    def _go_on(self) -> None:
+        self._held = None
+        self._grant()
+
+    def _grant(self) -> None:
+        if self._held is None:
+            super()._grant()
+
     def closed(self) -> None:
         self.watch.stop()
+        if self._held is not None:
+            self._held.cancel()
         self._services.control_closed()
 
 
@@ -206,6 +225,11 @@ class GuestServices:
         """The answer to a request: be the caller on the stream to this port. The agent is ready."""
         assert self._control is not None
         self._control.writer.write(self._control.protocol.connect_service(domain, port, ident))
+
+    def slow_down(self) -> None:
+        """The guest asks for more than it may."""
+        if self._control is not None:
+            self._control.slow_down()
 
     def set_key(self, path: str, value: bytes) -> None:
         self.keys[path] = value

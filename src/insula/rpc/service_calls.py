@@ -37,10 +37,13 @@ from insula_proto.qrexec import ExecCmdline, MalformedTrigger
 
 MAX_REQUESTS = limits.MAX_CALLS
 """Requests without an answer; each that is allowed needs a port (MC-15)."""
-REQUESTS_BURST = 1024
-REQUESTS_PER_SECOND = 400
-"""How often a qube may ask; beyond, it is refused here and the daemon has no work with it (MC-23). Well above what a
-qube that calls as fast as it can gets answered, so that only floods of what is refused are cut."""
+REQUESTS_BURST = 256
+REQUESTS_PER_SECOND = 100
+"""How often the daemon is asked for one qube. Requests that come faster wait here for their turn, so a qube that calls
+as fast as it can is slowed and not refused; a flood costs the daemon, and with it other qubes, no more than this
+(MC-15, MC-23)."""
+TURN = 0.01
+"""Seconds between looks at the requests that wait for their turn."""
 REPORTS_BURST = 20
 REPORTS_PER_SECOND = 1
 """How often the daemon is told of requests refused here; the refusal itself is always sent."""
@@ -87,6 +90,9 @@ class ServiceCalls:
         self._default_user = ""
         self._idents: dict[int, bytes] = {}
         """Requests that wait for an answer."""
+        self._waiting: dict[int, ServiceRequested] = {}
+        """Those of them that the daemon was not told yet, oldest first."""
+        self._turn: asyncio.TimerHandle | None = None
         self._last_request = 0
         self._hosted: dict[int, HostEnd] = {}
         self._requests = RateLimit(REQUESTS_BURST, REQUESTS_PER_SECOND)
@@ -99,6 +105,7 @@ class ServiceCalls:
     def agent_lost(self) -> None:
         """Nobody waits for answers any more; the daemon learns it with the loss of the agent."""
         self._idents.clear()
+        self._waiting.clear()
 
     # --- from the qube -------------------------------------------------------------------------------------------
 
@@ -108,13 +115,26 @@ class ServiceCalls:
         self.withdrawn(request.ident)
         if request.is_altered or not _SERVICE.fullmatch(request.service):
             self._drop(request.ident, request.service, BAD_NAME)
-        elif len(self._idents) >= MAX_REQUESTS or not self._can_tell() or not self._requests.take(self._loop.time()):
+        elif len(self._idents) >= MAX_REQUESTS:
             self._table.count_refused()
             self._drop(request.ident, request.service, BUSY)
+            self._guest.slow_down()
         else:
             self._last_request += 1
-            self._idents[self._last_request] = request.ident
-            self._tell(ServiceRequested(self._last_request, request.service, request.target, request.claimed_source))
+            number = self._last_request
+            self._idents[number] = request.ident
+            self._waiting[number] = ServiceRequested(number, request.service, request.target, request.claimed_source)
+            if self._turn is None:
+                self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        """Pass on as many as may be; look again soon if some are left."""
+        self._turn = None
+        while self._waiting:
+            if not self._can_tell() or not self._requests.take(self._loop.time()):
+                self._turn = self._loop.call_later(TURN, self._tell_waiting)
+                return
+            self._tell(self._waiting.pop(next(iter(self._waiting))))
 
     def malformed(self, request: MalformedTrigger) -> None:
         """A trigger that is none."""
@@ -126,7 +146,8 @@ class ServiceCalls:
         for number, other in self._idents.items():
             if other == ident:
                 del self._idents[number]
-                self._tell(RequestCancelled(number))
+                if self._waiting.pop(number, None) is None:
+                    self._tell(RequestCancelled(number))
                 return
 
     def _drop(self, ident: bytes, service: str, reason: str) -> None:

@@ -107,15 +107,21 @@ class CallWorld:
         if name not in self.facts:
             self.add(name, **facts)
         ours, theirs = socket.socketpair()
-        (self.folder / name).mkdir(exist_ok=True)
         self.guests[name] = guest = ScriptedGuest(theirs)
+        await self.attach(name, ours)
+        await guest.ready.wait()
+        return guest
+
+    async def attach(self, name: str, channel: socket.socket) -> None:
+        """A qube that runs; its agent is wherever the channel's other end is."""
+        if name not in self.facts:
+            self.add(name)
+        (self.folder / name).mkdir(exist_ok=True)
         self.sessions[name] = await self.launch(
-            name=name, qid=self.qid(name), channel=ours, rpc_socket=self.folder / name / "rpc.sock", keys={}
+            name=name, qid=self.qid(name), channel=channel, rpc_socket=self.folder / name / "rpc.sock", keys={}
         )
         await self.sessions[name].wait_ready()
-        await guest.ready.wait()
         self.set_state(name, "Running")
-        return guest
 
     async def boot_agent(self, name: str) -> FakeQube:
         """A qube that runs, with the product's agent as a process of this machine."""
