@@ -50,7 +50,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def in_child(work: Callable[[int], Coroutine[Any, Any, None]]) -> tuple[int, int]:
-    """Run it in a process of its own; returns that, and a descriptor: a byte comes when it is ready, closing ends it."""
+    """Run it in a process of its own; returns that, and a descriptor to tell it to begin and to end."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:

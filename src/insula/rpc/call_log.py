@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -140,7 +140,7 @@ class CallLog:
 
 def to_json(record: CallRecord) -> dict[str, object]:
     """The object of a line."""
-    values = asdict(record)
+    values = dict(vars(record))
     if len(record.argument) > MAX_ARGUMENT:
         values["argument"] = record.argument[:MAX_ARGUMENT] + "…"
     for name in ("began", "answered_after_s", "ended_after_s"):

@@ -37,8 +37,8 @@ from insula_proto.qrexec import ExecCmdline, MalformedTrigger
 
 MAX_REQUESTS = limits.MAX_CALLS
 """Requests without an answer; each that is allowed needs a port (MC-15)."""
-REQUESTS_BURST = 256
-REQUESTS_PER_SECOND = 100
+REQUESTS_BURST = 512
+REQUESTS_PER_SECOND = 250
 """How often the daemon is asked for one qube. Requests that come faster wait here for their turn, so a qube that calls
 as fast as it can is slowed and not refused; a flood costs the daemon, and with it other qubes, no more than this
 (MC-15, MC-23)."""

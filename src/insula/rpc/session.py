@@ -53,6 +53,8 @@ from insula_proto.qrexec_channel import ServiceRequested
 
 MAX_UNTOLD = 256
 """Messages the daemon has not taken yet; above it guests may not cause more."""
+COUNT_INTERVAL = 0.1
+"""Seconds for which changes of the counters of calls are collected: they are for people."""
 LOG_BURST = 20
 LOG_PER_SECOND = 1
 EXIT_OK = 0
@@ -69,6 +71,7 @@ class Session:
         self._daemon = daemon
         self._untold: deque[bytes] = deque()
         self._calls_untold = False
+        self._count_timer: asyncio.TimerHandle | None = None
         self._name = ""
         self._log_limit = RateLimit(LOG_BURST, LOG_PER_SECOND)
         self.done: asyncio.Future[int] = self._loop.create_future()
@@ -81,6 +84,9 @@ class Session:
         self._loop.add_reader(daemon, self._daemon_readable)
 
     def close(self) -> None:
+        if self._count_timer is not None:
+            self._count_timer.cancel()
+            self._count_timer = None
         self._channel.close()
         self._server.close()
         self._loop.remove_reader(self._daemon)
@@ -226,8 +232,13 @@ class Session:
     # --- CallCounter ---------------------------------------------------------------------------------------------
 
     def calls_changed(self) -> None:
+        if self._count_timer is None:
+            self._count_timer = self._loop.call_later(COUNT_INTERVAL, self._tell_counts)
+
+    def _tell_counts(self) -> None:
+        self._count_timer = None
         self._calls_untold = True
-        self._loop.call_soon(self._tell_all)
+        self._tell_all()
 
 
 async def serve(channel: socket.socket, listener: socket.socket, daemon: socket.socket) -> int:
