@@ -65,8 +65,11 @@ def imported_modules(source: str, module: str) -> Iterator[str]:
 
 
 def modules_of(package: str) -> list[tuple[str, Path]]:
+    """What lies in ``rootfs`` is no module of ours: it runs in other programs, against their modules."""
     return [
-        (".".join(path.relative_to(SRC).with_suffix("").parts), path) for path in sorted((SRC / package).rglob("*.py"))
+        (".".join(path.relative_to(SRC).with_suffix("").parts), path)
+        for path in sorted((SRC / package).rglob("*.py"))
+        if "rootfs" not in path.relative_to(SRC).parts
     ]
 
 
