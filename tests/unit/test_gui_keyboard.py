@@ -96,6 +96,16 @@ def test_key_pressed_elsewhere_neither_repeats_nor_is_released_here() -> None:
     assert play(focused(), press(A, repeat=True), press(A, repeat=True), release(A)) == []
 
 
+def test_key_that_was_down_when_the_focus_came_is_unknown_until_it_was_released() -> None:
+    """MC-45: a desktop that shows its repetitions as new presses."""
+    machine = keyboard()
+    play(machine, FocusGained(1, frozenset({A})))
+    assert play(machine, press(A), press(A, repeat=True), release(A)) == []
+    assert play(machine, press(A)) == [gui.Key(1, True, 5, 6, 0, A)]
+    play(machine, FocusGained(2, frozenset({V})))
+    assert play(machine, press(V, 2, symbol="v", state=CONTROL | SHIFT)) == []
+
+
 def test_key_held_over_a_change_of_focus_and_back_repeats_nowhere() -> None:
     """MC-45."""
     machine = focused()

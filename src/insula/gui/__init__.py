@@ -11,5 +11,6 @@ Everything that decides is pure: messages of the guest and events of the desktop
 ``clipboard``     the two keys that move text, in the qube's process and between qubes
 ``machine``       these joined, for one qube
 
-What does: ``frame_memory`` maps the pixels, ``session`` joins a guest's channel, its machine and a back end.
+What does: ``frame_memory`` maps the pixels, ``session`` joins a guest's channel, its machine and a back end,
+``backend`` shows windows, ``process`` is the program of one qube.
 """

@@ -241,6 +241,8 @@ class CloseRequested(Event):
 @dataclass(frozen=True)
 class FocusGained(Event):
     window: int
+    held: frozenset[int] = frozenset()
+    """X key codes that are down already: pressed elsewhere."""
 
 
 @dataclass(frozen=True)

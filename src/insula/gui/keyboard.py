@@ -54,6 +54,8 @@ class Keyboard:
         """Pressed here, not released yet."""
         self._held_back: set[int] = set()
         """Pressed here, but the host's."""
+        self._foreign: set[int] = set()
+        """Down when the focus came: pressed elsewhere."""
         self._buttons: set[int] = set()
         self._last = (0, 0, 0)
         """State and pointer of the last key, for releases nobody made."""
@@ -61,7 +63,7 @@ class Keyboard:
     def happened(self, event: Event, now: float) -> list[Command]:
         """Take an event about a window that is shown."""
         if isinstance(event, FocusGained):
-            return self._gained(event.window)
+            return self._gained(event)
         if isinstance(event, FocusLost):
             return self._lost(event.window)
         if isinstance(event, KeyChanged):
@@ -90,11 +92,13 @@ class Keyboard:
             keymap[code // 8] |= 1 << code % 8
         return bytes(keymap)
 
-    def _gained(self, window: int) -> list[Command]:
+    def _gained(self, event: FocusGained) -> list[Command]:
+        window = event.window
         before = self._lost(self.focused) if self.focused is not None and self.focused != window else []
         if self.focused == window:
             return []
         self.focused = window
+        self._foreign = set(event.held)
         return [*before, Send(gui.KeymapNotify(gui.NO_WINDOW, _NO_KEYS)), Send(gui.Focus(window, True))]
 
     def _lost(self, window: int) -> list[Command]:
@@ -105,12 +109,17 @@ class Keyboard:
         released += [Send(gui.Button(window, False, x, y, state, button)) for button in sorted(self._buttons)]
         self._keys.clear()
         self._held_back.clear()
+        self._foreign.clear()
         self._buttons.clear()
         self.focused = None
         return [*released, Send(gui.Focus(window, False))]
 
     def _key(self, event: KeyChanged, now: float) -> list[Command]:
         if event.window != self.focused or not MIN_CODE <= event.code <= MAX_CODE:
+            return []
+        if event.code in self._foreign:
+            if not event.is_press:
+                self._foreign.discard(event.code)
             return []
         if not event.is_press:
             if event.code in self._held_back:

@@ -1,0 +1,445 @@
+"""One window of a guest on a Qt desktop: a frame the host draws, and within it the guest's pixels.
+
+The pixels are painted straight from the frame memory, through a clip to the inner rectangle: whatever the guest sends,
+the frame is painted by :meth:`QtWindow._paint` alone, from what the host knows (MC-37). Only damaged rectangles are
+painted and handed to the display server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PySide6.QtCore import QEvent, QPoint, QRect, QSize, Qt
+from PySide6.QtGui import (
+    QBackingStore,
+    QCloseEvent,
+    QColor,
+    QCursor,
+    QExposeEvent,
+    QFocusEvent,
+    QFont,
+    QImage,
+    QKeyEvent,
+    QMouseEvent,
+    QMoveEvent,
+    QPaintDevice,
+    QPainter,
+    QRegion,
+    QResizeEvent,
+    QSurface,
+    QWheelEvent,
+    QWindow,
+)
+
+from insula.gui import titles
+from insula.gui.desktop import (
+    ButtonChanged,
+    CloseRequested,
+    Event,
+    Exposed,
+    FocusGained,
+    FocusLost,
+    KeyChanged,
+    Moved,
+    Obscured,
+    Picture,
+    PointerCrossed,
+    PointerMoved,
+    Show,
+    SizeHints,
+    State,
+    StateChanged,
+    Style,
+)
+from insula.gui.frame_memory import FrameMemory
+from insula.gui.geometry import Rect
+from insula.gui.settings import ALT, CONTROL, SHIFT, SUPER, Settings
+from insula_proto import gui, limits
+
+MIN_CONTENT = 1
+_TITLE_PIXELS = 13
+_NAME_PIXELS = 10
+_TEXT_MARGIN = 6
+_WHEEL_STEP = 120
+"""Eighths of a degree, times fifteen: one click of an ordinary wheel (QWheelEvent)."""
+MAX_WHEEL_CLICKS = 20
+"""Of one event; smooth wheels spin fast."""
+
+_BUTTONS = {
+    Qt.MouseButton.LeftButton: (1, 0x100),
+    Qt.MouseButton.MiddleButton: (2, 0x200),
+    Qt.MouseButton.RightButton: (3, 0x400),
+    Qt.MouseButton.BackButton: (8, 0),
+    Qt.MouseButton.ForwardButton: (9, 0),
+}
+"""X number and bit in the mask."""
+_MODIFIERS = {
+    Qt.KeyboardModifier.ShiftModifier: SHIFT,
+    Qt.KeyboardModifier.ControlModifier: CONTROL,
+    Qt.KeyboardModifier.AltModifier: ALT,
+    Qt.KeyboardModifier.MetaModifier: SUPER,
+}
+_SHAPES = {
+    34: Qt.CursorShape.CrossCursor,
+    52: Qt.CursorShape.SizeAllCursor,
+    58: Qt.CursorShape.PointingHandCursor,
+    60: Qt.CursorShape.PointingHandCursor,
+    92: Qt.CursorShape.WhatsThisCursor,
+    108: Qt.CursorShape.SizeHorCursor,
+    116: Qt.CursorShape.SizeVerCursor,
+    150: Qt.CursorShape.WaitCursor,
+    152: Qt.CursorShape.IBeamCursor,
+    12: Qt.CursorShape.SizeBDiagCursor,
+    14: Qt.CursorShape.SizeFDiagCursor,
+    134: Qt.CursorShape.SizeFDiagCursor,
+    136: Qt.CursorShape.SizeBDiagCursor,
+    70: Qt.CursorShape.SizeHorCursor,
+    96: Qt.CursorShape.SizeHorCursor,
+    138: Qt.CursorShape.SizeVerCursor,
+    16: Qt.CursorShape.SizeVerCursor,
+}
+"""Of X's cursor font (cursorfont.h); others are shown as the arrow."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all windows of a qube have in common."""
+
+    settings: Settings
+    memory: FrameMemory
+    happened: Callable[[Event], None]
+    held_keys: Callable[[], frozenset[int]]
+    """X key codes that are down, whoever saw them pressed."""
+
+
+def rect_of(rect: QRect) -> Rect:
+    return Rect(rect.x(), rect.y(), rect.width(), rect.height())
+
+
+def qrect(rect: Rect) -> QRect:
+    return QRect(rect.x, rect.y, rect.width, rect.height)
+
+
+def text_colour(colour: int) -> QColor:
+    """Black or white, whichever can be read on it (BT.601 luma)."""
+    red, green, blue = colour >> 16, colour >> 8 & 0xFF, colour & 0xFF
+    return QColor(Qt.GlobalColor.black if 299 * red + 587 * green + 114 * blue > 140_000 else Qt.GlobalColor.white)
+
+
+class QtWindow(QWindow):
+    def __init__(self, command: Show, surroundings: Surroundings, parent: QtWindow | None) -> None:
+        super().__init__()
+        self._number = command.window
+        self._style = command.style
+        self._frame = command.style.frame
+        self._settings = surroundings.settings
+        self._memory = surroundings.memory
+        self._happened = surroundings.happened
+        self._held_keys = surroundings.held_keys
+        self._title = command.title
+        self._image: QImage | None = None
+        self._pixels: memoryview | None = None
+        self._is_exposed = False
+        self._is_pointer_inside = False
+        self._is_gone = False
+        self._wheel = QPoint()
+        self.setSurfaceType(QSurface.SurfaceType.RasterSurface)
+        if command.style is Style.POPUP:
+            # Not Popup: that would grab pointer and keyboard on the host.
+            self.setFlags(
+                Qt.WindowType.ToolTip
+                | Qt.WindowType.FramelessWindowHint
+                | Qt.WindowType.WindowDoesNotAcceptFocus
+                | Qt.WindowType.NoDropShadowWindowHint
+            )
+        if parent is not None:
+            self.setTransientParent(parent)
+        self._store = QBackingStore(self)
+        self.set_title(command.title)
+        self.set_hints(command.hints)
+        outer = self._frame.around(command.place)
+        if command.is_positioned:
+            self.setGeometry(qrect(outer))
+        else:
+            self.resize(outer.width, outer.height)
+        if not command.may_focus:
+            # (As QWidget's attribute of that name: the platform plug-in asks for this property.)
+            self.setProperty("_q_showWithoutActivating", True)
+        self.windowStateChanged.connect(self._state_changed)
+        self.set_state(command.state)
+        self.setVisible(True)
+
+    # --- commands ------------------------------------------------------------------------------------------------
+
+    def vanish(self) -> None:
+        """Go from the desktop, and let go of the frame memory."""
+        self._is_gone = True
+        self.windowStateChanged.disconnect(self._state_changed)
+        self.set_picture(None)
+        self.destroy()
+        self.deleteLater()
+
+    def move(self, place: Rect) -> None:
+        self.setGeometry(qrect(self._frame.around(place)))
+
+    def set_title(self, title: str) -> None:
+        self._title = title
+        self.setTitle(titles.with_qube(self._settings.qube, title))
+        if self._is_exposed:
+            self._paint(QRegion(self._whole) - QRegion(self._inner))
+
+    def set_hints(self, hints: SizeHints) -> None:
+        frame = self._frame.around(Rect(0, 0, 0, 0))
+        width, height = hints.minimum or (MIN_CONTENT, MIN_CONTENT)
+        self.setMinimumSize(QSize(max(1, width) + frame.width, max(1, height) + frame.height))
+        width, height = hints.maximum or (limits.GUI_MAX_WIDTH, limits.GUI_MAX_HEIGHT)
+        self.setMaximumSize(QSize(width + frame.width, height + frame.height))
+        self.setSizeIncrement(QSize(*(hints.increment or (0, 0))))
+        width, height = hints.base or (0, 0)
+        self.setBaseSize(QSize(width + frame.width, height + frame.height) if hints.base else QSize())
+
+    def set_state(self, state: State) -> None:
+        states = Qt.WindowState.WindowNoState
+        if state.is_fullscreen:
+            states |= Qt.WindowState.WindowFullScreen
+        if state.is_maximised:
+            states |= Qt.WindowState.WindowMaximized
+        if state.is_minimised:
+            states |= Qt.WindowState.WindowMinimized
+        if states != self.windowStates():
+            self.setWindowStates(states)
+        if state.wants_attention:
+            self.alert(0)
+
+    def set_picture(self, picture: Picture | None) -> None:
+        """Look there from now on."""
+        self._image = None
+        if self._pixels is not None:
+            self._pixels.release()
+            self._pixels = None
+        if picture is not None:
+            self._pixels = self._memory.view(picture)
+            row = picture.width * limits.GUI_BYTES_PER_PIXEL
+            self._image = QImage(self._pixels, picture.width, picture.height, row, QImage.Format.Format_RGB32)
+
+    def set_cursor(self, cursor: int) -> None:
+        self.setCursor(QCursor(_SHAPES.get(cursor - gui.CURSOR_FONT, Qt.CursorShape.ArrowCursor)))
+
+    def paint(self, rects: Sequence[Rect]) -> None:
+        """Paint these parts of the content."""
+        region = QRegion()
+        for rect in rects:
+            region += QRect(rect.x + self._frame.left, rect.y + self._frame.top, rect.width, rect.height)
+        self._paint(region & QRegion(self._inner))
+
+    # --- painting ------------------------------------------------------------------------------------------------
+
+    @property
+    def _whole(self) -> QRect:
+        return QRect(0, 0, self.width(), self.height())
+
+    @property
+    def _inner(self) -> QRect:
+        """Where the content is."""
+        return qrect(self._frame.inside(rect_of(self._whole)))
+
+    def _paint(self, region: QRegion) -> None:
+        if not self._is_exposed or self._is_gone or region.isEmpty():
+            return
+        if self._store.size() != self.size():
+            self._store.resize(self.size())
+            region = QRegion(self._whole)
+        self._store.beginPaint(region)
+        device = self._store.paintDevice()
+        inner = self._inner
+        if not (region - QRegion(inner)).isEmpty():
+            self._paint_frame(device, inner)
+        painter = QPainter(device)
+        painter.setCompositionMode(QPainter.CompositionMode.CompositionMode_Source)
+        painter.setClipRegion(region & QRegion(inner))
+        shown = QRect()
+        if self._image is not None:
+            shown = QRect(inner.topLeft(), self._image.size()) & inner
+            dirty = region.boundingRect() & shown
+            painter.drawImage(dirty.topLeft(), self._image, dirty.translated(-inner.topLeft()))
+        rest = (region & QRegion(inner)) - QRegion(shown)
+        if not rest.isEmpty():
+            painter.setClipRegion(rest)
+            painter.fillRect(inner, QColor(self._settings.background))
+        painter.end()
+        self._store.endPaint()
+        self._store.flush(region)
+
+    def _paint_frame(self, device: QPaintDevice, inner: QRect) -> None:
+        """The qube's colour around the content, its name on it, and for windows what the guest calls them."""
+        colour = self._settings.colour
+        painter = QPainter(device)
+        painter.setClipRegion(QRegion(self._whole) - QRegion(inner))
+        painter.fillRect(self._whole, QColor(colour))
+        painter.setPen(text_colour(colour))
+        font = QFont("DejaVu Sans")
+        width = self.width() - 2 * _TEXT_MARGIN
+        if self._style is Style.POPUP:
+            font.setPixelSize(_NAME_PIXELS)
+            painter.setFont(font)
+            below = QRect(_TEXT_MARGIN, inner.bottom() + 1, width, self._frame.bottom)
+            painter.drawText(below, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, self._settings.qube)
+        else:
+            font.setPixelSize(_TITLE_PIXELS)
+            font.setBold(True)
+            painter.setFont(font)
+            above = QRect(_TEXT_MARGIN, 0, width, self._frame.top)
+            alignment = Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft
+            name = f"[{self._settings.qube}] "
+            painter.drawText(above, alignment, name)
+            drawn = painter.fontMetrics().horizontalAdvance(name)
+            font.setBold(False)
+            painter.setFont(font)
+            painter.drawText(above.adjusted(drawn, 0, 0, 0), alignment, self._title)
+        painter.end()
+
+    # --- events of the toolkit -----------------------------------------------------------------------------------
+
+    def exposeEvent(self, event: QExposeEvent) -> None:
+        if self._is_gone:
+            return
+        if not self.isExposed():
+            if self._is_exposed:
+                self._is_exposed = False
+                self._happened(Obscured(self._number))
+            return
+        if not self._is_exposed:
+            self._is_exposed = True
+            self._paint(QRegion(self._whole))
+            self._happened(Exposed(self._number))
+        else:
+            self._paint(QRegion(self._whole))
+
+    def _tell_place(self) -> None:
+        if not self._is_gone and self.isVisible():
+            self._happened(Moved(self._number, self._frame.inside(rect_of(self.geometry()))))
+
+    def moveEvent(self, event: QMoveEvent) -> None:
+        self._tell_place()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        self._tell_place()
+
+    def _state_changed(self, _: Qt.WindowState) -> None:
+        states = self.windowStates()
+        self._happened(
+            StateChanged(
+                self._number,
+                State(
+                    is_fullscreen=bool(states & Qt.WindowState.WindowFullScreen),
+                    is_maximised=bool(states & Qt.WindowState.WindowMaximized),
+                    is_minimised=bool(states & Qt.WindowState.WindowMinimized),
+                ),
+            )
+        )
+
+    def closeEvent(self, event: QCloseEvent) -> None:
+        """The guest's program decides; it may ask whether to save."""
+        event.ignore()
+        self._happened(CloseRequested(self._number))
+
+    def focusInEvent(self, event: QFocusEvent) -> None:
+        self._happened(FocusGained(self._number, self._held_keys()))
+
+    def focusOutEvent(self, event: QFocusEvent) -> None:
+        if not self._is_gone:
+            self._happened(FocusLost(self._number))
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        self._key(event, is_press=True)
+
+    def keyReleaseEvent(self, event: QKeyEvent) -> None:
+        # (Of a key that repeats, X sends releases too; Qt does not always know them.)
+        if not event.isAutoRepeat() and event.nativeScanCode() not in self._held_keys():
+            self._key(event, is_press=False)
+
+    def _key(self, event: QKeyEvent, *, is_press: bool) -> None:
+        key = event.key()
+        symbol = chr(key).lower() if 0x20 <= key < 0x7F else ""
+        pointer = self.mapFromGlobal(QCursor.pos()) - self._inner.topLeft()
+        self._happened(
+            KeyChanged(
+                self._number,
+                is_press,
+                event.nativeScanCode(),
+                symbol,
+                event.nativeModifiers(),
+                pointer.x(),
+                pointer.y(),
+                event.isAutoRepeat(),
+                event.timestamp() & 0xFFFFFFFF,
+            )
+        )
+
+    @staticmethod
+    def _mask(event: QMouseEvent | QWheelEvent, without: Qt.MouseButton = Qt.MouseButton.NoButton) -> int:
+        """X's mask before the event."""
+        mask = 0
+        for modifier, bit in _MODIFIERS.items():
+            mask |= bit if event.modifiers() & modifier else 0
+        for button, (_, bit) in _BUTTONS.items():
+            mask |= bit if event.buttons() & button and button != without else 0
+        return mask
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:
+        position = event.position().toPoint()
+        if self._inner.contains(position):
+            self._button(event, is_press=True)
+        elif event.button() == Qt.MouseButton.LeftButton and self._style is Style.WINDOW:
+            self.startSystemMove()
+
+    def mouseReleaseEvent(self, event: QMouseEvent) -> None:
+        self._button(event, is_press=False)
+
+    def mouseDoubleClickEvent(self, event: QMouseEvent) -> None:
+        """(Its press; the guest counts clicks for itself.)"""
+        self.mousePressEvent(event)
+
+    def _button(self, event: QMouseEvent, *, is_press: bool) -> None:
+        known = _BUTTONS.get(event.button())
+        if known is None:
+            return
+        number, bit = known
+        at = event.position().toPoint() - self._inner.topLeft()
+        mask = self._mask(event, event.button()) | (0 if is_press else bit)
+        self._happened(ButtonChanged(self._number, is_press, number, mask, at.x(), at.y()))
+
+    def mouseMoveEvent(self, event: QMouseEvent) -> None:
+        position = event.position().toPoint()
+        at = position - self._inner.topLeft()
+        mask = self._mask(event)
+        self._cross(self._inner.contains(position), mask, at)
+        if self._is_pointer_inside or event.buttons() != Qt.MouseButton.NoButton:
+            self._happened(PointerMoved(self._number, mask, at.x(), at.y()))
+
+    def _cross(self, is_inside: bool, mask: int, at: QPoint) -> None:
+        if is_inside != self._is_pointer_inside:
+            self._is_pointer_inside = is_inside
+            self._happened(PointerCrossed(self._number, is_inside, mask, at.x(), at.y()))
+
+    def wheelEvent(self, event: QWheelEvent) -> None:
+        position = event.position().toPoint()
+        if not self._inner.contains(position):
+            return
+        at = position - self._inner.topLeft()
+        self._wheel += event.angleDelta()
+        for delta, back, forth in ((self._wheel.y(), 5, 4), (self._wheel.x(), 7, 6)):
+            button = forth if delta > 0 else back
+            for _ in range(min(abs(delta) // _WHEEL_STEP, MAX_WHEEL_CLICKS)):
+                for is_press in (True, False):
+                    self._happened(ButtonChanged(self._number, is_press, button, self._mask(event), at.x(), at.y()))
+        self._wheel = QPoint(
+            int(self._wheel.x() - _WHEEL_STEP * int(self._wheel.x() / _WHEEL_STEP)),
+            int(self._wheel.y() - _WHEEL_STEP * int(self._wheel.y() / _WHEEL_STEP)),
+        )
+
+    def event(self, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.Leave and not self._is_gone:
+            self._cross(False, 0, QPoint(-1, -1))
+        return super().event(event)
