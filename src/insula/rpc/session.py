@@ -70,6 +70,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._daemon = daemon
         self._untold: deque[bytes] = deque()
+        self._calls_changed = False
         self._calls_untold = False
         self._count_timer: asyncio.TimerHandle | None = None
         self._name = ""
@@ -232,13 +233,18 @@ class Session:
     # --- CallCounter ---------------------------------------------------------------------------------------------
 
     def calls_changed(self) -> None:
+        """The first change is told at once, those that follow it together."""
+        self._calls_changed = True
         if self._count_timer is None:
-            self._count_timer = self._loop.call_later(COUNT_INTERVAL, self._tell_counts)
+            self._count_timer = self._loop.call_later(0, self._count)
 
-    def _tell_counts(self) -> None:
+    def _count(self) -> None:
         self._count_timer = None
-        self._calls_untold = True
-        self._tell_all()
+        if self._calls_changed:
+            self._calls_changed = False
+            self._calls_untold = True
+            self._count_timer = self._loop.call_later(COUNT_INTERVAL, self._count)
+            self._tell_all()
 
 
 async def serve(channel: socket.socket, listener: socket.socket, daemon: socket.socket) -> int:
