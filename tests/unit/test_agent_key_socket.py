@@ -68,10 +68,13 @@ async def test_written_keys_reach_the_host_and_the_folder(qube: FakeQube) -> Non
     assert (await run(qube, "write", "/features-request/os", "Linux", "/features-request/qrexec", "1"))[0] == 0
     await told(qube, KeyWritten("/features-request/os", b"Linux"))
     await told(qube, KeyWritten("/features-request/qrexec", b"1"))
+    assert qube.session is not None
+    assert qube.session.written == {"/features-request/os": b"Linux", "/features-request/qrexec": b"1"}
     assert await run(qube, "read", "/features-request/os") == (0, "Linux\n")
     assert (qube.folder / "keys" / "features-request%2Fos").read_bytes() == b"Linux"
     assert (await run(qube, "rm", "/features-request/os"))[0] == 0
     await told(qube, KeyRemoved("/features-request/os"))
+    assert qube.session.written == {"/features-request/qrexec": b"1"}
     assert await run(qube, "read", "/features-request/os") == (1, "")
     assert not (qube.folder / "keys" / "features-request%2Fos").exists()
 

@@ -1,4 +1,5 @@
-"""What every qube may ask of or tell the host: the time, and whether it has updates (agent-services §1, §6, §7).
+"""What every qube may ask of or tell the host: the time, what it supports, whether it has updates (agent-services §1,
+§6, §7).
 
 What a qube tells is its own claim, kept as such: it changes its own features, or its template's, and nothing else.
 """
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from insula.admin.call import Context
+from insula.model.errors import ProtocolError, QubesException
+from insula.model.feature_requests import apply_request, parse_request
 from insula.model.names import QubeName
 from insula.model.properties import view
 from insula.model.qube import Qube
@@ -40,6 +43,7 @@ class GuestReports:
     def services(self) -> HostServices:
         return {
             "qubes.GetDate": HostService(self.get_date, max_payload=0),
+            "qubes.FeaturesRequest": HostService(self.features_request, max_payload=0),
             "qubes.NotifyUpdates": HostService(self.notify_updates, max_payload=MAX_COUNT),
         }
 
@@ -50,6 +54,20 @@ class GuestReports:
             return HostReply(code=EXIT_BAD_REQUEST, last_words="The argument is none, or nanoseconds\n")
         fraction = f",{time.microsecond * 1000:09}" if call.argument else ""
         return HostReply(f"{time:%Y-%m-%dT%H:%M:%S}{fraction}+00:00\n".encode())
+
+    async def features_request(self, call: HostCall) -> HostReply:
+        """What the caller has written that it supports, as far as it is its own to say."""
+        try:
+            requested = parse_request(call.untrusted_keys)
+            outcome = apply_request(
+                self._context.store.system, QubeName(call.caller), requested, self._context.engine.power_state
+            )
+        except (ProtocolError, QubesException) as error:
+            return HostReply(code=EXIT_BAD_REQUEST, last_words=f"{error}\n")
+        if outcome.system is not self._context.store.system:
+            self._context.commit(outcome.system)
+        log.info("%s says what it supports: %d taken", call.caller, len(requested) - len(outcome.ignored))
+        return HostReply()
 
     async def notify_updates(self, call: HostCall) -> HostReply:
         """A number of updates; kept with the qube they would be installed in."""

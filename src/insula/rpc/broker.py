@@ -279,9 +279,12 @@ class Broker:
             end = call.host(limit, theirs)
             untrusted_payload = await end.payload if limit else b""
             if untrusted_payload is not None:
+                caller = call.request.source
+                host_call = HostCall(
+                    caller, way.service, way.argument, way.destination, untrusted_payload, call.session.written
+                )
                 answering = asyncio.create_task(
-                    _served(service, call.request.source, way, untrusted_payload, ours),
-                    name=f"service {way.service} for {call.request.source}",
+                    _served(service, host_call, ours), name=f"service {way.service} for {caller}"
                 )
                 await _until_ended(answering, end)
                 if answering.done() and not answering.cancelled():
@@ -369,15 +372,13 @@ async def _until_ended(answering: asyncio.Task[HostReply], end: CallEnd) -> None
             await asyncio.gather(answering, return_exceptions=True)
 
 
-async def _served(
-    service: HostService | None, caller: str, way: ToHost, untrusted_payload: bytes, output: socket.socket
-) -> HostReply:
+async def _served(service: HostService | None, call: HostCall, output: socket.socket) -> HostReply:
     """Run a service's handler and send what it says. Never raises, but for cancellation (MC-22)."""
     if service is None:
-        return HostReply(code=EXIT_NOT_FOUND, last_words=f"There is no service {way.service[:64]}\n")
+        return HostReply(code=EXIT_NOT_FOUND, last_words=f"There is no service {call.service[:64]}\n")
     loop = asyncio.get_running_loop()
     try:
-        reply = await service.answer(HostCall(caller, way.service, way.argument, way.destination, untrusted_payload))
+        reply = await service.answer(call)
         if isinstance(reply.output, bytes):
             await loop.sock_sendall(output, reply.output)
         else:
@@ -388,6 +389,6 @@ async def _served(
     except OSError:
         return HostReply(code=EXIT_DEFECT)  # the caller has gone; nobody reads this
     except Exception:  # the boundary
-        log.exception("service %s for %s failed unexpectedly", way.service, caller)
+        log.exception("service %s for %s failed unexpectedly", call.service, call.caller)
         return HostReply(code=EXIT_DEFECT, last_words="internal error\n")
     return reply

@@ -7,7 +7,7 @@ the only place where they are parsed is the service's own handler (:mod:`insula.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from insula.rpc.control import MAX_LAST_WORDS, MAX_PAYLOAD
 
@@ -24,6 +24,8 @@ class HostCall:
     destination: str
     """The qube it is about; dom0 if the caller named none."""
     untrusted_payload: bytes
+    untrusted_keys: Mapping[str, bytes] = field(default_factory=dict, compare=False)
+    """What the caller has written for the host to read (QubesDB), path → value."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from insula.rpc.control import (
     Finish,
     FromSession,
     Host,
+    KeyRemoved,
+    KeyWritten,
     Payload,
     Refuse,
     RemoveKey,
@@ -37,6 +39,7 @@ from insula.rpc.control import (
 )
 from insula.rpc.sockets import address
 from insula.rpc.spawn import SESSION_PROGRAM, SessionProcess, SessionSpec, spawn_session
+from insula_proto import limits
 from insula_proto.errors import RemoteProtocolError
 
 SHUTDOWN_TIMEOUT = 2.0
@@ -94,6 +97,8 @@ class RunningSession:
         """qrexec version both speak; None while there is no agent."""
         self.calls = CallsChanged(0, 0, 0)
         """Counters of calls."""
+        self.written: dict[str, bytes] = {}
+        """Keys its qube has set and not removed: any bytes a qube likes."""
         self._listener = asyncio.create_task(self._listen(), name=f"session {name}")
 
     @property
@@ -224,6 +229,11 @@ class RunningSession:
                 self._requests.agent_lost(self)
         elif isinstance(message, CallsChanged):
             self.calls = message
+        elif isinstance(message, KeyWritten):
+            if message.path in self.written or len(self.written) < limits.QUBESDB_MAX_KEYS:
+                self.written[message.path] = message.value
+        elif isinstance(message, KeyRemoved):
+            self.written.pop(message.path, None)
         elif isinstance(message, SessionEnding):
             self._reason = message.reason
         elif isinstance(message, CallAccepted | CallRejected | Payload | CallEnded):
