@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ COSTLY = {"asyncio", "dataclasses", "typing", "subprocess", "logging", "tempfile
 
 
 def test_options_all_given_are_understood() -> None:
-    options = main.parse_options(["--device", "fd:3", "--keys", "/k", "--own-user", "--no-identity"])
+    words = ["--device", "fd:3", "--keys", "/k", "--agent-socket", "/s", "--own-user", "--no-identity"]
+    options = main.parse_options(words)
     assert options is not None
+    assert options.agent_socket == "/s"
     assert (options.device, options.keys_folder, options.own_user, options.with_identity) == ("fd:3", "/k", True, False)
 
 
@@ -29,8 +32,9 @@ def test_options_not_understood_are_refused(arguments: list[str]) -> None:
     assert main.main(arguments) == 2
 
 
-def test_missing_device_ends_with_1() -> None:
-    assert main.main(["--device", "/nonexistent", "--no-identity"]) == 1
+def test_missing_device_ends_with_1(tmp_path: Path) -> None:
+    options = ["--device", "/nonexistent", "--no-identity", "--agent-socket", str(tmp_path / "agent.sock")]
+    assert main.main(options) == 1
 
 
 def test_import_brings_none_of_the_costly_modules() -> None:
@@ -107,12 +111,17 @@ def happened() -> list[str]:
 
 
 @pytest.fixture
-def agent(identity: Recorded, happened: list[str], monkeypatch: pytest.MonkeyPatch) -> main.Agent:
+def agent(
+    identity: Recorded, happened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[main.Agent]:
     agent = main.Agent(main.Options(), identity)
+    agent._key_socket_path = str(tmp_path / "keys.sock")
     monkeypatch.setattr(agent.commands, "start", lambda: happened.append("commands"))
     monkeypatch.setattr(agent.link, "flush", lambda: happened.append("flush"))
     monkeypatch.setattr(main, "notify_systemd", happened.append)
-    return agent
+    yield agent
+    if agent.key_socket is not None:
+        agent.key_socket.close()
 
 
 def test_identity_is_applied_once_and_finished_after_the_hello_is_out(agent: main.Agent, happened: list[str]) -> None:
@@ -182,6 +191,20 @@ def test_fork_of_a_seed_is_somebody_without_a_second_ready(
     agent._keys_read({"/name": b"work"})
     agent._ready(3)
     assert happened == ["apply work", "commands", "flush", "finish"]
+
+
+@pytest.mark.usefixtures("seeded")
+def test_requests_of_programs_wait_in_a_seed_and_are_made_as_its_fork(
+    agent: main.Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MC-67: nobody's programs ask for nothing."""
+    monkeypatch.setattr(seed, "is_booted", lambda: True)
+    allowed: list[str] = []
+    monkeypatch.setattr(agent.commands.requests, "allow", lambda: allowed.append("allow"))
+    agent._keys_read({"/insula-seed": b"1"})
+    assert allowed == []
+    agent._keys_read({"/name": b"work"})
+    assert allowed == ["allow"]
 
 
 @pytest.mark.usefixtures("seeded")

@@ -6,13 +6,15 @@ import os
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from agent_host import PATIENCE_S, Agent, Host, agent_and_host
 
 from insula_agent import requests
+from insula_agent.loop import Loop
+from insula_agent.requests import Requests
 from insula_proto import qrexec
 from insula_proto.qrexec import (
     ConnectionTerminated,
@@ -341,3 +343,76 @@ def test_one_descriptor_comes_with_the_answer_and_is_the_data_channel(qube: tupl
             assert channel.recv(100) == b"from the host"
             channel.sendall(b"from the program")
             host.wait_for(lambda: host.received.get(stream) == b"from the program")
+
+
+# --- without a process ---------------------------------------------------------------------------------------------
+
+
+class Desk:
+    """Requests on a loop of the test's own; what would go to the host is written down."""
+
+    def __init__(self, folder: Path) -> None:
+        self.asked: list[bytes] = []
+        self.loop = Loop()
+        self.path = str(folder / "agent.sock")
+        self.requests = Requests(
+            self.loop, self.path, lambda ident, request: self.asked.append(ident), lambda ident: None
+        )
+        self.requests.listen()
+
+    def connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.path)
+        connection.setblocking(False)
+        return connection
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        """Run the loop until this is so."""
+
+        def look() -> None:
+            if condition():
+                self.loop.stop(0)
+            else:
+                self.loop.after(0.005, look)
+
+        self.loop._exit_code = None
+        self.loop.after(PATIENCE_S, lambda: self.loop.stop(1))
+        look()
+        assert self.loop.run() == 0
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_program_that_does_not_finish_its_request_is_closed_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MC-13."""
+    monkeypatch.setattr(requests, "REQUEST_TIMEOUT", 0.05)
+    desk = Desk(tmp_path)
+    with desk.connect() as half, desk.connect() as whole:
+        half.sendall(REQUEST[:-1])
+        whole.sendall(REQUEST)
+        desk.run_until(lambda: is_closed(half))
+        assert not is_closed(whole)
+    desk.requests.close()
+
+
+def test_request_is_made_when_the_host_is_there_and_this_is_somebody(tmp_path: Path) -> None:
+    """MC-67: in whichever order they come."""
+    for steps in (("connected", "allow"), ("allow", "connected")):
+        desk = Desk(tmp_path)
+        with desk.connect() as connection:
+            connection.sendall(REQUEST)
+            getattr(desk.requests, steps[0])()
+            desk.run_until(lambda desk=desk: any(client.request for client in desk.requests._clients))  # type: ignore[misc]
+            assert desk.asked == []
+            getattr(desk.requests, steps[1])()
+            assert desk.asked == [b"SOCKET1"]
+            desk.requests.lost()
+            assert is_closed(connection)
+        desk.requests.close()
