@@ -21,8 +21,9 @@ _RESET_SIGNALS = (1, 2, 3, 10, 12, 13, 14, 15, 17, 18, 20, 21, 22, 24, 25)
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INHERITED = ("LANG", "LC_ALL", "TZ", "QREXEC_SERVICE_PATH")
-_EXEC_ITS_ARGUMENTS = 'exec "$0" "$@"'
-"""A shell program that becomes the service; name and argument reach it unexpanded (MC-17)."""
+_EXEC_ITS_ARGUMENTS = 'trap \'exit 125\' EXIT; exec "$0" "$@"'
+"""A shell program that becomes the service; name and argument reach it unexpanded (MC-17). One that cannot be executed
+is a problem (125), not refused (126) or absent (127), which a shell would end with."""
 EXEC_FAILED = 125
 _MAX_INHERITED = 1024
 

@@ -53,8 +53,20 @@ def test_plan_service_as_root_goes_through_login_sh_unexpanded(monkeypatch: pyte
     monkeypatch.setattr(os, "getgrouplist", lambda user, gid: [gid])
     plan = process.plan_service(ACCOUNT, "/etc/qubes-rpc/a.B", "--help", {"X": "1"}, may_switch=True)
     assert plan.program == "/bin/sh"
-    assert plan.arguments == ["sh", "-l", "-c", 'exec "$0" "$@"', "/etc/qubes-rpc/a.B", "--help"]
+    assert plan.arguments[:3] == ["sh", "-l", "-c"]
+    assert plan.arguments[4:] == ["/etc/qubes-rpc/a.B", "--help"]
     assert plan.environment["X"] == "1"
+
+
+@pytest.mark.parametrize("content", ["\0", "#!/nowhere/interpreter\n"])
+def test_service_that_cannot_be_executed_is_125(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.B"
+    path.write_text(content)
+    path.chmod(0o755)
+    # Only root can become somebody, if only itself.
+    for may_switch in {False, os.geteuid() == 0}:
+        plan = process.plan_service(own_account(), str(path), None, {}, may_switch=may_switch)
+        assert run(plan)[0] == 125
 
 
 def test_environment_holds_nothing_of_the_agents_own(monkeypatch: pytest.MonkeyPatch) -> None:
