@@ -17,7 +17,7 @@ class ProgramFailed(Exception):
 
 def run(argv: Sequence[str], accept: int = 0) -> int:
     """Run a program; its exit status. :raise ProgramFailed: it is above ``accept``. :raise OSError: not started."""
-    pid = os.posix_spawnp(argv[0], list(argv), _ENVIRONMENT)
+    pid = os.posix_spawnp(argv[0], list(argv), _ENVIRONMENT, setsigmask=())
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if not 0 <= code <= accept:
