@@ -153,6 +153,14 @@ def call_qube(options: Options, command: bytes, place: Place) -> int:
         channel = served.accept(deadline)
     finally:
         served.close()
+    return be_caller(options, channel, started)
+
+
+def be_caller(options: Options, channel: socket.socket, started: host_service.Started | None) -> int:
+    """Be the caller's end of a data channel, to its end; return the exit code. ``started``: what ``-l`` names.
+
+    :raise QrexecError: :raise RemoteProtocolError: :raise OSError:
+    """
     end = CallerEnd(oldest=qrexec.OLDEST_VERSION)
     early = handshake(channel, end.hello(), end.receive, Deadline(HELLO_LIMIT_S))
     with Modes() as modes:
@@ -227,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(options.command) > limits.QREXEC_MAX_BODY:
         say("the command is too long")
         return EXIT_PROBLEM
-    _fill_standard_descriptors()
+    fill_standard_descriptors()
     try:
         code = _run(options, options.command, place)
     except host_service.StartFailed as failed:
@@ -259,7 +267,7 @@ def _joins_qubes(options: Options) -> bool:
     return options.request is not None and options.qube not in ADMIN_NAMES
 
 
-def _fill_standard_descriptors() -> None:
+def fill_standard_descriptors() -> None:
     """None of 0, 1 and 2 is free, so that nothing else gets their number."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
