@@ -13,17 +13,20 @@ import msgspec
 import pytest
 
 from insula.preload.forks import PreloadedParent
+from insula.rpc import control
 from insula.rpc.launcher import SessionLauncher
 from insula.rpc.spawn import (
     SESSION_ADDRESS_SPACE,
     SESSION_FILES,
     SESSION_PROGRAM,
     SESSION_UID_BASE,
+    SessionProcess,
     session_uid,
 )
 from insula.testing import sandbox_probe
 from insula.testing.agent import fake_qube
 from insula.testing.sandbox_probe import Report
+from insula_proto.qrexec_channel import CallerEnd
 
 PATIENCE = 30.0
 QID = 7
@@ -227,3 +230,45 @@ async def test_memory_of_daemon_and_of_other_sessions_is_not_inherited(
         assert not memory_holds(first, of_daemon.encode())
         for guest in guests:
             guest.close()
+
+
+async def test_session_holds_one_socket_more_for_a_call_and_takes_no_descriptor_that_comes_through_it(
+    tmp_path: Path,
+) -> None:
+    """What the session of another qube, taken over, could pass on."""
+    async with fake_qube(tmp_path) as qube:
+        assert qube.session is not None
+        session = Path("/proc", str(qube.session.pid))
+        before = kinds_of_descriptors(session)
+        for number in range(1, 4):
+            ours, theirs = socket.socketpair()
+            file = os.open("/etc/passwd", os.O_RDONLY | os.O_CLOEXEC)
+            with ours:
+                ours.setblocking(False)
+                end = qube.session.serve(number, 9, "", b"QUBESRPC qubes.VMShell+ other", theirs)
+                assert await asyncio.wait_for(end.accepted, PATIENCE)
+                socket.send_fds(ours, [CallerEnd().hello()], [file])
+                os.close(file)
+                # The agent's HELLO: what we sent has been read, with what came beside it.
+                assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ours, 100), PATIENCE)
+                assert kinds_of_descriptors(session) == sorted([*before, "socket"])
+            await asyncio.wait_for(end.ended, PATIENCE)
+        assert kinds_of_descriptors(session) == before
+
+
+def kinds_of_descriptors(session: Path) -> list[str]:
+    return sorted(str(path.readlink()).split(":")[0] for path in (session / "fd").iterdir())
+
+
+async def test_descriptor_that_a_session_sends_does_not_reach_the_daemon() -> None:
+    """It reads messages of sessions without what comes beside them."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    file = os.open("/etc/passwd", os.O_RDONLY | os.O_CLOEXEC)
+    with ours, theirs:
+        ours.setblocking(False)
+        session = SessionProcess(None, ours, None)  # type: ignore[arg-type] # only its connection is used
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        socket.send_fds(theirs, [control.encode(control.RequestCancelled(1))], [file])
+        os.close(file)
+        assert await session.receive() == control.RequestCancelled(1)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before - 1

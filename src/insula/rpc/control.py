@@ -267,7 +267,7 @@ def decode_to_session(data: bytes) -> ToSession:
     """:raise RemoteProtocolError: not a message of the daemon."""
     try:
         message = _to_session.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(f"control message: {error}") from error
     _check(message, RemoteProtocolError)
     return message
