@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import struct
@@ -15,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from insula.testing.qube_calls import TwoQubes
+from insula_agent.filecopy import confinement, receive
+from insula_agent.filecopy.confinement import NotConfined
+from insula_agent.filecopy.incoming import Incoming
 from insula_proto import qfile
-from insula_proto.qfile import Answer, AnswerDecoder, Encoder
+from insula_proto.qfile import Answer, AnswerDecoder, Decoder, Encoder, Quota
 
 S = 1_000_000_000
 ENOUGH_ROUNDS = 300
@@ -512,6 +516,58 @@ def test_confined_to_the_folder(qubes: TwoQubes, tmp_path: Path) -> None:
         options = (proc / "mountinfo").read_text().splitlines()[-1].split()[5]
         assert {"nosuid", "nodev", "noexec"} <= set(options.split(","))
         process.stdin.write(END)
+
+
+def test_name_taken_while_files_come_is_not_replaced(qubes: TwoQubes) -> None:
+    """MC-09: the look beforehand is a courtesy, the move itself never replaces."""
+    environment = {**qubes.environment(), "HOME": str(qubes.home), "QREXEC_REMOTE_DOMAIN": "work"}
+    for make in (lambda path: path.write_text("mine"), lambda path: path.mkdir(), lambda path: path.symlink_to("x")):
+        with subprocess.Popen(
+            [qubes.services / "qubes.Filecopy"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(headed(b"name", FOLDER) + headed(b"name/f", FILE))
+            process.stdin.flush()
+            wait_until(lambda: qubes.room.exists() and any((f / "name" / "f").exists() for f in incomplete(qubes)))
+            make(qubes.room / "name")
+            before = snapshot(qubes.room / "name") if (qubes.room / "name").is_dir() else (qubes.room / "name").lstat()
+            process.stdin.write(END)
+            process.stdin.close()
+            decoder = AnswerDecoder()
+            decoder.receive(process.stdout.read())
+        assert decoder.finish().code == errno.EEXIST
+        after = snapshot(qubes.room / "name") if (qubes.room / "name").is_dir() else (qubes.room / "name").lstat()
+        assert after == before
+        assert [path.name for folder in incomplete(qubes) for path in folder.iterdir()] == ["name"]
+        shutil.rmtree(qubes.room)
+
+
+def test_without_namespaces_the_open_folders_are_the_only_line(
+    qubes: TwoQubes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise NotConfined("no namespaces")
+
+    monkeypatch.setattr(confinement, "separate", refuse)
+    folder, descriptors = receive.open_destination(str(qubes.home), "work")
+    answer = receive.receive(
+        stream_of(headed(b"d", FOLDER) + headed(b"d/f", FILE, 3) + b"abc" + headed(b"d", FOLDER) + END),
+        Incoming(folder, descriptors), Decoder(Quota(), all_names=False),
+    )  # fmt: skip
+    os.close(folder)
+    os.close(descriptors)
+    assert answer.code == 0
+    assert (qubes.room / "d" / "f").read_bytes() == b"abc"
+    assert capsys.readouterr().err == "qubes.Filecopy: not confined: no namespaces\n"
+
+
+def stream_of(data: bytes) -> int:
+    """A descriptor from which these bytes are read."""
+    fd = os.memfd_create("stream")
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def test_waiting_for_space_ends_when_there_is_some(qubes: TwoQubes) -> None:
