@@ -101,5 +101,10 @@ def main(arguments: Sequence[str]) -> int:
         if os.fork():
             return 0
         os.setsid()
+        # Whoever started us may wait until nobody holds these any more.
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
     serve(listener, target, port)
     return 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -88,3 +91,30 @@ def test_port_in_use_is_said(port: int, environment: dict[str, str]) -> None:
 def test_connecttcp_is_a_link_the_agent_understands() -> None:
     link = AGENT / "rpc" / "qubes.ConnectTCP"
     assert str(link.readlink()) == "/dev/tcp/127.0.0.1"
+
+
+def test_in_the_background_it_holds_nothing_of_its_starter(environment: dict[str, str]) -> None:
+    """A call that starts it ends; communicate() would not, were its output still held."""
+    number = free_port()
+    command = [AGENT / "bin" / "qvm-connect-tcp", f"{number}:web:443"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
+    assert out.startswith(b"port 443 of web")
+    server = owner(number)
+    try:
+        with socket.create_connection(("127.0.0.1", number), timeout=30) as connection:
+            assert connection.recv(100) == b"-- web qubes.ConnectTCP+443\n"
+    finally:
+        os.kill(server, signal.SIGTERM)
+
+
+def owner(port: int) -> int:
+    """Who listens on a port of this machine."""
+    with open("/proc/net/tcp", encoding="ascii") as file:  # noqa: PTH123 - a file of the kernel
+        inodes = [line.split()[9] for line in file if line.split()[1] == f"0100007F:{port:04X}"]
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):
+            if any(str(link.readlink()) == f"socket:[{inodes[0]}]" for link in folder.iterdir()):
+                return int(folder.parent.name)
+    raise AssertionError("nobody listens")
