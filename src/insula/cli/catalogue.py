@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "pause": "Life of a qube",
         "unpause": "Life of a qube",
         "run": "Life of a qube",
+        "cp": "Life of a qube",
         "console": "Life of a qube",
         "prefs": "Settings",
         "features": "Settings",
