@@ -115,6 +115,21 @@ async def test_target_that_must_not_be_started_or_cannot_be_is_refused(world: Ca
     assert world.records()[-1]["reason"] == "no memory for gone"
 
 
+async def test_disposable_that_cannot_be_made_is_a_refusal_with_its_reason(world: CallWorld) -> None:
+    world.rules("test.Echo * work @dispvm allow")
+    world.add("dvm", template_for_dispvms=True)
+    work = await world.boot("work", default_dispvm="dvm")
+
+    async def fail(name: str) -> None:
+        raise QubesException(f"no memory for {name}")
+
+    world.on_start = fail
+    assert await work.call("test.Echo", "@dispvm") is None
+    await until(lambda: bool(world.records()))
+    assert world.records()[-1]["reason"] == "no memory for disp1"
+    assert "disp1" not in world.facts
+
+
 async def test_paused_target_is_refused_instead_of_kept_waiting(world: CallWorld) -> None:
     world.rules("test.Echo * work vault allow")
     work, _ = await world.boot("work"), await world.boot("vault")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import insula
 from insula.admin import api
 from insula.admin.call import Context
-from insula.admin.dispatch import Dispatcher
+from insula.admin.dispatch import Dispatcher, published_error
 from insula.admin.guest_reports import GuestReports
 from insula.admin.policy_calls import PolicyCalls
 from insula.admin.qube_calls import QubeCalls
 from insula.daemon.paths import Paths
+from insula.hal.errors import HalError
+from insula.model.errors import QubesException
 from insula.model.names import QubeName
 from insula.model.system import System
 from insula.policy.current import CurrentPolicy
@@ -28,6 +30,7 @@ from insula.rpc.ask import Prompts
 from insula.rpc.broker import Broker
 from insula.rpc.call_log import CallLog
 from insula.rpc.host_services import HostServices
+from insula.storage.pool import StorageError
 
 log = logging.getLogger("insula.daemon")
 
@@ -51,7 +54,8 @@ class SystemQubes:
         return self._snapshot
 
     async def start(self, name: str) -> None:
-        await self._context.engine.start(QubeName(name))
+        with _published():
+            await self._context.engine.start(QubeName(name))
 
     def disposable(self, base: str, opener: str) -> AbstractAsyncContextManager[str]:
         return self._disposable(base, opener)
@@ -59,9 +63,22 @@ class SystemQubes:
     @asynccontextmanager
     async def _disposable(self, base: str, opener: str) -> AsyncIterator[str]:
         system = self._context.store.system
-        async with self._context.leases.made(self._context, system.get(opener), QubeName(base)) as name:
-            await self._context.engine.start(name)
+        async with AsyncExitStack() as ends:
+            with _published():
+                name = await ends.enter_async_context(
+                    self._context.leases.made(self._context, system.get(opener), QubeName(base))
+                )
+                await self._context.engine.start(name)
             yield name
+
+
+@contextmanager
+def _published() -> Iterator[None]:
+    """Failures of storage and machines as what clients of the Admin API are told of them."""
+    try:
+        yield
+    except (HalError, StorageError) as error:
+        raise QubesException(published_error(error)[1]) from error
 
 
 def host_services(context: Context, policy: CurrentPolicy, qubes: SystemQubes) -> HostServices:

@@ -82,7 +82,7 @@ class Prompts:
         await asyncio.gather(*self._notices, return_exceptions=True)
 
     def forget(self, qube: str) -> None:
-        """There is no such qube any more."""
+        """It has no session any more: what it asked before does not count later."""
         self._askers.pop(qube, None)
 
     async def ask(self, question: Ask) -> str | None:

@@ -58,10 +58,11 @@ class Qubes(Protocol):
 class Refused(Exception):
     """The call is not made. ``str()`` says why, for the log."""
 
-    def __init__(self, reason: str, *, decision: str = call_log.REFUSED, notify: bool = False) -> None:
+    def __init__(self, reason: str, *, decision: str = call_log.REFUSED, notice: Resolution | None = None) -> None:
+        """``notice``: as what the user is told of it; None: not at all."""
         super().__init__(reason)
         self.decision = decision
-        self.notify = notify
+        self.notice = notice
 
 
 class Broker:
@@ -104,6 +105,8 @@ class Broker:
         if self._sessions.get(session.name) is session:
             del self._sessions[session.name]
         self.agent_lost(session)
+        self._prompts.forget(session.name)
+        self._log.forget(session.name)
 
     def agent_lost(self, session: RunningSession) -> None:
         for (asking, _), task in tuple(self._waiting.items()):
@@ -141,8 +144,8 @@ class Broker:
             await self._call(call)
         except Refused as refusal:
             record.decision, record.reason = refusal.decision, str(refusal)
-            if refusal.notify:
-                self._prompts.notify(Resolution.DENY, request, record.target)
+            if refusal.notice is not None:
+                self._prompts.notify(refusal.notice, request, record.target)
         except asyncio.CancelledError:
             record.decision = record.decision or call_log.WITHDRAWN
             raise
@@ -186,7 +189,9 @@ class Broker:
             if await self._policy.get() is not policy and isinstance(decision, Allow):
                 decision = Deny(Reason.POLICY_CHANGED, notify=True, rule=decision.rule)
         if isinstance(decision, Deny):
-            raise Refused(decision.reason.value, decision=call_log.DENIED, notify=decision.notify)
+            raise Refused(
+                decision.reason.value, decision=call_log.DENIED, notice=Resolution.DENY if decision.notify else None
+            )
         if decision.notify:
             self._prompts.notify(Resolution.ALLOW, call.request, decision.target)
         return decision
@@ -195,7 +200,8 @@ class Broker:
         try:
             choice = await self._prompts.ask(question)
         except NobodyToAsk as error:
-            raise Refused(str(error), decision=call_log.DENIED, notify=error.notify) from error
+            notice = Resolution.DENY if error.notify else None
+            raise Refused(str(error), decision=call_log.DENIED, notice=notice) from error
         if choice is None:
             return Deny(Reason.USER, notify=False, rule=question.rule)
         return answer(question, choice, self._qubes.snapshot())
@@ -204,7 +210,7 @@ class Broker:
 
     async def _to_disposable(self, call: _Call, way: ToDisposable, place: Place) -> None:
         self._confirm(way.base, way.uuid)
-        with self._quota.disposable(place):
+        with self._quota.disposable(place), _failures():
             async with self._qubes.disposable(way.base, call.request.source) as name:
                 facts = self._qubes.snapshot().find(name)
                 if facts is None:
@@ -229,14 +235,12 @@ class Broker:
 
     async def _session_of(self, way: ToQube) -> RunningSession:
         """The session of the qube decided on, with its agent there; the qube is started for it. :raise Refused:"""
-        facts = self._confirm(way.qube, way.uuid)
-        if facts == PowerState.PAUSED:
-            raise Refused(f"{way.qube} is paused")
-        if facts != PowerState.RUNNING:
-            try:
+        state = self._confirm(way.qube, way.uuid)
+        if state == PowerState.PAUSED:
+            raise Refused(f"{way.qube} is paused", notice=Resolution.FAIL)
+        if state != PowerState.RUNNING:
+            with _failures():
                 await self._qubes.start(way.qube)
-            except InsulaError as error:
-                raise Refused(str(error)) from error
             self._confirm(way.qube, way.uuid)
         try:
             async with asyncio.timeout(SESSION_PATIENCE_S):
@@ -347,11 +351,20 @@ def _limits() -> Iterator[None]:
         raise Refused(str(error)) from error
 
 
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What was allowed and does not come about."""
+    try:
+        yield
+    except InsulaError as error:
+        raise Refused(str(error), notice=Resolution.FAIL) from error
+
+
 def _route(allow: Allow) -> Route:
     try:
         return route(allow)
     except NoRoute as error:
-        raise Refused(str(error), decision=call_log.DENIED, notify=True) from error
+        raise Refused(str(error), decision=call_log.DENIED, notice=Resolution.DENY) from error
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:

@@ -108,13 +108,19 @@ class CallLog:
     def close(self) -> None:
         self._file.close()
 
+    def forget(self, qube: str) -> None:
+        """It has no session any more."""
+        self._refusals.pop(qube, None)
+
     def decided(self, record: CallRecord) -> None:
         """The caller was answered."""
         self._publish("call-decided", record)
 
     def ended(self, record: CallRecord) -> None:
         """The call is over, or never was one."""
-        refusals = self._refusals.setdefault(record.caller, _Refusals())
+        refusals = self._refusals.get(record.caller)
+        if refusals is None:
+            refusals = self._refusals[record.caller] = _Refusals()
         if record.decision != ALLOWED and not refusals.limit.take(time.monotonic()):
             refusals.left_out += 1
             return
