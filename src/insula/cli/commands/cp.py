@@ -91,10 +91,9 @@ def cp(
         int, typer.Option("--limit", metavar="MIB", min=1, help="Take no more than this out of a qube.")
     ] = DEFAULT_COPY_LIMIT // MIB,
 ) -> None:
-    """Copy files and folders into a qube, or out of one.
+    """Copy files and folders into a qube (relative to its home), or out of one.
 
-    Paths in a qube are relative to its home folder. A TARGET that ends in / (or a folder here) gets them under their
-    names. Out of a qube nothing is replaced. A qube that is off is started.
+    A TARGET that ends in / gets them by their names. Out of a qube nothing is replaced. A qube that is off is started.
     """
     copies = plan(sources, target)
 
