@@ -233,6 +233,8 @@ async def test_volumes_of_a_running_qube_are_not_replaced(bench: Bench) -> None:
     size = bench.host.store.system.get(WORK).volumes["private"].size
     await bench.engine.volume_resize(WORK, "private", size * 2)
     assert bench.guest("work").disk_sizes["private"] == size * 2
+    (session,) = [session for name, session in bench.sessions.launched if name == WORK]
+    assert session.told == [("qubes.ResizeDisk", b"private\n")]
     with pytest.raises(StoragePoolException, match="shrinking"):
         await bench.engine.volume_resize(WORK, "private", size)
 

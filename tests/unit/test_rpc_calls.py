@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.rpc import client
+from insula.rpc import client, launcher
 from insula.rpc.client import QubeBusy, run, run_collect, run_detached
 from insula.rpc.control import AgentLost, CallsChanged, KeyWritten
 from insula.testing.agent import FakeQube, fake_qube, own_user
@@ -299,3 +299,30 @@ async def test_agent_survives_input_for_a_call_that_could_not_start(qube: FakeQu
         code, _out, _err = await sh(qube, "QUBESRPC test.NoSuchService+ dom0", b"x" * 1000)
         assert code == 127
     assert (await sh(qube, "echo alive"))[1] == b"alive\n"
+
+
+async def test_host_tells_a_service_and_its_answer_is_thrown_away(qube: FakeQube) -> None:
+    script = f"#!/bin/sh\ncat >'{qube.folder}/told'\nhead -c 3000000 /dev/zero\necho end >>'{qube.folder}/told'\n"
+    qube.add_service("test.Told", script)
+    assert qube.session is not None
+    await qube.session.tell_service("test.Told", b"words\n", own_user())
+    assert (qube.folder / "told").read_text() == "words\nend\n"
+
+
+async def test_service_that_never_ends_is_not_waited_for(qube: FakeQube, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MC-22."""
+    monkeypatch.setattr(launcher, "TELL_TIMEOUT", 0.5)
+    qube.add_service("test.Slow", f"#!/bin/sh\necho $$ >'{qube.folder}/pid'\nexec sleep 1000\n")
+    assert qube.session is not None
+    with pytest.raises(TimeoutError):
+        await qube.session.tell_service("test.Slow", b"", own_user())
+
+
+async def test_qube_without_an_agent_cannot_be_told(tmp_path: Path) -> None:
+    alone = FakeQube(tmp_path)
+    try:
+        session = await alone.start_session()
+        with pytest.raises(ConnectionError):
+            await session.tell_service("test.Brief", b"", own_user())
+    finally:
+        await alone.close()

@@ -42,6 +42,12 @@ class Session(Protocol):
     async def remove_key(self, path: str) -> None:
         """Tell the qube that a key is gone. :raise OSError: the session is gone."""
 
+    async def tell_service(self, service: str, words: bytes) -> None:
+        """Have the qube run one of its services as root with this input; return when that is over.
+
+        :raise OSError: there is nobody to tell. :raise TimeoutError: it takes too long.
+        """
+
     async def close(self) -> None:
         """End it; idempotent."""
 

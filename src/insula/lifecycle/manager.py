@@ -19,7 +19,7 @@ from insula.hal.errors import HalError, MachineGone
 from insula.lifecycle.create import disks_of, first_content, plan_create, require_unborrowed
 from insula.lifecycle.disposables import Disposables, wanted_ready
 from insula.lifecycle.engine import CreateRequest
-from insula.lifecycle.host import Host, log
+from insula.lifecycle.host import Host, Session, log
 from insula.lifecycle.links import Links, Running
 from insula.lifecycle.plan import StartPlan, plan_start
 from insula.lifecycle.pools import PoolOperations
@@ -204,6 +204,10 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
     def _machine(self, name: QubeName) -> Machine | None:
         supervisor = self._supervisors.get(name)
         return supervisor.running.machine if supervisor and supervisor.running else None
+
+    def _session(self, name: QubeName) -> Session | None:
+        supervisor = self._supervisors.get(name)
+        return supervisor.session if supervisor else None
 
     def start_time(self, name: QubeName) -> float | None:
         supervisor = self._supervisors.get(name)

@@ -16,7 +16,7 @@ from insula.hal.capabilities import Capability
 from insula.hal.driver import Machine
 from insula.hal.errors import HalError
 from insula.lifecycle.create import KERNEL_VOLUME
-from insula.lifecycle.host import Host
+from insula.lifecycle.host import Host, Session, log
 from insula.model.block import VolumeSpec
 from insula.model.errors import (
     QubesValueError,
@@ -29,6 +29,9 @@ from insula.model.names import QubeName
 from insula.model.state import PowerState
 from insula.model.volumes import refreshed
 from insula.storage.pool import NoSuchRevision, Pool, Revision, StorageError
+
+GROWN_IN_GUEST = ("root", "private")
+"""Volumes whose file system a guest can let grow while it is used (agent-services §1, ``qubes.ResizeDisk``)."""
 
 
 class VolumeOperations(ABC):
@@ -44,6 +47,10 @@ class VolumeOperations(ABC):
     @abstractmethod
     def _machine(self, name: QubeName) -> Machine | None:
         """The qube's running machine."""
+
+    @abstractmethod
+    def _session(self, name: QubeName) -> Session | None:
+        """The session process of a running qube."""
 
     # -- keeping operations apart
 
@@ -103,16 +110,30 @@ class VolumeOperations(ABC):
                 if spec.save_on_stop:
                     await pool.resize(spec, size)
                 self._change_volume(qube, replace(spec, size=size))
-                await self._resize_running(qube, volume, size)
+                is_seen = await self._resize_running(qube, volume, size)
+        if is_seen and volume in GROWN_IN_GUEST:
+            await self._tell_guest(qube, volume)
 
-    async def _resize_running(self, qube: QubeName, volume: str, size: int) -> None:
+    async def _resize_running(self, qube: QubeName, volume: str, size: int) -> bool:
+        """Whether the qube runs, and its disk has the new size now."""
         machine = self._machine(qube)
         if machine is None or Capability.RESIZE_DISK not in self.host.driver.capabilities:
-            return
+            return False
         try:
             await machine.resize_disk(volume, size)
         except HalError as e:
             raise StoragePoolException(f"{qube} sees the new size of {volume} at its next start: {e}") from e
+        return True
+
+    async def _tell_guest(self, qube: QubeName, volume: str) -> None:
+        """Have the file system grow into its disk. Where that fails it does at the qube's next start."""
+        session = self._session(qube)
+        if session is None or self.power_state(qube) is not PowerState.RUNNING:
+            return
+        try:
+            await session.tell_service("qubes.ResizeDisk", f"{volume}\n".encode())
+        except (OSError, TimeoutError) as e:
+            log.warning("%s: its file system on %s grows at its next start: %s", qube, volume, e or "no answer")
 
     async def volume_clear(self, qube: QubeName, volume: str) -> None:
         async with self._halted(qube, "clear a volume of"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Protocol, Self
 from insula.preload.forks import PreloadedParent
 from insula.rpc.call_end import CallEnd
 from insula.rpc.control import (
+    MAX_NUMBER,
     AgentLost,
     AgentReady,
     CallAccepted,
@@ -39,11 +41,16 @@ from insula.rpc.control import (
 )
 from insula.rpc.sockets import address
 from insula.rpc.spawn import SESSION_PROGRAM, SessionProcess, SessionSpec, spawn_session
-from insula_proto import limits
+from insula_proto import limits, qrexec
 from insula_proto.errors import RemoteProtocolError
+from insula_proto.qrexec import Hello, Stdin
 
 SHUTDOWN_TIMEOUT = 2.0
 """Seconds a session has to end by itself before it is killed."""
+TELL_TIMEOUT = 60.0
+"""Seconds a service of a qube has that the host calls for its own reasons."""
+DISCARD_SIZE = 65536
+HOST_DOMAIN = 0
 LISTEN_BACKLOG = 512
 DEFAULT_USER = "user"
 DEFAULT_USER_KEY = "/default-user"
@@ -97,6 +104,8 @@ class RunningSession:
         """qrexec version both speak; None while there is no agent."""
         self.calls = CallsChanged(0, 0, 0)
         """Counters of calls."""
+        self._own_calls = itertools.count(MAX_NUMBER, -1)
+        """Numbers of calls of the host's own: the broker counts from the other end."""
         self.written: dict[str, bytes] = {}
         """Keys its qube has set and not removed: any bytes a qube likes."""
         self._listener = asyncio.create_task(self._listen(), name=f"session {name}")
@@ -156,6 +165,28 @@ class RunningSession:
     def finish(self, call: int, code: int, last_words: bytes = b"") -> None:
         """How a service of the host ended."""
         self._tell(Finish(call, code, last_words))
+
+    async def tell_service(self, service: str, words: bytes, user: str = "root") -> None:
+        """Have the qube run one of its services with ``words`` as its input; return when that is over.
+
+        What it answers is thrown away unseen.
+
+        :raise ConnectionError: no agent is there. :raise TimeoutError: it takes too long and was hung up.
+        """
+        if not self.is_ready:
+            raise ConnectionError(f"no agent of {self._name} is there")
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            # An empty one is the end, of which there is one.
+            messages = (Hello(qrexec.VERSION), *([Stdin(words)] if words else []), Stdin(b""))
+            await loop.sock_sendall(ours, b"".join(map(qrexec.encode, messages)))
+            end = self.serve(next(self._own_calls), HOST_DOMAIN, user, f"QUBESRPC {service} dom0".encode(), theirs)
+            async with asyncio.timeout(TELL_TIMEOUT):
+                while await loop.sock_recv(ours, DISCARD_SIZE):
+                    pass
+        await end.ended
 
     def serve(self, call: int, domain: int, user: str, command: bytes, caller: socket.socket) -> CallEnd:
         """Have the qube serve a call from ``caller``, which is taken over. ``user`` empty: its default user."""

@@ -16,6 +16,8 @@ class FakeSession:
         self.keys = dict(keys)
         self._channel = channel
         self.ready = asyncio.Event()
+        self.told: list[tuple[str, bytes]] = []
+        """Services that were called, with their input."""
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def wait_ready(self) -> None:
@@ -41,6 +43,11 @@ class FakeSession:
         if self._ended.done():
             raise BrokenPipeError(self._ended.result())
         self.keys.pop(path, None)
+
+    async def tell_service(self, service: str, words: bytes) -> None:
+        if self._ended.done():
+            raise BrokenPipeError(self._ended.result())
+        self.told.append((service, words))
 
     async def close(self) -> None:
         self.die("closed")
