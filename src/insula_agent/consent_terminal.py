@@ -25,6 +25,10 @@ QUESTION_LIMIT_S = 5
 """Seconds an asker has to say its question."""
 
 
+class NobodyTypes(Exception):
+    """The terminal is closed."""
+
+
 def printable(untrusted_data: bytes) -> str:
     """A question as a terminal may show it: one line, no control characters."""
     text = untrusted_data.decode("utf-8", "replace")
@@ -64,14 +68,23 @@ def _question(asker: socket.socket) -> str:
     return printable(untrusted_data)
 
 
+def _forget_typed(terminal: int) -> None:
+    """Throw away what was typed so far; where the terminal is elsewhere (``insula run``), what of it has come."""
+    if os.isatty(terminal):
+        termios.tcflush(terminal, termios.TCIFLUSH)
+        return
+    while select.select([terminal], [], [], 0)[0]:
+        if not os.read(terminal, MAX_ANSWER):
+            raise NobodyTypes
+
+
 def answer(asker: socket.socket, terminal: int, output: int) -> bool | None:
-    """Ask one question at the terminal; None: its asker has gone."""
+    """Ask one question at the terminal; None: its asker has gone. :raise NobodyTypes: the terminal has."""
     question = _question(asker)
     if not question:
         # Another terminal that looked whether one listens.
         return None
-    if os.isatty(terminal):
-        termios.tcflush(terminal, termios.TCIFLUSH)
+    _forget_typed(terminal)
     os.write(output, f"\n{question}\nyes or no? ".encode("utf-8"))
     watched = select.poll()
     watched.register(terminal, select.POLLIN)
@@ -82,6 +95,8 @@ def answer(asker: socket.socket, terminal: int, output: int) -> bool | None:
         os.write(output, b"(no longer asked)\n")
         return None
     typed = os.read(terminal, MAX_ANSWER)
+    if not typed:
+        raise NobodyTypes
     is_allowed = typed.strip().lower() == b"yes"
     asker.sendall(consent.ALLOW if is_allowed else consent.DENY)
     os.write(output, b"allowed\n" if is_allowed else b"denied\n")
@@ -106,7 +121,7 @@ def main() -> int:
                 except (TimeoutError, BrokenPipeError, ConnectionResetError) as error:
                     sys.stdout.write(f"\n(the asker went away: {error})\n")
                     sys.stdout.flush()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, NobodyTypes):
         return 0
     finally:
         os.unlink(path)

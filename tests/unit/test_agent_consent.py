@@ -219,6 +219,28 @@ def test_socket_of_a_terminal_that_was_killed_is_taken_over(env: dict[str, str])
     second.end()
 
 
+def test_answers_by_a_pipe_and_its_end_ends_it(env: dict[str, str]) -> None:
+    """As ``insula run`` has it: what came before the question is thrown away there too."""
+    with subprocess.Popen([PROGRAM], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert b"Ctrl-C" in program.stdout.read(200)
+        program.stdin.write(b"yes\n")
+        thread, answers = in_background("Allow?", env)
+        shown = b""
+        while b"yes or no?" not in shown:
+            shown += program.stdout.read(200) or b""
+        program.stdin.write(b"no\n")
+        thread.join(WAIT_S)
+        assert answers == [False]
+        thread, answers = in_background("Allow?", env)
+        program.stdin.close()
+        thread.join(WAIT_S)
+        assert answers == [False]
+        assert program.wait(WAIT_S) == 0
+    assert not Path(env["XDG_RUNTIME_DIR"], "insula", consent.SOCKET).exists()
+
+
 def test_question_is_shown_without_control_characters() -> None:
     """MC-103."""
     assert consent_terminal.printable(b"a\x1b[2J\nb\x07\xff\xe2\x80\xae") == "a [2J b \N{REPLACEMENT CHARACTER} "
