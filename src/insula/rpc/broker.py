@@ -225,8 +225,8 @@ class Broker:
         with ExitStack() as undo, self._quota.serving(way.qube, place):
             undo.callback(caller_end.close)
             serving = target.serve(call.record.number, call.session.qid, way.user, way.command, service_end)
-            if not await serving.accepted:
-                raise Refused(f"{way.qube} serves all it can, or has no agent")
+            if not await _in_time(serving.accepted):
+                raise Refused(f"{way.qube} serves all it can, or has no agent", notice=Resolution.FAIL)
             undo.pop_all()
             calling = call.connect(target.qid, caller_end)
             await asyncio.wait((calling.ended, serving.ended), return_when=asyncio.FIRST_COMPLETED)
@@ -373,6 +373,15 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         end.setblocking(False)
     return pair
+
+
+async def _in_time(accepted: asyncio.Future[bool]) -> bool:
+    """What the target's session says; no, if it says nothing."""
+    try:
+        async with asyncio.timeout(SESSION_PATIENCE_S):
+            return await asyncio.shield(accepted)
+    except TimeoutError:
+        return False
 
 
 async def _until_ended(answering: asyncio.Task[HostReply], end: CallEnd) -> None:
