@@ -6,15 +6,18 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
-from insula.policy.agent import Question
+from insula.policy.agent import Notice, Question, Resolution
 from insula.testing.cli_runner import served_cli
 from insula.testing.desktop import Desktop, desktop
-from insula.testing.prompt_program import TITLE, WAIT_S, running_prompt
+from insula.testing.prompt_program import TITLE, WAIT_S, Asking, running_prompt
 
 pytestmark = pytest.mark.desktop
 
@@ -157,3 +160,68 @@ def test_mc31_screen_that_is_locked_when_the_prompt_starts(screen: Desktop, tmp_
         running_prompt(screen, tmp_path, DBUS_SESSION_BUS_ADDRESS=bus) as prompt,
     ):
         assert prompt.ask(QUESTION).answer() == b"deny"
+
+
+def test_wayland_shows_question_and_notice_without_a_complaint_of_qt(tmp_path: Path) -> None:
+    """Nothing can be clicked without a screen; that the windows come and the program goes on can be seen."""
+    log = tmp_path / "weston.log"
+    runtime = tmp_path / "wayland"
+    runtime.mkdir(mode=0o700)
+    paths = {"INSULA_DATA_DIR": str(tmp_path / "data"), "INSULA_RUNTIME_DIR": str(tmp_path / "run")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("QT_", "DBUS_", "DISPLAY"))}
+    environment = {**kept, **paths, "XDG_RUNTIME_DIR": str(runtime), "WAYLAND_DISPLAY": "wayland-test"}
+    with contextlib.ExitStack() as stack:
+        weston = ["weston", "--backend=headless-backend.so", "--socket=wayland-test", f"--log={log}"]
+        process_on(stack, weston, {**kept, "XDG_RUNTIME_DIR": str(runtime)})
+        wait_for((runtime / "wayland-test").exists)
+        program = process_on(
+            stack, [sys.executable, "-m", "insula.cli.main", "prompt"], {**environment, "WAYLAND_DEBUG": "1"}
+        )
+        wait_for((tmp_path / "run" / "policy-agent.sock").exists)
+        said = program.stderr
+        assert said is not None
+        patience = threading.Timer(WAIT_S, program.kill)  # then all has been said
+        patience.start()
+        stack.callback(patience.cancel)
+        asking = Asking(tmp_path / "run" / "policy-agent.sock", QUESTION)
+        read_until(said, 'set_title("Insula asks")')
+        notice = Asking(
+            tmp_path / "run" / "policy-agent.sock", Notice(Resolution.DENY, "qubes.Gpg", "+", "web", "vault")
+        )
+        assert notice.answer() == b""
+        told = read_until(said, 'set_title("Insula")')
+        assert "Failed" not in told
+        assert asking.is_open
+        assert program.poll() is None
+        notice.close()
+        asking.close()
+
+
+def process_on(stack: contextlib.ExitStack, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+    def end() -> None:
+        process.terminate()
+        process.communicate(timeout=WAIT_S)
+
+    stack.callback(end)
+    return process
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def read_until(stream: TextIO, wanted: str) -> str:
+    """All up to the line with ``wanted``."""
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if wanted in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines[-20:]))

@@ -112,7 +112,7 @@ class PromptDialog(QWidget):
         self._status = _text()
         self._waiting = _text()
         self._waiting.setWordWrap(False)
-        self._deny_all = self._make_button("", DenyAllPressed())
+        self._deny_all = self._make_button("Deny all of its questions", DenyAllPressed())
         self._deny = self._make_button("Deny", DenyPressed())
         self._allow = self._make_button("Allow", AllowPressed())
         self._arrange(mark)
@@ -228,7 +228,6 @@ class PromptDialog(QWidget):
         self._allow.setEnabled(view.may_allow)
         self._status.setText(_status(view))
         self._waiting.setText(_waiting(view))
-        self._deny_all.setText(f"Deny all from {view.question.source}")
         self._deny_all.setVisible(view.waiting_of_source > 0)
         self._waiting.setVisible(view.waiting > 0)
 

@@ -1,6 +1,7 @@
 """Notices as small windows in a corner: they take no focus, have nothing to press, and go by themselves.
 
-They carry the mark of the host. The desktop's own notifications do not, and qubes may come to use those.
+They carry the mark of the host. The desktop's own notifications do not, and qubes may come to use those. On Wayland a
+notice comes where the compositor puts it, and may be given the focus by it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class _NoticeWindow(QWidget):
     def __init__(self, notice: ShownNotice, mark: HostMark, remove: Callable[[_NoticeWindow], None]) -> None:
         super().__init__(
             None,
-            Qt.WindowType.ToolTip
+            _window_type()
             | Qt.WindowType.FramelessWindowHint
             | Qt.WindowType.WindowStaysOnTopHint
             | Qt.WindowType.WindowDoesNotAcceptFocus,
@@ -98,3 +99,10 @@ class _NoticeWindow(QWidget):
     def mousePressEvent(self, _event: QMouseEvent) -> None:  # noqa: N802 - Qt's name
         """A click puts it away; it answers nothing."""
         self._remove(self)
+
+
+def _window_type() -> Qt.WindowType:
+    """X11: a window that no window manager touches. Wayland has such only beside another window of the same program, so
+    there it is one like others."""
+    is_wayland = QGuiApplication.platformName().startswith("wayland")
+    return Qt.WindowType.Window if is_wayland else Qt.WindowType.ToolTip
