@@ -35,6 +35,7 @@ sandbox.leave_host(sandbox.namespaces())
 child = os.fork()
 if child == 0:
     sandbox.give_up_rights(sandbox.Limits(64, 2**30))
+    sandbox.end_growth()
     def attempt(deed, *arguments):
         try:
             return str(deed(*arguments))

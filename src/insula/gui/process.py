@@ -1,7 +1,9 @@
 """``insula-gui``: the process that shows one qube's windows.
 
-``python -m insula.gui.process QUBE 0xRRGGBB CHANNEL MEMORY``: the last two are numbers of descriptors, a socket to the
-guest's agent and the qube's frame memory. It ends when the guest does.
+It is forked from a preloaded parent that has imported Qt. In two steps (``insula.preload``): :func:`prepare` connects
+to the desktop while the display server's socket, fonts and plug-ins can be seen, and uses once what is loaded late;
+then the process loses all of the host but what is open, and :func:`main` begins to listen to the guest. Its descriptors
+are the channel to the guest's agent, the qube's frame memory, and a socket to the daemon.
 """
 
 from __future__ import annotations
@@ -10,57 +12,188 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from insula.gui.desktop import Command, Tell
+from PySide6.QtCore import QTimer
+from PySide6.QtGui import QGuiApplication
+
+from insula.gui import clip_file, control
+from insula.gui.backend import qt, qt_window
+from insula.gui.backend.qt_loop import QtLoop
+from insula.gui.control import (
+    Configure,
+    CopyFailed,
+    CopyOffered,
+    CopyStarted,
+    Deliver,
+    Ending,
+    Focused,
+    FromGui,
+    PasteAsked,
+    Told,
+    printable,
+)
+from insula.gui.desktop import AskPaste, Command, Event, FailCopy, OfferCopy, StartCopy, Tell
 from insula.gui.frame_memory import FrameMemory
 from insula.gui.session import Session
 from insula.gui.settings import Settings
+from insula.preload import title
+from insula_proto.errors import RemoteProtocolError
 
 EXIT_OK = 0
+EXIT_DAEMON_PROTOCOL = 65
 EXIT_DEFECT = 70
-"""``EX_SOFTWARE``: half a session would be worse than none."""
+"""As in sysexits.h."""
+MAX_UNTOLD = 64
+"""Messages the daemon has not taken yet; above it, it is told nothing more of what can be left out."""
+
+
+class _Prepared:
+    """What :func:`prepare` leaves for :func:`main`."""
+
+    app: QGuiApplication | None = None
+
+
+def prepare(variables: Mapping[str, str]) -> None:
+    """Connect to the desktop that the variables name; where that fails Qt ends the process."""
+    os.environ.update(variables)
+    os.environ.update(qt.environment())
+    _Prepared.app = qt.application()
+    qt_window.rehearse()
+    # What the loop starts when it first runs (a thread for D-Bus) must be there before no thread can be made any more.
+    QTimer.singleShot(0, _Prepared.app.quit)
+    _Prepared.app.exec()
 
 
 def _defect(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    """An exception in a slot would be printed and forgotten."""
+    """An exception in a slot would be printed and forgotten; half a session would be worse than none."""
     traceback.print_exception(kind, error, where)
     sys.stderr.flush()
     os._exit(EXIT_DEFECT)
 
 
-def run(settings: Settings, channel: socket.socket, memory: FrameMemory) -> int:
-    """Show the windows until the guest is gone; return the exit code."""
-    from insula.gui.backend import qt  # noqa: PLC0415 - the toolkit is loaded where it is used (decision 012)
-    from insula.gui.backend.qt_loop import QtLoop  # noqa: PLC0415 - as above
+class Process:
+    """Joins the session of a guest and the daemon."""
 
-    os.environ.update(qt.environment())
+    def __init__(self, app: QGuiApplication, daemon: socket.socket, settings: Settings) -> None:
+        daemon.setblocking(False)
+        self._app = app
+        self._daemon = daemon
+        self._settings = settings
+        self._loop = QtLoop()
+        self._untold: deque[tuple[FromGui, int | None]] = deque()
+        self._had_focus = False
+        self._session: Session | None = None
+        self._code = EXIT_OK
+
+    def run(self, channel: socket.socket, memory: FrameMemory) -> int:
+        """Show the windows until the guest or the daemon is gone; return the exit code."""
+        backend = qt.QtBackend(self._app, self._settings, memory)
+        self._session = Session(channel, self._settings, memory.size, backend, self, self._loop)
+        backend.listen(self._happened)
+        self._loop.add_reader(self._daemon.fileno(), self._daemon_readable)
+        self._app.exec()
+        self._session.close()
+        self._tell_all()
+        return self._code
+
+    def _finish(self, code: int) -> None:
+        self._code = code
+        self._app.quit()
+
+    def _happened(self, event: Event) -> None:
+        assert self._session is not None
+        self._session.happened(event)
+        if self._session.has_focus and not self._had_focus:
+            self._tell(Focused())
+        self._had_focus = self._session.has_focus
+
+    # --- the daemon ----------------------------------------------------------------------------------------------
+
+    def _daemon_readable(self) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._daemon, control.MAX_MESSAGE, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", []
+        try:
+            if not data:
+                self._finish(EXIT_OK)
+                return
+            message = control.decode_to_gui(data)
+            if not isinstance(message, Deliver) or not descriptors or self._session is None:
+                raise RemoteProtocolError(f"{type(message).__name__} now")  # noqa: TRY301 - handled as the decoder's
+            self._session.deliver(message.number, clip_file.read(descriptors[0], self._settings.clipboard_limit))
+        except (RemoteProtocolError, ValueError) as error:
+            print(f"insula-gui: {error}", file=sys.stderr, flush=True)
+            self._finish(EXIT_DAEMON_PROTOCOL)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _tell(self, message: FromGui, descriptor: int | None = None) -> None:
+        """Takes over the descriptor."""
+        if len(self._untold) < MAX_UNTOLD:
+            self._untold.append((message, descriptor))
+            self._tell_all()
+        elif descriptor is not None:
+            os.close(descriptor)
+
+    def _tell_all(self) -> None:
+        try:
+            while self._untold:
+                message, descriptor = self._untold[0]
+                descriptors = [] if descriptor is None else [descriptor]
+                socket.send_fds(self._daemon, [control.encode(message)], descriptors)
+                self._untold.popleft()
+                if descriptor is not None:
+                    os.close(descriptor)
+        except BlockingIOError:
+            self._loop.add_writer(self._daemon.fileno(), self._tell_all)
+        except OSError:
+            self._finish(EXIT_OK)
+        else:
+            self._loop.remove_writer(self._daemon.fileno())
+
+    # --- the session's owner -------------------------------------------------------------------------------------
+
+    def commanded(self, command: Command) -> None:
+        """A command that is not about a window."""
+        if isinstance(command, StartCopy):
+            self._tell(CopyStarted(command.number, command.stamp))
+        elif isinstance(command, OfferCopy):
+            self._tell(CopyOffered(command.number), clip_file.make(command.data))
+        elif isinstance(command, FailCopy):
+            self._tell(CopyFailed(command.number, printable(command.reason)))
+        elif isinstance(command, AskPaste):
+            self._tell(PasteAsked(command.number, command.stamp))
+        elif isinstance(command, Tell):
+            self._tell(Told(printable(command.text)))
+
+    def ended(self, reason: str) -> None:
+        """The guest is gone, or broke the protocol."""
+        self._tell(Ending(printable(reason)))
+        self._finish(EXIT_OK)
+
+
+def main(descriptors: Sequence[int]) -> int:
+    """Program of the preloaded parent; the descriptors are channel, frame memory and daemon."""
     sys.excepthook = _defect
-    app = qt.application(settings.qube)
-    backend = qt.QtBackend(app, settings, memory)
-
-    class Owner:
-        def commanded(self, command: Command) -> None:
-            if isinstance(command, Tell):
-                print(f"insula-gui {settings.qube}: {command.text}", file=sys.stderr, flush=True)
-
-        def ended(self, reason: str) -> None:
-            print(f"insula-gui {settings.qube}: {reason}", file=sys.stderr, flush=True)
-            app.exit(EXIT_OK)
-
-    session = Session(channel, settings, memory.size, backend, Owner(), QtLoop())
-    backend.listen(session.happened)
-    code = app.exec()
-    session.close()
-    return int(code)
-
-
-def main(arguments: Sequence[str]) -> int:
-    qube, colour, channel, memory = arguments
-    with FrameMemory(int(memory)) as mapped:
-        return run(Settings(qube, int(colour, 16)), socket.socket(fileno=int(channel)), mapped)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    channel_number, memory_number, daemon_number = descriptors
+    daemon = socket.socket(fileno=daemon_number)
+    data = daemon.recv(control.MAX_MESSAGE)
+    if not data:
+        return EXIT_OK
+    configure = control.decode_to_gui(data)
+    if not isinstance(configure, Configure) or _Prepared.app is None:
+        return EXIT_DAEMON_PROTOCOL
+    title.show(f"insula-gui {configure.qube}")
+    settings = configure.settings()
+    qt.name(_Prepared.app, settings.qube)
+    # (Both end with the process: Qt's windows may still hold views of the memory.)
+    return Process(_Prepared.app, daemon, settings).run(
+        socket.socket(fileno=channel_number), FrameMemory(memory_number)
+    )

@@ -18,10 +18,14 @@ MAX_MESSAGE = 4096
 MAX_DESCRIPTORS = 16
 """Of one process, its stderr included."""
 MAX_REASON = 500
+MAX_VIEW = 16
+"""Paths, and variables, of a :class:`View`."""
 
 Number = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Reason = Annotated[str, Meta(max_length=MAX_REASON)]
+HostPath = Annotated[str, Meta(min_length=2, max_length=150, pattern=r"^(/[^/\x00]+)+$")]
+Variable = tuple[Annotated[str, Meta(pattern=r"^[A-Z_]{1,40}$")], Annotated[str, Meta(max_length=200)]]
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -29,6 +33,19 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 
 # --- daemon to parent --------------------------------------------------------------------------------------------
+
+
+class View(_Message, frozen=True, tag=True):
+    """What a program needs of the host *until it is prepared*; with its filter it loses all of it but what is open.
+
+    A program that has a ``prepare(variables)`` beside its ``main`` is prepared before it may read anything.
+    """
+
+    paths: Annotated[tuple[HostPath, ...], Meta(max_length=MAX_VIEW)]
+    """Folders, files and sockets, seen at the same place, read-only."""
+    variables: Annotated[tuple[Variable, ...], Meta(max_length=MAX_VIEW)]
+    file_size: Annotated[int, Meta(ge=0, le=2**32)]
+    """RLIMIT_FSIZE in bytes: of memory files, too."""
 
 
 class Fork(_Message, frozen=True, tag=True):
@@ -44,6 +61,8 @@ class Fork(_Message, frozen=True, tag=True):
     """RLIMIT_NOFILE."""
     address_space: Annotated[int, Meta(ge=2**26, le=2**46)]
     """RLIMIT_AS in bytes."""
+    view: View | None = None
+    """None: nothing of the host, from the beginning."""
 
 
 # --- parent to daemon --------------------------------------------------------------------------------------------

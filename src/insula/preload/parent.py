@@ -14,6 +14,7 @@ It ends when the daemon does, and all its processes with it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import gc
 import importlib
@@ -25,7 +26,7 @@ import sys
 import time
 import tokenize  # noqa: F401 - what a traceback needs and imports late in newer versions
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,16 @@ from insula.preload import messages, sandbox, seccomp, syscalls, title
 from insula.preload.messages import Ended, Failed, Fork, Forked, FromParent
 from insula_proto.errors import RemoteProtocolError
 
-Program = Callable[[Sequence[int]], int]
-"""``main`` of a module: gets the numbers of its descriptors, returns its exit code."""
+Prepare = Callable[[Mapping[str, str]], None]
+
+
+@dataclass(frozen=True)
+class Program:
+    main: Callable[[Sequence[int]], int]
+    """Gets the numbers of its descriptors, returns its exit code."""
+    prepare: Prepare | None
+    """Called before it, with the variables of its view, while there is something of the host to be seen."""
+
 
 SETUP_TIMEOUT = 10.0
 """Seconds a process may take to get into its sandbox."""
@@ -87,7 +96,9 @@ class Parent:
         self._children: dict[int, int] = {}
         """pidfd → number of the request."""
         self._namespaces = sandbox.namespaces()
-        self._filter = seccomp.assemble(os.uname().machine)
+        machine = os.uname().machine
+        self._filter = seccomp.assemble(machine)
+        self._filter_with_windows = seccomp.assemble(machine, shows_windows=True)
         self._pidfd = os.pidfd_open(os.getpid())
 
     def serve(self) -> None:
@@ -153,6 +164,8 @@ class Parent:
         program = self._programs.get(request.program)
         if program is None:
             raise FileNotFoundError(f"{request.program} was not preloaded")
+        if (program.prepare is None) is not (request.view is None):
+            raise OSError(errno.EINVAL, f"{request.program} needs a view of the host, or must have none")
         pipes = _Pipes.make()
         try:
             intermediate = os.fork()
@@ -177,7 +190,7 @@ class Parent:
             os.close(pipes.go_writer)
             if request.uid is not None:
                 sandbox.become(request.uid)
-            sandbox.leave_host(self._namespaces)
+            sandbox.leave_host(self._namespaces, request.view.paths if request.view else ())
             child = os.fork()
             if child == 0:
                 self._become_child(request, pipes, program, descriptors)
@@ -193,18 +206,25 @@ class Parent:
             if not os.read(pipes.go_reader, 1):
                 os._exit(EXIT_NO_SANDBOX)
             syscalls.set_name(f"insula-{request.program.rpartition('.')[2]}")
-            sandbox.give_up_rights(sandbox.Limits(request.files, request.address_space))
+            file_size = request.view.file_size if request.view else 0
+            sandbox.give_up_rights(sandbox.Limits(request.files, request.address_space, file_size))
             # Under a user of its own nobody else may look in; else the daemon must, to see how much memory it takes.
             syscalls.set_dumpable(request.uid is None)
             sandbox.die_with(self._pidfd)
             numbers = _arrange([*descriptors, report])
             report = numbers.pop()
-            syscalls.install_filter(self._filter)
+            if program.prepare is not None and request.view is not None:
+                program.prepare(dict(request.view.variables))
+                sandbox.end_growth()
+                syscalls.install_filter_on_all_threads(self._filter_with_windows)
+            else:
+                sandbox.end_growth()
+                syscalls.install_filter(self._filter)
         except BaseException as error:  # noqa: BLE001, RUF100 - as above
             _report(report, error)
             os._exit(EXIT_NO_SANDBOX)
         os.close(report)
-        _run(program, numbers, request.program)
+        _run(program.main, numbers, request.program)
 
 
 def _arrange(descriptors: Sequence[int]) -> list[int]:
@@ -218,7 +238,7 @@ def _arrange(descriptors: Sequence[int]) -> list[int]:
     return list(range(_STANDARD, len(wanted)))
 
 
-def _run(program: Program, numbers: Sequence[int], name: str) -> NoReturn:
+def _run(main: Callable[[Sequence[int]], int], numbers: Sequence[int], name: str) -> NoReturn:
     """Run the program; its exit code is the process's."""
     code = EXIT_DEFECT
     try:
@@ -228,7 +248,7 @@ def _run(program: Program, numbers: Sequence[int], name: str) -> NoReturn:
         sys.argv = [name]
         title.show(name)
         gc.enable()
-        code = program(numbers)
+        code = main(numbers)
     except BaseException:  # noqa: BLE001, RUF100 - the outermost frame of a process
         traceback.print_exc()
     finally:
@@ -308,7 +328,8 @@ def _words(report: bytes) -> str:
 
 def load(names: Sequence[str]) -> dict[str, Program]:
     """Import the programs. :raise ImportError, AttributeError:"""
-    return {name: importlib.import_module(name).main for name in names}
+    modules = {name: importlib.import_module(name) for name in names}
+    return {name: Program(module.main, getattr(module, "prepare", None)) for name, module in modules.items()}
 
 
 def rehearse() -> None:

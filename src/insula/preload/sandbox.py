@@ -14,6 +14,7 @@ import resource
 import select
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Limits:
     """RLIMIT_NOFILE, or less where the host allows less."""
     address_space: int
     """RLIMIT_AS in bytes."""
+    file_size: int = 0
+    """RLIMIT_FSIZE in bytes, of memory files too."""
 
 
 def namespaces() -> Namespaces:
@@ -56,8 +59,11 @@ def become(uid: int) -> None:
     syscalls.set_dumpable(True)
 
 
-def leave_host(kinds: Namespaces) -> None:
-    """Enter new namespaces, with an empty read-only root. :raise OSError: the kernel refuses."""
+def leave_host(kinds: Namespaces, paths: Sequence[str] = ()) -> None:
+    """Enter new namespaces, with a read-only root that has ``paths`` of the host and nothing else.
+
+    :raise OSError: the kernel refuses, or a path is not there.
+    """
     uid, gid = os.geteuid(), os.getegid()
     try:
         syscalls.unshare(kinds)
@@ -71,7 +77,10 @@ def leave_host(kinds: Namespaces) -> None:
     # No user namespace inside this one: they are the usual way to reach kernel code that only root could reach.
     _write("/proc/sys/user/max_user_namespaces", "0")
     socket.sethostname(HOST_NAME)
-    _empty_root()
+    if paths:
+        _root_with(paths)
+    else:
+        _empty_root()
 
 
 def _write(path: str, text: str) -> None:
@@ -89,10 +98,39 @@ def _empty_root() -> None:
     """pivot_root(2), "pivot_root(".", ".")": the old root is stacked below the new one, and taken away."""
     syscalls.mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
     syscalls.mount("insula", _MOUNT_POINT, "tmpfs", _EMPTY, "size=4096,nr_inodes=1,mode=0555")
+    _enter_root()
+
+
+def _enter_root() -> None:
     os.chdir(_MOUNT_POINT)
     syscalls.pivot_root(".", ".")
     syscalls.detach(".")
     os.chdir("/")
+
+
+def _root_with(paths: Sequence[str]) -> None:
+    """As :func:`_empty_root`, with some of the host in it, read-only."""
+    syscalls.mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
+    writable = _EMPTY & ~MountFlags.RDONLY
+    syscalls.mount("insula", _MOUNT_POINT, "tmpfs", writable, "size=65536,nr_inodes=256,mode=0755")
+    for path in paths:
+        target = _MOUNT_POINT + path
+        # (Without umask of ours: it is the folders of nobody.)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        if Path(path).is_symlink():
+            Path(target).symlink_to(Path(path).readlink())
+            continue
+        if Path(path).is_dir():
+            Path(target).mkdir(exist_ok=True)
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o400))
+        syscalls.mount(path, target, None, MountFlags.BIND | MountFlags.REC)
+        # What the host's mount forbids must stay forbidden (mount_namespaces(7)); the bits are the same numbers.
+        kept = MountFlags(os.statvfs(target).f_flag & int(_EMPTY))
+        flags = MountFlags.REMOUNT | MountFlags.BIND | MountFlags.RDONLY | MountFlags.NOSUID | MountFlags.NODEV
+        syscalls.mount(None, target, None, flags | kept)
+    syscalls.mount(None, _MOUNT_POINT, None, MountFlags.REMOUNT | MountFlags.BIND | _EMPTY)
+    _enter_root()
 
 
 def give_up_rights(limits: Limits) -> None:
@@ -100,8 +138,7 @@ def give_up_rights(limits: Limits) -> None:
     os.setsid()
     for kind, value in (
         (resource.RLIMIT_CORE, NO_CORE),
-        (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_FSIZE, limits.file_size),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
         (resource.RLIMIT_NOFILE, limits.files),
@@ -112,6 +149,11 @@ def give_up_rights(limits: Limits) -> None:
         resource.setrlimit(kind, (bound, bound))
     syscalls.drop_capabilities()
     syscalls.set_no_new_privs()
+
+
+def end_growth() -> None:
+    """No process or thread can be made from now on. :raise OSError:"""
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
 def die_with(parent_pidfd: int) -> None:

@@ -106,6 +106,12 @@ _AARCH64 = Machine(
     socketpair=199,
 )  # fmt: skip
 
+_MORE: Mapping[str, Mapping[str, int]] = {
+    "x86_64": {"ftruncate": 77, "memfd_create": 319},
+    "aarch64": {"ftruncate": 46, "memfd_create": 279},
+}
+"""What a program that shows windows makes too: memory that it shares with its display server."""
+
 MACHINES: Mapping[str, Machine] = {"x86_64": _X86_64, "aarch64": _AARCH64}
 """Keys are what ``os.uname().machine`` says."""
 
@@ -131,7 +137,7 @@ def _one_of(index: int, values: tuple[int, ...]) -> list[bytes]:
     return [_argument(index), *allow, _instruction(RETURN, REFUSE), _instruction(RETURN, ALLOW)]
 
 
-def assemble(machine: str) -> bytes:
+def assemble(machine: str, *, shows_windows: bool = False) -> bytes:
     """Return the filter for a kind of machine, ``struct sock_filter`` after another.
 
     :raise NotImplementedError: no numbers are known for that kind of machine.
@@ -154,7 +160,7 @@ def assemble(machine: str) -> bytes:
         ])  # fmt: skip
     program += _only(known.ioctl, _one_of(1, (_FIONBIO, _FIOCLEX, _FIONCLEX)))
     program += _only(known.socketpair, _one_of(0, (_AF_UNIX,)))
-    numbers = sorted(known.numbers.values())
+    numbers = sorted([*known.numbers.values(), *(_MORE[machine].values() if shows_windows else ())])
     program += [
         _instruction(JUMP_IF_EQUAL, number, len(numbers) - position, 0) for position, number in enumerate(numbers)
     ]

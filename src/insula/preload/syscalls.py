@@ -37,6 +37,8 @@ class MountFlags(IntFlag):
     NOSUID = 2
     NODEV = 4
     NOEXEC = 8
+    REMOUNT = 32
+    BIND = 1 << 12
     REC = 1 << 14
     PRIVATE = 1 << 18
 
@@ -56,7 +58,11 @@ _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _SECCOMP_MODE_FILTER = 2
+_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_FILTER_FLAG_TSYNC = 1
 """``linux/seccomp.h``."""
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+"""Number of seccomp(2); keys are what ``os.uname().machine`` says."""
 
 _CAPABILITY_VERSION_3 = 0x20080522
 """``linux/capability.h``: two words of each set."""
@@ -168,3 +174,17 @@ def install_filter(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     described = _SocketFilterProgram(len(program) // 8, ctypes.addressof(buffer))
     _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, "PR_SET_SECCOMP", ctypes.addressof(described))
+
+
+def install_filter_on_all_threads(program: bytes) -> None:
+    """As :func:`install_filter`, for every thread there is. :raise OSError: one of them cannot be; none is then."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    described = _SocketFilterProgram(len(program) // 8, ctypes.addressof(buffer))
+    result = _libc.syscall(
+        ctypes.c_long(_SECCOMP[os.uname().machine]),
+        ctypes.c_uint(_SECCOMP_SET_MODE_FILTER),
+        ctypes.c_uint(_SECCOMP_FILTER_FLAG_TSYNC),
+        ctypes.byref(described),
+    )
+    # (A positive number is a thread that has filters of its own.)
+    _check(result, "seccomp")

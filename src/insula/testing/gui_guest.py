@@ -29,7 +29,9 @@ _PAGE = 4096
 
 
 class ScriptedGuest:
-    def __init__(self, screen: Desktop, channel: socket.socket, memory: mmap.mmap, process: subprocess.Popen[str]):
+    def __init__(
+        self, screen: Desktop, channel: socket.socket, memory: mmap.mmap, process: subprocess.Popen[str], pid: int
+    ):
         self._screen = screen
         self._channel = channel
         self._memory = memory
@@ -37,6 +39,8 @@ class ScriptedGuest:
         self._used = 0
         self._pictures: dict[int, tuple[int, int, int]] = {}
         self.process = process
+        self.pid = pid
+        """Of the process that shows its windows."""
         self.heard: list[Message | Hello] = []
 
     def greet(self) -> None:
@@ -117,15 +121,27 @@ def scripted_guest(screen: Desktop, qube: str, colour: int) -> Iterator[Scripted
         stack.callback(ours.close)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "insula.gui.process", qube, hex(colour), str(theirs.fileno()), str(descriptor)],
+                [
+                    sys.executable,
+                    "-m",
+                    "insula.testing.gui_host",
+                    qube,
+                    hex(colour),
+                    str(theirs.fileno()),
+                    str(descriptor),
+                ],
                 env=screen.environment,
                 pass_fds=(theirs.fileno(), descriptor),
-                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 text=True,
             )
         stack.callback(process.communicate)
         stack.callback(process.kill)
         memory = stack.enter_context(mmap.mmap(descriptor, MEMORY))
-        guest = ScriptedGuest(screen, ours, memory, process)
+        assert process.stdout is not None
+        started = process.stdout.readline()
+        if not started:
+            raise RuntimeError("the process that shows windows did not start")
+        guest = ScriptedGuest(screen, ours, memory, process, int(started))
         guest.greet()
         yield guest

@@ -161,11 +161,16 @@ def request(uid: int | None) -> Fork:
 
 async def fork_probe(parent: PreloadedParent, uid: int | None, *, stderr: int) -> tuple[ForkedProcess, socket.socket]:
     """Return a probe and the socket it reports to."""
+    return await fork_reporting(parent, request(uid), stderr=stderr)
+
+
+async def fork_reporting(parent: PreloadedParent, wanted: Fork, *, stderr: int) -> tuple[ForkedProcess, socket.socket]:
+    """As :func:`fork_probe`, for any program whose one descriptor is the socket it reports to."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     try:
         with theirs:
-            return await parent.fork(request(uid), [stderr, theirs.fileno()]), ours
+            return await parent.fork(wanted, [stderr, theirs.fileno()]), ours
     except BaseException:
         ours.close()
         raise

@@ -33,18 +33,24 @@ FASTEST = 240.0
 """Pictures a second a screen is believed to show."""
 
 
-def application(qube: str) -> QGuiApplication:
-    """Connect to the desktop, as the program of that qube. One Qt pixel is one pixel: guests count those."""
+def application() -> QGuiApplication:
+    """Connect to the desktop of the environment; whose windows it shows is not known yet."""
     QGuiApplication.setDesktopSettingsAware(False)
-    made = QGuiApplication([f"{qube}:", "-qwindowtitle", ""])
+    made = QGuiApplication(["insula-gui"])
     made.setQuitOnLastWindowClosed(False)
-    made.setApplicationName(f"{qube}:")
     return made
 
 
+def name(app: QGuiApplication, qube: str) -> None:
+    """Be the program of that qube: what windows that are made later have as their class."""
+    app.setApplicationName(f"{qube}:")
+
+
 def environment() -> dict[str, str]:
-    """What Qt reads from the environment and must find there before :func:`application`."""
+    """What Qt reads from the environment and must find there before :func:`application`: one pixel of its is one pixel,
+    as guests count them."""
     return {
+        "LC_ALL": "C.UTF-8",
         "QT_ENABLE_HIGHDPI_SCALING": "0",
         "QT_IM_MODULE": "",
         "QT_XCB_GL_INTEGRATION": "none",

@@ -127,6 +127,26 @@ def text_colour(colour: int) -> QColor:
     return QColor(Qt.GlobalColor.black if 299 * red + 587 * green + 114 * blue > 140_000 else Qt.GlobalColor.white)
 
 
+def _font(pixels: int, *, is_bold: bool = False) -> QFont:
+    font = QFont("DejaVu Sans")
+    font.setPixelSize(pixels)
+    font.setBold(is_bold)
+    return font
+
+
+_FONTS = ((_NAME_PIXELS, False), (_TITLE_PIXELS, True), (_TITLE_PIXELS, False))
+
+
+def rehearse() -> None:
+    """Use once what is loaded when it is first used: later there is nothing to load it from."""
+    image = QImage(64, 32, QImage.Format.Format_RGB32)
+    painter = QPainter(image)
+    for pixels, is_bold in _FONTS:
+        painter.setFont(_font(pixels, is_bold=is_bold))
+        painter.drawText(0, 20, "".join(map(chr, range(0x20, 0x7F))))
+    painter.end()
+
+
 class QtWindow(QWindow):
     def __init__(self, command: Show, surroundings: Surroundings, parent: QtWindow | None) -> None:
         super().__init__()
@@ -186,8 +206,7 @@ class QtWindow(QWindow):
     def set_title(self, title: str) -> None:
         self._title = title
         self.setTitle(titles.with_qube(self._settings.qube, title))
-        if self._is_exposed:
-            self._paint(QRegion(self._whole) - QRegion(self._inner))
+        self._paint([], with_frame=True)
 
     def set_hints(self, hints: SizeHints) -> None:
         frame = self._frame.around(Rect(0, 0, 0, 0))
@@ -228,10 +247,9 @@ class QtWindow(QWindow):
 
     def paint(self, rects: Sequence[Rect]) -> None:
         """Paint these parts of the content."""
-        region = QRegion()
-        for rect in rects:
-            region += QRect(rect.x + self._frame.left, rect.y + self._frame.top, rect.width, rect.height)
-        self._paint(region & QRegion(self._inner))
+        inner = self._inner
+        parts = [qrect(rect).translated(inner.topLeft()) & inner for rect in rects]
+        self._paint([part for part in parts if not part.isEmpty()])
 
     # --- painting ------------------------------------------------------------------------------------------------
 
@@ -244,59 +262,66 @@ class QtWindow(QWindow):
         """Where the content is."""
         return qrect(self._frame.inside(rect_of(self._whole)))
 
-    def _paint(self, region: QRegion) -> None:
-        if not self._is_exposed or self._is_gone or region.isEmpty():
+    def _paint_all(self) -> None:
+        self._paint([self._inner], with_frame=True)
+
+    def _paint(self, parts: Sequence[QRect], *, with_frame: bool = False) -> None:
+        """Paint parts of the content, in the window's coordinates; each by itself: for a clip that is no rectangle Qt
+        would share the work between threads, and none can be made here."""
+        if not self._is_exposed or self._is_gone or not (parts or with_frame):
             return
         if self._store.size() != self.size():
             self._store.resize(self.size())
-            region = QRegion(self._whole)
+            parts, with_frame = [self._inner], True
+        region = QRegion(self._whole) if with_frame else QRegion()
+        for part in parts:
+            region += part
         self._store.beginPaint(region)
         device = self._store.paintDevice()
-        inner = self._inner
-        if not (region - QRegion(inner)).isEmpty():
-            self._paint_frame(device, inner)
+        if with_frame:
+            self._paint_frame(device)
         painter = QPainter(device)
         painter.setCompositionMode(QPainter.CompositionMode.CompositionMode_Source)
-        painter.setClipRegion(region & QRegion(inner))
-        shown = QRect()
-        if self._image is not None:
-            shown = QRect(inner.topLeft(), self._image.size()) & inner
-            dirty = region.boundingRect() & shown
-            painter.drawImage(dirty.topLeft(), self._image, dirty.translated(-inner.topLeft()))
-        rest = (region & QRegion(inner)) - QRegion(shown)
-        if not rest.isEmpty():
-            painter.setClipRegion(rest)
-            painter.fillRect(inner, QColor(self._settings.background))
+        for part in parts:
+            painter.setClipRect(part)
+            self._paint_content(painter, part)
         painter.end()
         self._store.endPaint()
         self._store.flush(region)
 
-    def _paint_frame(self, device: QPaintDevice, inner: QRect) -> None:
+    def _paint_content(self, painter: QPainter, part: QRect) -> None:
+        corner = self._inner.topLeft()
+        shown = QRect(corner, self._image.size()) & part if self._image is not None else QRect()
+        if shown != part:
+            painter.fillRect(part, QColor(self._settings.background))
+        if self._image is not None and not shown.isEmpty():
+            painter.drawImage(shown.topLeft(), self._image, shown.translated(-corner))
+
+    def _paint_frame(self, device: QPaintDevice) -> None:
         """The qube's colour around the content, its name on it, and for windows what the guest calls them."""
-        colour = self._settings.colour
+        colour, inner, whole = QColor(self._settings.colour), self._inner, self._whole
+        above = QRect(0, 0, whole.width(), inner.top())
+        below = QRect(0, inner.bottom() + 1, whole.width(), whole.bottom() - inner.bottom())
+        left = QRect(0, inner.top(), inner.left(), inner.height())
+        right = QRect(inner.right() + 1, inner.top(), whole.right() - inner.right(), inner.height())
         painter = QPainter(device)
-        painter.setClipRegion(QRegion(self._whole) - QRegion(inner))
-        painter.fillRect(self._whole, QColor(colour))
-        painter.setPen(text_colour(colour))
-        font = QFont("DejaVu Sans")
-        width = self.width() - 2 * _TEXT_MARGIN
+        for side in (above, below, left, right):
+            painter.fillRect(side, colour)
+        painter.setPen(text_colour(self._settings.colour))
+        alignment = Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft
+        strip = below if self._style is Style.POPUP else above
+        painter.setClipRect(strip)
+        strip = strip.adjusted(_TEXT_MARGIN, 0, -_TEXT_MARGIN, 0)
         if self._style is Style.POPUP:
-            font.setPixelSize(_NAME_PIXELS)
-            painter.setFont(font)
-            below = QRect(_TEXT_MARGIN, inner.bottom() + 1, width, self._frame.bottom)
-            painter.drawText(below, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, self._settings.qube)
+            painter.setFont(_font(_NAME_PIXELS))
+            painter.drawText(strip, alignment, self._settings.qube)
         else:
-            font.setPixelSize(_TITLE_PIXELS)
-            font.setBold(True)
-            painter.setFont(font)
-            above = QRect(_TEXT_MARGIN, 0, width, self._frame.top)
-            alignment = Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft
             name = f"[{self._settings.qube}] "
-            painter.drawText(above, alignment, name)
-            drawn = painter.fontMetrics().horizontalAdvance(name)
-            font.setBold(False)
-            painter.setFont(font)
-            painter.drawText(above.adjusted(drawn, 0, 0, 0), alignment, self._title)
+            painter.setFont(_font(_TITLE_PIXELS, is_bold=True))
+            painter.drawText(strip, alignment, name)
+            strip = strip.adjusted(painter.fontMetrics().horizontalAdvance(name), 0, 0, 0)
+            painter.setFont(_font(_TITLE_PIXELS))
+            painter.drawText(strip, alignment, self._title)
         painter.end()
 
     # --- events of the toolkit -----------------------------------------------------------------------------------
@@ -311,10 +336,10 @@ class QtWindow(QWindow):
             return
         if not self._is_exposed:
             self._is_exposed = True
-            self._paint(QRegion(self._whole))
+            self._paint_all()
             self._happened(Exposed(self._number))
         else:
-            self._paint(QRegion(self._whole))
+            self._paint_all()
 
     def _tell_place(self) -> None:
         if not self._is_gone and self.isVisible():

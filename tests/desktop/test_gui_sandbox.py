@@ -1,0 +1,134 @@
+"""What surrounds the process that shows windows, as the host's kernel shows it, while it shows one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from insula.gui.geometry import Rect
+from insula.gui.spawn import GUI_ADDRESS_SPACE, GUI_FILE_SIZE, NoDesktop, view
+from insula.rpc.spawn import SESSION_UID_BASE
+from insula.testing import gui_host
+from insula.testing.desktop import Desktop, desktop
+from insula.testing.gui_guest import ScriptedGuest, scripted_guest
+from insula_proto import gui
+
+pytestmark = pytest.mark.desktop
+
+MAX_PROPORTIONAL_MIB = 25
+"""Of a process without windows, libraries shared with its parent and its like (issue 5)."""
+
+
+@pytest.fixture(scope="module")
+def screen() -> Iterator[Desktop]:
+    with desktop(1920, 1080) as shown:
+        yield shown
+
+
+@pytest.fixture(scope="module")
+def guest(screen: Desktop) -> Iterator[ScriptedGuest]:
+    with scripted_guest(screen, "work", 0x3465A4) as made:
+        made.window(1, Rect(10, 60, 1800, 900), 0x30C040)
+        made.wait_for(gui.Painted(1))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def process(guest: ScriptedGuest) -> Path:
+    """Its folder in /proc."""
+    return Path("/proc", str(guest.pid))
+
+
+def status(task: Path) -> dict[str, str]:
+    lines = (task / "status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def test_every_thread_is_under_the_filter_without_any_right(process: Path) -> None:
+    tasks = list((process / "task").iterdir())
+    assert len(tasks) > 1
+    for task in tasks:
+        fields = status(task)
+        assert fields["Seccomp"] == "2"
+        assert fields["NoNewPrivs"] == "1"
+        assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd")} == {"0" * 16}
+
+
+@pytest.mark.parametrize("kind", ["user", "pid", "net", "ipc", "uts", "mnt", "cgroup"])
+def test_it_has_its_own_namespace(process: Path, kind: str) -> None:
+    assert (process / "ns" / kind).readlink() != Path("/proc/self/ns", kind).readlink()
+
+
+def test_it_has_no_network_and_is_a_host_user_of_its_own(process: Path) -> None:
+    lines = (process / "net/dev").read_text().splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in lines] == ["lo"]
+    expected = SESSION_UID_BASE + gui_host.QID if os.geteuid() == 0 else os.geteuid()
+    assert status(process)["Uid"].split() == [str(expected)] * 4
+
+
+def test_it_sees_nothing_that_belongs_to_a_person(process: Path) -> None:
+    """Its root has libraries, fonts and one socket; no home, no /proc, nothing to write to."""
+    root = process / "root"
+    assert {path.name for path in root.iterdir()} <= {"usr", "lib", "lib64", "etc", "var", "tmp", "work", "home", "opt"}
+    assert not (root / "etc/passwd").exists()
+    assert not (root / "proc/self").exists()
+    points = [line.split() for line in (process / "mountinfo").read_text().splitlines()]
+    assert all("ro" in fields[5].split(",") for fields in points)
+
+
+def test_it_is_bounded(process: Path) -> None:
+    lines = (process / "limits").read_text().splitlines()[1:]
+    limits = {line[:25].strip(): line[25:].split()[:2] for line in lines}
+    assert limits["Max processes"] == ["0", "0"]
+    assert limits["Max file size"] == [str(GUI_FILE_SIZE)] * 2
+    assert limits["Max address space"] == [str(GUI_ADDRESS_SPACE)] * 2
+
+
+def test_it_shows_its_qube(process: Path) -> None:
+    assert (process / "cmdline").read_bytes() == b"insula-gui work\0"
+
+
+def test_window_as_large_as_the_screen_is_painted_without_a_further_thread(guest: ScriptedGuest) -> None:
+    """(Toolkits share large work between threads; here none can be made any more.)"""
+    for n in range(10):
+        guest.fill(1, 0x30C040 + n)
+        guest.say(*[gui.Damage(1, x, y, 40, 880) for x in range(0, 1800, 300) for y in (0, 20)])
+        guest.say(gui.Damage(1, 0, 0, 1800, 900))
+        guest.wait_for(gui.Painted(1))
+
+
+def test_it_does_nothing_while_nothing_happens(guest: ScriptedGuest, process: Path) -> None:
+    guest.say(gui.Damage(1, 0, 0, 10, 10))
+    guest.wait_for(gui.Painted(1))
+
+    def ticks() -> int:
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(1.0)  # what is measured is that time goes by
+    assert ticks() - before <= 1
+
+
+def test_memory_of_qubes_without_a_window_is_small(screen: Desktop) -> None:
+    with contextlib.ExitStack() as stack:
+        guests = [stack.enter_context(scripted_guest(screen, f"empty{n}", 0x3465A4)) for n in range(4)]
+        for guest in guests:
+            lines = Path("/proc", str(guest.pid), "smaps_rollup").read_text().splitlines()
+            [kib] = [int(line.split()[1]) for line in lines if line.startswith("Pss:")]
+            # (These share libraries alone: each has a parent of its own here. Those of one daemon share more.)
+            assert kib / 1024 <= MAX_PROPORTIONAL_MIB
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"DISPLAY": "elsewhere:0"}, {"DISPLAY": ":59999"}, {"DISPLAY": ":0; true"}, {"WAYLAND_DISPLAY": "w"}],
+)
+def test_no_desktop_is_an_error_that_names_what_is_missing(environment: dict[str, str]) -> None:
+    with pytest.raises(NoDesktop, match=r"DISPLAY|X server"):
+        view(environment)
