@@ -37,7 +37,7 @@ from insula.policy.agent import Notice, Question
 MAX_LINE = 80
 """Characters of an answer; further ones are not taken."""
 READ_SIZE = 4096
-_RULE = "─" * 60
+_RULE = "─" * 48
 _ENTER = frozenset("\r\n")
 _ERASE = frozenset("\x7f\x08")
 _ERASE_LINE = "\x15"
@@ -139,7 +139,7 @@ def question_lines(question: Question, mark: HostMark) -> list[str]:
     command = wording.command_of(question)
     lines = [
         _RULE,
-        f"Insula asks                              ({mark.words})",
+        f"Insula asks{mark.words:>37}",
         _RULE,
         f"{question.source} asks to {purpose.text}.",
         f"  service   {wording.shortened(question.service)}",
