@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import insula
@@ -19,15 +20,16 @@ from insula.daemon.paths import Paths
 from insula.hal.errors import HalError
 from insula.model.errors import QubesException
 from insula.model.names import QubeName
+from insula.model.state import PowerState
 from insula.model.system import System
 from insula.policy.current import CurrentPolicy
 from insula.policy.decisions import Allow, Request
 from insula.policy.engine import evaluate, settle
 from insula.policy.ruleset import Policy
-from insula.policy.snapshot import Snapshot, snapshot_of
+from insula.policy.snapshot import UUID_PREFIX, Snapshot, snapshot_of
 from insula.policy.store import PolicyStore
 from insula.rpc.ask import Prompts
-from insula.rpc.broker import Broker
+from insula.rpc.broker import Broker, QubeNow
 from insula.rpc.call_log import CallLog
 from insula.rpc.host_services import HostServices
 from insula.storage.pool import StorageError
@@ -40,18 +42,31 @@ class SystemQubes:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._made_of: tuple[System, tuple[str, ...]] | None = None
+        self._system: System | None = None
+        self._states: tuple[PowerState, ...] = ()
         self._snapshot = Snapshot(())
 
     def snapshot(self) -> Snapshot:
         """The same value until the system or a power state changes, so a question costs little."""
         system = self._context.store.system
         power = self._context.engine.power_state
-        states = tuple([power(name) for name in system.qubes])
-        made_of = (system, states)
-        if self._made_of is None or self._made_of[0] is not system or self._made_of[1] != states:
-            self._snapshot, self._made_of = snapshot_of(system, power), made_of
+        names = tuple(system.qubes)
+        states = tuple(map(power, names))
+        if self._system is not system:
+            self._snapshot = snapshot_of(system, power)
+        elif self._states != states:
+            # Machines come and go more often than the configuration changes, of which all else is made.
+            now = dict(zip(names, states, strict=True))
+            facts = self._snapshot.qubes.values()
+            self._snapshot = Snapshot(replace(qube, power_state=now[QubeName(qube.name)].value) for qube in facts)
+        self._system, self._states = system, states
         return self._snapshot
+
+    def find(self, name: str) -> QubeNow | None:
+        qube = self._context.store.system.qubes.get(QubeName(name))
+        if qube is None:
+            return None
+        return QubeNow(f"{UUID_PREFIX}{qube.uuid}", self._context.engine.power_state(qube.name).value)
 
     async def start(self, name: str) -> None:
         with _published():

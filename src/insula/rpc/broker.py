@@ -13,7 +13,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, contextmanager, suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from insula.model.errors import InsulaError
 from insula.model.state import PowerState
@@ -42,11 +42,23 @@ EXIT_DEFECT = 125
 log = logging.getLogger("insula.rpc")
 
 
+class QubeNow(NamedTuple):
+    """One qube at this moment."""
+
+    uuid: str
+    """``uuid:…``"""
+    state: str
+    """Its power state, as published."""
+
+
 class Qubes(Protocol):
     """What the broker needs of the system."""
 
     def snapshot(self) -> Snapshot:
-        """The qubes as they are now."""
+        """The qubes as they are now, for policy."""
+
+    def find(self, name: str) -> QubeNow | None:
+        """The qube of that name, if there is one."""
 
     async def start(self, name: str) -> None:
         """Start a qube, or wait for the start that is under way. :raise InsulaError:"""
@@ -212,10 +224,10 @@ class Broker:
         self._confirm(way.base, way.uuid)
         with self._quota.disposable(place), _failures():
             async with self._qubes.disposable(way.base, call.request.source) as name:
-                facts = self._qubes.snapshot().find(name)
-                if facts is None:
-                    raise Refused(f"{name} ended before it could serve")
-                await self._to_qube(call, ToQube(name, facts.alias, way.user, way.command), place)
+                found = self._qubes.find(name)
+                if found is None:
+                    raise Refused(f"{name} ended before it could serve", notice=Resolution.FAIL)
+                await self._to_qube(call, ToQube(name, found.uuid, way.user, way.command), place)
 
     async def _to_qube(self, call: _Call, way: ToQube, place: Place) -> None:
         """Have the target's session serve, then the caller's connect; wait until one of them has finished."""
@@ -241,12 +253,13 @@ class Broker:
         if state != PowerState.RUNNING:
             with _failures():
                 await self._qubes.start(way.qube)
-            self._confirm(way.qube, way.uuid)
         try:
             async with asyncio.timeout(SESSION_PATIENCE_S):
-                return await self._ready_session(way.qube)
+                session = await self._ready_session(way.qube)
         except TimeoutError:
-            raise Refused(f"{way.qube} has no agent") from None
+            raise Refused(f"{way.qube} has no agent", notice=Resolution.FAIL) from None
+        self._confirm(way.qube, way.uuid)
+        return session
 
     async def _ready_session(self, name: str) -> RunningSession:
         while True:
@@ -266,10 +279,10 @@ class Broker:
 
     def _confirm(self, name: str, uuid: str) -> str:
         """Power state of the qube, if it is still the one decided on (MC-20). :raise Refused:"""
-        facts = self._qubes.snapshot().find(name)
-        if facts is None or facts.alias != uuid:
+        found = self._qubes.find(name)
+        if found is None or found.uuid != uuid:
             raise Refused(Reason.CHANGED.value)
-        return facts.power_state
+        return found.state
 
     # --- the host as target --------------------------------------------------------------------------------------
 

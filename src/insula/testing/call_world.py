@@ -26,7 +26,7 @@ from insula.policy.ruleset import Policy
 from insula.policy.snapshot import QubeFacts, Snapshot
 from insula.policy.store import PolicyStore
 from insula.rpc.ask import Prompts
-from insula.rpc.broker import Broker
+from insula.rpc.broker import Broker, QubeNow
 from insula.rpc.call_log import CallLog
 from insula.rpc.host_services import HostService
 from insula.rpc.launcher import RunningSession, SessionLauncher
@@ -159,6 +159,10 @@ class CallWorld:
         if self._snapshot is None:
             self._snapshot = Snapshot(self.facts.values())
         return self._snapshot
+
+    def find(self, name: str) -> QubeNow | None:
+        facts = self.facts.get(name)
+        return None if facts is None else QubeNow(facts.alias, facts.power_state)
 
     async def start(self, name: str) -> None:
         self.started.append(name)
