@@ -24,7 +24,7 @@ from insula_agent.pieces import MAX_PIECES, drop
 from insula_agent.sink import release
 from insula_proto import qrexec
 from insula_proto.errors import RemoteProtocolError
-from insula_proto.qrexec import EXIT_CHANNEL_LOST, ExitCode, Hello, Stderr, Stdout
+from insula_proto.qrexec import EXIT_CHANNEL_LOST, OLDEST_VERSION, ExitCode, Hello, Stderr, Stdout
 from insula_proto.qrexec_channel import CallerEnd
 
 TYPE_CHECKING = False
@@ -44,6 +44,10 @@ EXIT_BROKEN = 1
 
 class HandshakeFailed(Exception):
     """The other end does not come, or is none."""
+
+
+def _is_pipe(fd: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
 class LocalProgram:
@@ -83,23 +87,35 @@ def catch_signals() -> int:
     return out
 
 
+def _wait(interests: dict[int, int], timeout: int | None) -> dict[int, int]:
+    """poll(2); errors and hang-ups are reported without being asked for."""
+    poll = select.poll()
+    for fd, events in interests.items():
+        poll.register(fd, events)
+    return dict(poll.poll(timeout))
+
+
 class Caller:
-    """One call. ``channel`` is a connected stream socket; ``source`` and the sinks are closed as their streams end."""
+    """One call. The channel is a connected socket, or two pipes; ``source`` and the sinks are closed as their streams
+    end."""
 
     def __init__(
         self,
-        channel: int,
+        channel: tuple[int, int],
         source: int,
         sink: Sink,
         errors: Sink,
         prefix: bytes = b"",
         program: LocalProgram | None = None,
     ) -> None:
-        os.set_blocking(channel, False)
-        self._channel = channel
-        self._end = CallerEnd()
+        """``channel``: where it is read and where it is written, which may be the same descriptor."""
+        for fd in channel:
+            os.set_blocking(fd, False)
+        self._input, self._output = channel
+        self._end = CallerEnd(oldest=OLDEST_VERSION)
         self._source = source
-        self._is_source_pipe = conveyor.IS_POSSIBLE and stat.S_ISFIFO(os.fstat(source).st_mode)
+        self._may_splice = conveyor.IS_POSSIBLE and _is_pipe(source) and _is_pipe(self._output)
+        """Pages of the source go into the channel. Into a socket they would go one by one, each waking its reader."""
         self._sink = sink
         self._errors = errors
         self._prefix = prefix
@@ -126,7 +142,9 @@ class Caller:
         return self._finish()
 
     def _finish(self) -> int:
-        os.close(self._channel)
+        os.close(self._input)
+        if self._output != self._input:
+            os.close(self._output)
         local = self._program.wait() if self._program is not None else 0
         code = self._end.exit_code
         return EXIT_CHANNEL_LOST if code is None else code & 0xFF or local
@@ -149,8 +167,11 @@ class Caller:
 
         is_idle = not self._out and not self._splicing
         if not self._is_lost:
-            may_read = not self._sink.is_busy and not self._errors.is_busy and self._end.exit_code is None
-            want(self._channel, (0 if is_idle else select.POLLOUT) | (select.POLLIN if may_read else 0))
+            # Not at all, rather than without interest, while there is none: that the other end has gone is known then.
+            if not is_idle:
+                want(self._output, select.POLLOUT)
+            if not self._sink.is_busy and not self._errors.is_busy and self._end.exit_code is None:
+                want(self._input, select.POLLIN)
         if self._source >= 0 and is_idle and self._end.version is not None:
             want(self._source, select.POLLIN)
         for sink in (self._sink, self._errors):
@@ -159,19 +180,21 @@ class Caller:
                 want(sink.fd, select.POLLOUT if sink.is_busy else 0)
         if self._program is not None:
             want(self._program.wakeup, select.POLLIN)
-        poll = select.poll()
-        for fd, events in interests.items():
-            poll.register(fd, events)
-        found = dict(poll.poll(self._timeout()))
+        self._deal_with(_wait(interests, self._timeout()))
+
+    def _deal_with(self, found: dict[int, int]) -> None:
         if not found and self._end.version is None:
             raise HandshakeFailed("the other end does not say HELLO")
-        if self._program is not None and found.get(self._program.wakeup):
+        program = self._program
+        if program is not None and (found.get(program.wakeup) or program.wants_single_socket):
             self._signalled()
         for sink in (self._sink, self._errors):
             self._look_at(sink, found.get(sink.fd, 0))
-        if self._channel in found:
-            self._exchange(found[self._channel])
-        if self._source in found and found[self._source] & ~select.POLLOUT:
+        if (self._out or self._splicing) and found.get(self._output):
+            self._send()
+        if not self._is_lost and found.get(self._input, 0) & ~select.POLLOUT:
+            self._receive()
+        if found.get(self._source, 0) & ~select.POLLOUT:
             self._read_source()
 
     def _timeout(self) -> int | None:
@@ -189,16 +212,12 @@ class Caller:
 
     # --- channel -------------------------------------------------------------------------------------------------
 
-    def _exchange(self, events: int) -> None:
-        if events & select.POLLOUT:
-            self._send()
-        if self._is_lost or not events & ~select.POLLOUT:
-            return
+    def _receive(self) -> None:
         if self._sink.is_busy or self._errors.is_busy:
             # The end of the channel is behind what is still in it.
             return
         try:
-            size = os.readv(self._channel, [self._buffer])
+            size = os.readv(self._input, [self._buffer])
         except BlockingIOError:
             return
         except OSError:
@@ -242,12 +261,12 @@ class Caller:
     def _send(self) -> None:
         try:
             while self._splicing:
-                moved = os.splice(self._source, self._channel, self._splicing, flags=os.SPLICE_F_NONBLOCK)
+                moved = os.splice(self._source, self._output, self._splicing, flags=os.SPLICE_F_NONBLOCK)
                 self._splicing -= moved
                 if not moved:
                     self._fill_up()
             while self._out:
-                drop(self._out, os.writev(self._channel, self._out[:MAX_PIECES]))
+                drop(self._out, os.writev(self._output, self._out[:MAX_PIECES]))
         except BlockingIOError:
             if self._splicing and not conveyor.waiting(self._source):
                 self._fill_up()
@@ -267,8 +286,8 @@ class Caller:
     def _read_source(self) -> None:
         if self._source < 0 or self._out or self._splicing:
             return
-        if self._is_source_pipe:
-            size = min(conveyor.waiting(self._source), self._end.max_chunk)
+        if self._may_splice:
+            size = min(conveyor.waiting(self._source), self._end.max_chunk, conveyor.FRAME_SIZE)
             if size >= conveyor.SMALLEST:
                 self._out.append(self._end.stdin_header(size))
                 self._send()
@@ -286,9 +305,16 @@ class Caller:
             data = b""
         if data:
             self._out.extend(self._end.stdin(data))
-        else:
+        elif not self._is_continued():
             self._close_source()
         self._send()
+
+    def _is_continued(self) -> bool:
+        """Whether input that has ended goes on over another socket: the signal may have come with its end."""
+        ended = self._source
+        if self._program is not None:
+            self._signalled()
+        return self._source != ended
 
     def _close_source(self) -> None:
         """Say that no more input comes."""
@@ -309,7 +335,12 @@ class Caller:
     def _signalled(self) -> None:
         assert self._program is not None
         self._program.look()
-        if self._program.wants_single_socket and self._source not in (-1, self._sink.fd):
+        # Before HELLO nothing can be sent: the signal is remembered, and looked at again after each turn.
+        if (
+            self._program.wants_single_socket
+            and self._end.version is not None
+            and self._source not in (-1, self._sink.fd)
+        ):
             self._use_single_socket()
         if self._program.code is not None:
             # It reads nothing any more.
@@ -324,3 +355,4 @@ class Caller:
             pass
         self._drop_source()
         self._source = self._sink.fd
+        self._may_splice = False

@@ -1,7 +1,8 @@
 """``qrexec-client-vm``: asks for a service of another qube and is the caller's end of it (reference: qrexec, §3, §4).
 
-The agent answers with a domain and a port, and, where the data channel is a stream of the mux, with a descriptor that
-*is* the data channel. Without one this program becomes the server of a vchan over a unix socket.
+The agent answers with a domain and a port, and, where the data channel is a stream of the mux, with descriptors that
+*are* the data channel: two pipes, or a socket. Without any this program becomes the server of a vchan over a unix
+socket.
 """
 
 from __future__ import annotations
@@ -185,8 +186,8 @@ def _say(message: str) -> None:
     sys.stderr.flush()
 
 
-def ask(agent: Socket, options: Options) -> tuple[int, int, int] | None:
-    """Ask the agent. Return domain, port and the channel's descriptor (-1: none came); None: refused.
+def ask(agent: Socket, options: Options) -> tuple[int, int, list[int]] | None:
+    """Ask the agent. Return domain, port and the channel's descriptors (none, one or two); None: refused.
 
     :raise LocalProtocolError: no such service can be asked for. :raise OSError: the agent is not there, or went away.
     """
@@ -194,14 +195,18 @@ def ask(agent: Socket, options: Options) -> tuple[int, int, int] | None:
         TriggerService((options.source or b"")[:MAX_NAME], options.target[:MAX_NAME], b"SOCKET", options.service)
     )
     agent.connect(options.agent_socket)
-    agent.sendall(message)
-    answer, channel = b"", -1
+    # The descriptor says that we take pipes (insula_agent.requests); published agents do not look.
+    sent = sockets.send_with_descriptors(agent, message, (0,))
+    if sent < len(message):
+        agent.sendall(message[sent:])
+    answer = b""
+    channel: list[int] = []
     while len(answer) < ANSWER.size:
-        part, descriptor = sockets.receive_with_descriptor(agent, ANSWER.size - len(answer))
+        part, descriptors = sockets.receive_with_descriptors(agent, ANSWER.size - len(answer), 2)
         if not part:
             return None
         answer += part
-        channel = max(channel, descriptor)
+        channel += descriptors
     domain, port = ANSWER.unpack(answer)
     return domain, port, channel
 
@@ -287,10 +292,10 @@ def call(options: Options) -> int:
     elif filters_stdout is None:
         filters_stdout = os.isatty(1)
     filters_stderr = os.isatty(2) if options.filters_stderr is None else options.filters_stderr
-    if channel < 0:
-        channel = serve_vchan(domain, port)
+    if not channel:
+        channel = [serve_vchan(domain, port)]
     return Caller(
-        channel,
+        (channel[0], channel[-1]),
         source,
         Sink(sink, is_filtered=bool(filters_stdout)),
         Sink(2, is_filtered=filters_stderr),

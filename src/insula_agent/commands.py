@@ -7,12 +7,12 @@ that port; all travel in the same pipe, so the stream is always there first.
 
 from __future__ import annotations
 
-from insula_agent import fork_server, plans, sockets
+from insula_agent import fork_server, plans
 from insula_agent.calls import Call
 from insula_agent.log import log
 from insula_agent.loop import Loop
 from insula_agent.plans import Configuration, Order, StartFailed
-from insula_agent.relay import Relay
+from insula_agent.relay import Ends, Relay
 from insula_agent.requests import Requests
 from insula_agent.session_wait import SessionWait
 from insula_agent.single_socket import SingleSocketRequests
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from insula_agent.plans import Plan
-
-CHANNEL_SIZE = 524288
-"""Bytes a program's data channel holds each way, where root says so."""
 
 
 class _Waiting(StreamHandler):
@@ -226,12 +223,12 @@ class Commands(StreamHandler):
                 client.close()
             end()
             return
-        ours, theirs = sockets.pair(CHANNEL_SIZE)
+        ends = Ends(has_pipes=client.takes_pipes)
         # A program that has gone meanwhile leaves a channel whose other end is closed: the relay ends the call.
-        client.answer(message.domain, message.port, theirs.fileno())
-        theirs.close()
+        client.answer(message.domain, message.port, ends.theirs)
+        ends.passed()
         client.close()
-        waiting.hand_over(Relay(self._loop, self._link, waiting.stream, ours, end))
+        waiting.hand_over(Relay(self._loop, self._link, waiting.stream, ends, end))
 
     # --- commands and services of this qube ----------------------------------------------------------------------
 

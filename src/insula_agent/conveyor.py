@@ -20,6 +20,11 @@ OWN_PIPE = 524288
 MAX_FRAMES = 8
 FRAME_SIZE = 61440
 """Bytes moved under one header: whole pages, so that none is shared by two frames and then copied."""
+HEADER_SIZE = 8
+FRAMED_SIZE = FRAME_SIZE + HEADER_SIZE
+"""Bytes moved at once of a pipe that holds messages with headers of their own, so sized by who wrote them…"""
+MAX_FRAMED = 7
+"""…and how many of these our pipe holds: the header is a page more."""
 SMALLEST = 8192
 """Bytes below which reading and writing costs less. With header at most half of the smallest window of a stream: with
 more than half of it left no credit would come (docs/protocols/mux.md)."""
@@ -47,8 +52,10 @@ def waiting(pipe: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(pipe, _FIONREAD, _NO_NUMBER))[0])
 
 
-def frame_size(available: int) -> int:
+def frame_size(available: int, *, is_framed: bool = False) -> int:
     """Bytes to move under the next header; 0: not worth it."""
+    if is_framed and available >= FRAMED_SIZE:
+        return FRAMED_SIZE
     size = min(available, FRAME_SIZE) & ~(_PAGE - 1)
     return size if size >= SMALLEST else 0
 

@@ -155,7 +155,7 @@ class Link(Streams):
     def send(self, stream: int, *data: bytes) -> None:
         self._mux.send(stream, *data)
 
-    def convey(self, stream: int, pipe: int, make_header: Callable[[int], bytes]) -> bool:
+    def convey(self, stream: int, pipe: int, make_header: Callable[[int], bytes], *, is_framed: bool = False) -> bool:
         """Send what waits in a process's pipe, as much as may be sent now; False: so little that it is better read.
 
         ``make_header(size)`` returns what goes before ``size`` bytes on the stream.
@@ -165,9 +165,9 @@ class Link(Streams):
             return False
         self._conveyor = self._conveyor or conveyor.Conveyor()
         self.flush()
-        for _ in range(conveyor.MAX_FRAMES):
+        for _ in range(conveyor.MAX_FRAMED if is_framed else conveyor.MAX_FRAMES):
             room = self._mux.writable(stream) - CONVEYED_HEADER
-            size = conveyor.frame_size(min(available, room))
+            size = conveyor.frame_size(min(available, room), is_framed=is_framed)
             if self.is_full or self._mux.queued or not size:
                 break
             header = make_header(size)

@@ -1,17 +1,18 @@
-"""A call of a local program on its way through the agent: bytes between a data stream and the program's socket.
+"""A call of a local program on its way through the agent: bytes between a data stream and the program.
 
-The program (``qrexec-client-vm``) is the end of the data channel; nothing is looked at here. As in
-:mod:`insula_agent.calls` nothing is buffered without bound: what came is granted again only after the program took it,
-and the program is read only while the stream has room. There is no half-close (reference: vchan): a program that hangs
-up before the other end has finished wants the call ended.
+The program (``qrexec-client-vm``) is the end of the data channel; nothing is looked at here. It has a socket, or two
+pipes if it takes them: pages then go from its input to the port without being copied (:mod:`insula_agent.conveyor`),
+and each side is woken once for many of them. As in :mod:`insula_agent.calls` nothing is buffered without bound: what
+came is granted again only after the program took it, and the program is read only while the stream has room. There is
+no half-close (reference: vchan): a program that hangs up before the other end has finished wants the call ended.
 """
 
 from __future__ import annotations
 
 import os
 
-from insula_agent import sockets
-from insula_agent.loop import READ, WRITE, Loop
+from insula_agent import conveyor, sockets
+from insula_agent.loop import HANGUP, READ, WRITE, Loop
 from insula_agent.pieces import MAX_PIECES, drop
 from insula_agent.streams import RESET_FAILED, StreamHandler, Streams
 from insula_proto import limits
@@ -20,7 +21,38 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from insula_agent.sockets import Socket
+CHANNEL_SIZE = 524288
+"""Bytes a program's data channel holds each way, where root says so."""
+
+
+class Ends:
+    """The two sides of a program's data channel. ``theirs`` are passed to it and closed here then: one socket, or the
+    pipe it reads and the pipe it writes."""
+
+    __slots__ = ("is_socket", "sink", "source", "theirs")
+    theirs: tuple[int, ...]
+
+    def __init__(self, *, has_pipes: bool) -> None:
+        """:raise OSError: there are no more descriptors."""
+        self.is_socket = not has_pipes
+        if has_pipes:
+            their_input, self.sink = os.pipe2(os.O_CLOEXEC)
+            self.source, their_output = os.pipe2(os.O_CLOEXEC)
+            self.theirs = (their_input, their_output)
+            for fd in (self.sink, their_output):
+                conveyor.enlarge(fd, CHANNEL_SIZE)
+        else:
+            ours, theirs = sockets.pair(CHANNEL_SIZE)
+            self.source = ours.detach()
+            self.sink = os.dup(self.source)
+            self.theirs = (theirs.detach(),)
+        for fd in (self.source, self.sink):
+            os.set_blocking(fd, False)
+
+    def passed(self) -> None:
+        """They are the program's now."""
+        for fd in self.theirs:
+            os.close(fd)
 
 
 def _no_header(size: int) -> bytes:
@@ -29,15 +61,16 @@ def _no_header(size: int) -> bytes:
 
 
 class Relay(StreamHandler):
-    """Owns ``connection``, our end of the program's socket; ``on_end`` is called once, when all is over."""
+    """Owns our side of ``ends``; ``on_end`` is called once, when all is over."""
 
-    def __init__(self, loop: Loop, link: Streams, stream: int, connection: Socket, on_end: Callable[[], None]) -> None:
-        connection.setblocking(False)
+    def __init__(self, loop: Loop, link: Streams, stream: int, ends: Ends, on_end: Callable[[], None]) -> None:
         self._loop = loop
         self._link = link
         self._stream = stream
-        self._connection = connection
-        self._fd = connection.fileno()
+        self._ends = ends
+        self._source = ends.source
+        self._sink = ends.sink
+        """-1 when nothing more goes to the program."""
         self._on_end = on_end
         self._queue: list[bytes | memoryview] = []
         """From the stream, not taken by the program yet; at most the stream's window."""
@@ -46,7 +79,7 @@ class Relay(StreamHandler):
         self._is_closed = False
         self._is_blocked = False
         """The stream has no room; it will say when it has."""
-        self._watch()
+        self._watch_source()
 
     # --- from the stream -----------------------------------------------------------------------------------------
 
@@ -65,71 +98,80 @@ class Relay(StreamHandler):
         del stream
         self._has_host_finished = True
         self._deliver()
+        # Its end counts, whether or not the stream has room.
+        self._watch_source()
 
     def closed(self, stream: int, code: int) -> None:
         del stream, code
         if not self._is_closed:
             self._deliver()
+        if not self._is_closed:
             self._close()
 
     def writable(self, stream: int) -> None:
         del stream
         self._is_blocked = False
-        self._watch()
+        self._watch_source()
 
-    def _deliver(self) -> None:
-        if self._is_closed:
+    def _deliver(self, events: int = 0) -> None:
+        if self._is_closed or self._sink < 0:
             return
         try:
             while self._queue:
-                drop(self._queue, os.writev(self._fd, self._queue[:MAX_PIECES]))
+                drop(self._queue, os.writev(self._sink, self._queue[:MAX_PIECES]))
         except BlockingIOError:
-            pass
+            self._loop.watch(self._sink, WRITE, self._deliver)
+            return
         except OSError:
             self._program_gone()
             return
-        if not self._queue:
-            count, self._unconsumed = self._unconsumed, 0
-            self._link.consumed(self._stream, count)
-            if self._has_host_finished:
-                # The program reads the end behind all that came; it closes when it is done.
-                self._connection.shutdown(sockets.SHUT_WR)
-        self._watch()
+        if events & HANGUP and not self._ends.is_socket:
+            # Nobody reads the pipe any more.
+            self._program_gone()
+            return
+        # Without interest: that the program goes away is noticed all the same.
+        self._loop.watch(self._sink, 0, self._deliver)
+        count, self._unconsumed = self._unconsumed, 0
+        self._link.consumed(self._stream, count)
+        if self._has_host_finished:
+            # The program reads the end behind all that came; it closes when it is done.
+            self._end_sink()
+
+    def _end_sink(self) -> None:
+        if self._sink >= 0:
+            sink, self._sink = self._sink, -1
+            self._loop.forget(sink)
+            if self._ends.is_socket:
+                sockets.shut(sink, sockets.SHUT_WR)
+            os.close(sink)
 
     # --- from the program ----------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def _watch_source(self) -> None:
         if self._is_closed:
             return
-        interest = WRITE if self._queue else 0
-        if not self._is_blocked:
-            if self._has_host_finished or self._link.has_room(self._stream):
-                interest |= READ
-            else:
+        if self._has_host_finished or self._link.has_room(self._stream):
+            self._loop.watch(self._source, READ, self._read)
+        else:
+            self._loop.forget(self._source)
+            if not self._is_blocked:
                 self._is_blocked = True
                 self._link.notify_writable(self._stream)
-        if interest:
-            self._loop.watch(self._fd, interest, self._ready)
-        else:
-            self._loop.forget(self._fd)
 
-    def _ready(self, events: int) -> None:
-        if self._queue and events & WRITE:
-            self._deliver()
-        if not self._is_closed and not self._is_blocked and events & ~WRITE:
-            self._read()
-
-    def _read(self) -> None:
+    def _read(self, events: int) -> None:
+        del events
+        if self._is_closed:
+            return
         if self._has_host_finished:
             # Nobody is there to take it; what counts is the end.
             room = limits.MUX_MAX_DATA
-        elif self._link.convey(self._stream, self._fd, _no_header):
-            self._watch()
+        elif not self._ends.is_socket and self._link.convey(self._stream, self._source, _no_header, is_framed=True):
+            self._watch_source()
             return
         else:
             room = min(self._link.writable(self._stream), limits.MUX_MAX_DATA)
         try:
-            data = os.read(self._fd, room) if room else None
+            data = os.read(self._source, room) if room else None
         except BlockingIOError:
             data = None
         except OSError:
@@ -139,7 +181,7 @@ class Relay(StreamHandler):
                 self._link.send(self._stream, data)
         elif data is not None:
             self._program_gone()
-        self._watch()
+        self._watch_source()
 
     def _program_gone(self) -> None:
         if self._is_closed:
@@ -153,6 +195,10 @@ class Relay(StreamHandler):
     def _close(self) -> None:
         self._is_closed = True
         self._queue.clear()
-        self._loop.forget(self._fd)
-        self._connection.close()
+        self._loop.forget(self._source)
+        os.close(self._source)
+        if self._sink >= 0:
+            self._loop.forget(self._sink)
+            os.close(self._sink)
+            self._sink = -1
         self._on_end()

@@ -3,8 +3,11 @@
 ::
 
     program ── TRIGGER_SERVICE4 ──► its connection to us ── ident SOCKET<n> ──► host
-            ◄── domain, port, descriptor ────────────────── SERVICE_CONNECT ──    asks policy, maybe the user
+            ◄── domain, port, descriptors ───────────────── SERVICE_CONNECT ──    asks policy, maybe the user
             ◄── end of file ─────────────────────────────── SERVICE_REFUSED ──
+
+A request that comes with a descriptor, of whatever, is from a program that takes two pipes for its data channel; others
+get a socket.
 
 Any user may ask. A program that connects and says nothing is closed after :data:`REQUEST_TIMEOUT`; when there are more
 programs than :data:`MAX_CLIENTS`, those that have not finished their request go first, so they cost nobody else.
@@ -27,7 +30,7 @@ from insula_proto.qrexec import TRIGGER_SERVICE4, Decoder, TriggerService
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from insula_agent.sockets import Socket
 
@@ -55,6 +58,7 @@ class Client:
         self._decoder = Decoder(qrexec.lengths(TRIGGER_SERVICE4))
         self.request: TriggerService | None = None
         """What it asks for, once that has come in full."""
+        self.takes_pipes = False
         self.ident = b""
         """Under what the host was asked; empty before that."""
         self._on_close: Callable[[], None] | None = None
@@ -68,11 +72,14 @@ class Client:
     def _ready(self, events: int) -> None:
         del events
         try:
-            untrusted_data = os.read(self._fd, READ_SIZE)
+            untrusted_data, descriptors = sockets.receive_with_descriptors(self._connection, READ_SIZE, 1)
         except BlockingIOError:
             return
         except OSError:
-            untrusted_data = b""
+            untrusted_data, descriptors = b"", []
+        for fd in descriptors:
+            os.close(fd)
+            self.takes_pipes = True
         if not untrusted_data:
             self.close()
             return
@@ -93,10 +100,10 @@ class Client:
         if self.request is not None:
             self._owner.complete(self)
 
-    def answer(self, domain: int, port: int, channel: int = -1) -> None:
+    def answer(self, domain: int, port: int, channel: Sequence[int] = ()) -> None:
         """Tell it where its data channel is, if it is still there to be told."""
         try:
-            sockets.send_with_descriptor(self._connection, ANSWER.pack(domain, port), channel)
+            sockets.send_with_descriptors(self._connection, ANSWER.pack(domain, port), channel)
         except OSError as error:
             log(f"a program that asked does not listen: {error}")
 

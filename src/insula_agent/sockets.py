@@ -72,22 +72,21 @@ def shut(fd: int, how: int) -> None:
         connection.close()
 
 
-def send_with_descriptor(connection: _socket.socket, data: bytes, descriptor: int) -> int:
-    """Send ``data`` and a descriptor (-1: none); the number of bytes sent. :raise OSError:"""
+def send_with_descriptors(connection: _socket.socket, data: bytes, descriptors: Sequence[int]) -> int:
+    """Send ``data`` and descriptors; the number of bytes sent. :raise OSError:"""
     ancillary = []
-    if descriptor >= 0:
-        ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor.to_bytes(4, "little")))
+    if descriptors:
+        numbers = b"".join([fd.to_bytes(4, "little") for fd in descriptors])
+        ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers))
     return connection.sendmsg([data], ancillary)
 
 
-def receive_with_descriptor(connection: _socket.socket, size: int) -> tuple[bytes, int]:
-    """Receive bytes and the descriptor that came with them (-1: none). :raise OSError:"""
-    data, ancillary, _, _ = connection.recvmsg(size, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
-    return data, _descriptor(ancillary)
-
-
-def _descriptor(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
+def receive_with_descriptors(connection: _socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """Receive bytes and the descriptors that came with them, at most so many; the rest is dropped. :raise OSError:"""
+    # CMSG_LEN, not CMSG_SPACE: that leaves room for one more than asked for, which nobody would close.
+    data, ancillary, _, _ = connection.recvmsg(size, _socket.CMSG_LEN(4 * most), _socket.MSG_CMSG_CLOEXEC)
+    found = []
     for level, kind, value in ancillary:
-        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS) and len(value) >= 4:
-            return int.from_bytes(value[:4], "little")
-    return -1
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+            found += [int.from_bytes(value[start : start + 4], "little") for start in range(0, len(value) - 3, 4)]
+    return data, found

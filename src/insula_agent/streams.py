@@ -64,12 +64,13 @@ class Streams:
         """Send in order, no more than :meth:`writable` says."""
         raise NotImplementedError
 
-    def convey(self, stream: int, pipe: int, make_header: Callable[[int], bytes]) -> bool:
+    def convey(self, stream: int, pipe: int, make_header: Callable[[int], bytes], *, is_framed: bool = False) -> bool:
         """Send what waits in a process's pipe, as much as may be sent now; False: so little that it is better read.
 
-        ``make_header(size)`` returns what goes before ``size`` bytes on the stream.
+        ``make_header(size)`` returns what goes before ``size`` bytes on the stream. ``is_framed``: what is in the pipe
+        has headers already, written by a program that conveys too.
         """
-        del stream, pipe, make_header
+        del stream, pipe, make_header, is_framed
         return False
 
     def has_room(self, stream: int) -> bool:
