@@ -1,7 +1,7 @@
 """``insula-file-action``: what the menus of file managers call, for people who see no terminal.
 
 Copying and moving show their progress in a window, failures are told in one, where the qube has a program for windows
-(zenity); otherwise on stderr. The work itself is that of ``qvm-copy`` and ``qvm-open-in-vm``.
+(zenity); otherwise on stderr. The work itself is that of ``qvm-copy``, ``qvm-open-in-vm`` and ``qvm-convert-pdf``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import sys
 from insula_agent.filecopy import command, removal, tree
 from insula_agent.filecopy.outgoing import SendFailed
 from insula_agent.opening import command as opening
+from insula_agent.pixels import pdf_client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DIALOG = "zenity"
-VERBS = ("copy", "move", "open", "open-in-disposable", "view-in-disposable")
+VERBS = ("copy", "move", "open", "open-in-disposable", "view-in-disposable", "convert")
 USAGE = f"usage: insula-file-action {'|'.join(VERBS)} FILE...\n"
 _SIGPIPE = 13
 
@@ -113,6 +114,18 @@ def open_one(path: bytes, verb: str) -> int:
     return code
 
 
+def convert_one(path: bytes) -> int:
+    """Make a PDF of the pixels of a document."""
+    options = pdf_client.parse_options(["--", os.fsdecode(path)])
+    assert options is not None
+    try:
+        sys.stdout.write(f"{pdf_client.convert(options.files[0], options)}\n")
+    except (pdf_client.ConversionFailed, OSError) as error:
+        tell(f"{os.fsdecode(path)}: {error}")
+        return 1
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     if len(arguments) < 2 or arguments[0] not in VERBS:
         sys.stderr.write(USAGE)
@@ -121,4 +134,6 @@ def main(arguments: Sequence[str]) -> int:
     paths = [os.fsencode(path) for path in arguments[1:]]
     if verb in ("copy", "move"):
         return send(paths, is_move=verb == "move")
+    if verb == "convert":
+        return max([convert_one(path) for path in paths])
     return max([open_one(path, verb) for path in paths])

@@ -1,13 +1,18 @@
-"""Programs that are run to their end, where the system has no call for what they do."""
+"""Programs that are run to their end, where the system has no call for what they do; and becoming another one."""
 
 from __future__ import annotations
 
+# See process.py for why not ``signal``.
+import _signal  # type: ignore[import-not-found]
 import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
+_IGNORED_BY_PYTHON = (13, 25)
+"""SIGPIPE, SIGXFSZ: another program is to meet them as usual."""
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
@@ -23,3 +28,10 @@ def run(argv: Sequence[str], accept: int = 0) -> int:
     if not 0 <= code <= accept:
         raise ProgramFailed(f"{argv[0]} failed (exit status {code})")
     return code
+
+
+def become(argv: Sequence[str]) -> NoReturn:
+    """Replace this process by a program found in PATH; a vector, no shell. :raise OSError: it cannot be executed."""
+    for number in _IGNORED_BY_PYTHON:
+        _signal.signal(number, _signal.SIG_DFL)
+    os.execvp(argv[0], list(argv))  # noqa: S606 - no shell

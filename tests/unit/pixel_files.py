@@ -51,7 +51,7 @@ def local_client(folder: Path, answer: str = "") -> dict[str, str]:
     """An environment in which calls run the service's own file here; or ``answer``, a shell command, in its place."""
     client = folder / "qrexec-client-vm"
     service = f'exec "{SRC}/insula_agent/rpc/${{2%%+*}}" "${{2#*+}}"'
-    client.write_text(f'#!/bin/sh\necho "$1 $2" >>"{folder}/calls"\n{answer or service}\n')
+    client.write_text(f'#!/bin/sh\nshift\necho "$1 $2" >>"{folder}/calls"\n{answer or service}\n')
     client.chmod(0o755)
     return {
         **os.environ, "QREXEC_CLIENT_PATH": str(client), "INSULA_LIBRARY": str(SRC), "HOME": str(folder / "home"),

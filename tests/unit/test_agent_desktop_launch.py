@@ -57,6 +57,12 @@ def test_program_that_is_missing_is_127(tmp_path: Path) -> None:
     assert start(tmp_path, "b").returncode == 127
 
 
+def test_application_meets_signals_as_usual(tmp_path: Path) -> None:
+    """Python ignores SIGPIPE; what it becomes must not, or its pipelines would not end."""
+    place(tmp_path, "b.desktop", "[Desktop Entry]\nExec=grep SigIgn /proc/self/status\n")
+    assert start(tmp_path, "b").stdout.split()[1] == b"0" * 16
+
+
 def test_plan_terminal_and_links() -> None:
     assert plan({"Exec": "top -d 1", "Terminal": "true"}, "/p") == ["x-terminal-emulator", "-e", "top", "-d", "1"]
     with pytest.raises(EntryError):

@@ -72,6 +72,15 @@ def test_open_calls(qubes: TwoQubes, verb: str, call: str) -> None:
     assert qubes.calls == [call]
 
 
+def test_document_that_cannot_be_converted_is_told_in_a_window(qubes: TwoQubes) -> None:
+    (qubes.here / "f.pdf").write_text("x")
+    qubes.refuse()
+    code, shown = run(qubes, "convert", "f.pdf")
+    assert (code, shown[-1]) == (1, "--error|--no-markup|--text=f.pdf: the call was refused|")
+    assert qubes.calls == ["@dispvm qubes.PdfConvert+300"]
+    assert (qubes.here / "f.pdf").read_text() == "x"
+
+
 def test_without_windows_it_works_all_the_same(qubes: TwoQubes) -> None:
     (qubes.here.parent / "tools" / "zenity").unlink()
     (qubes.here / "f").touch()
@@ -104,7 +113,7 @@ def test_menu_calls_a_command_of_ours_with_its_files(menu: Path) -> None:
 
 
 def test_every_verb_is_in_every_menu() -> None:
-    for folder, count in (("kio", 1), ("file-manager", 5), ("nemo", 5), ("Thunar", 5)):
+    for folder, count in (("kio", 2), ("file-manager", 6), ("nemo", 6), ("Thunar", 6)):
         menus = [menu for menu in MENUS if menu.relative_to(SHARE).parts[0] == folder]
         assert len(menus) == count
         assert {shlex.split(text)[1] for menu in menus for text in commands(menu)} == set(VERBS)

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     # Isolated mode puts no folder of ours on the path.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from insula_agent import programs
 from insula_agent.desktop import entries
 
 TYPE_CHECKING = False
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
         values = dict(entries.read_file(path))
         command = plan(values, path)
         os.chdir(values.get("Path") or os.environ.get("HOME", "/"))
-        os.execvp(command[0], command)  # noqa: S606 - a vector, no shell
+        programs.become(command)
     except FileNotFoundError as error:
         sys.stderr.write(f"{path}: {error}\n")
         return EXIT_NOT_FOUND

@@ -57,6 +57,21 @@ class _Image:
             view = view[os.write(self._fd, view) :]
 
 
+def _receive(call: remote.Call, image: _Image) -> str:
+    """Take the whole answer; what is wrong with it."""
+    try:
+        remote.receive(call.output, image.take)
+    except RemoteProtocolError as error:
+        # What it still says is of no use.
+        call.hang_up()
+        return str(error)
+    try:
+        image.finish()
+    except RemoteProtocolError as error:
+        return str(error)
+    return ""
+
+
 def _fetch(target: str, source: int, sink: int) -> None:
     feeding = remote.feed(b"-\n", source)
     try:
@@ -66,21 +81,19 @@ def _fetch(target: str, source: int, sink: int) -> None:
     image = _Image(sink)
     problem = ""
     try:
-        remote.receive(call.output, image.take)
-        image.finish()
-    except RemoteProtocolError as error:
-        problem = str(error)
-        call.hang_up()
+        problem = _receive(call, image)
     finally:
         code = call.wait()
-    if code and not problem:
+    if code == remote.EXIT_REFUSED:
+        problem = "the call was refused"
+    elif code and not problem:
         problem = f"the call ended with {code}"
     if problem:
         raise ConversionFailed(problem)
 
 
 def convert(target: str, path: str, new: str) -> None:
-    """:raise ConversionFailed: :raise OSError: no such image, or the new one is there. :raise ValueError: no qube."""
+    """:raise ConversionFailed: :raise OSError: no such image, or the new one is there."""
     if not new.lower().endswith(".png"):
         raise ConversionFailed(f"{new}: only PNG is written; end it in .png")
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -106,7 +119,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         convert(target, *arguments)
-    except (ConversionFailed, OSError, ValueError) as error:
+    except (ConversionFailed, OSError) as error:
         sys.stderr.write(f"{arguments[0]}: {error}\n")
         return 1
     return 0

@@ -121,6 +121,21 @@ class _Document:
             view = view[os.write(self._fd, view) :]
 
 
+def _receive(call: remote.Call, document: _Document) -> str:
+    """Take the whole answer; what is wrong with it."""
+    try:
+        remote.receive(call.output, document.take)
+    except (RemoteProtocolError, PdfTooLong) as error:
+        # What it still says is of no use.
+        call.hang_up()
+        return str(error)
+    try:
+        document.finish()
+    except (RemoteProtocolError, PdfTooLong) as error:
+        return str(error)
+    return ""
+
+
 def _fetch(options: Options, source: int, sink: int) -> int:
     """Write the PDF to ``sink``; the number of its pages. :raise ConversionFailed:"""
     password = f"--password={options.password}\n".encode("utf-8", "surrogateescape") if options.password else b""
@@ -133,15 +148,13 @@ def _fetch(options: Options, source: int, sink: int) -> int:
     document = _Document(sink, options.dpi)
     problem = ""
     try:
-        remote.receive(call.output, document.take)
-        document.finish()
-    except (RemoteProtocolError, PdfTooLong) as error:
-        problem = str(error)
-        call.hang_up()
+        problem = _receive(call, document)
     finally:
         code = call.wait()
     if code == EXIT_NO_OFFICE:
         problem = "it needs an office suite, which the disposable's template does not have"
+    elif code == remote.EXIT_REFUSED:
+        problem = "the call was refused"
     elif code and not problem:
         problem = f"the call ended with {code}"
     if problem:
@@ -206,7 +219,7 @@ def main(arguments: list[str]) -> int:
         try:
             sys.stdout.write(f"{convert(path, options)}\n")
             sys.stdout.flush()
-        except (ConversionFailed, OSError, ValueError) as error:
+        except (ConversionFailed, OSError) as error:
             sys.stderr.write(f"{path}: {error}\n")
             code = 1
     return code

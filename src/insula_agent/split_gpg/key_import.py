@@ -9,7 +9,7 @@ if __name__ == "__main__":
     # Isolated mode puts no folder of ours on the path.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from insula_agent import consent
+from insula_agent import consent, programs
 from insula_agent.split_gpg.options import ENVELOPE
 
 GPG = "gpg"
@@ -24,7 +24,7 @@ def main() -> int:
         if not consent.ask_or_remember(USE, source, question, 0, os.environ):
             sys.stderr.write("not allowed\n")
             return 1
-        os.execvp(GPG, [GPG, *ENVELOPE, "--import"])  # noqa: S606 - a vector, no shell
+        programs.become([GPG, *ENVELOPE, "--import"])
     except (ValueError, consent.NobodyToAsk, OSError) as error:
         sys.stderr.write(f"split GPG: {error}\n")
         return 1

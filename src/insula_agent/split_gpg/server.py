@@ -14,7 +14,7 @@ if __name__ == "__main__":
     # Isolated mode puts no folder of ours on the path.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from insula_agent import consent
+from insula_agent import consent, programs
 from insula_agent.split_gpg import options
 from insula_agent.split_gpg.exchange import Exchange, PeerGone
 from insula_proto import split_gpg
@@ -70,7 +70,7 @@ def _run(argv: Sequence[str], joined: Sequence[tuple[int, int]]) -> int:
         copies = [(fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, above), number) for ours, number in joined]
         for copy, number in copies:
             os.dup2(copy, number)
-        os.execvp(argv[0], list(argv))  # noqa: S606 - a vector, no shell
+        programs.become(argv)
     except OSError as error:
         os.write(2, f"{argv[0]}: {error}\n".encode("utf-8", "replace"))
     finally:

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     # Isolated mode puts no folder of ours on the path.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from insula_agent import programs
 from insula_agent.split_gpg import client
 from insula_agent.split_gpg.options import WITH_VALUE, OptionRefused
 
@@ -166,9 +167,9 @@ def main(arguments: list[str]) -> int:
     try:
         result = translate(arguments)
         if result.kind == "local":
-            os.execvp("gpg", ["gpg", *result.arguments])  # noqa: S606 - a vector, no shell
+            programs.become(["gpg", *result.arguments])
         if result.kind == "import":
-            os.execvp("qubes-gpg-import-key", ["qubes-gpg-import-key", *result.arguments])  # noqa: S606
+            programs.become(["qubes-gpg-import-key", *result.arguments])
         placed = _placed(result)
     except (OptionRefused, OSError) as error:
         sys.stderr.write(f"qubes-gpg-client-wrapper: {error}\n")

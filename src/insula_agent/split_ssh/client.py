@@ -31,7 +31,7 @@ DOMAIN_FILE = "/rw/config/split-ssh-domain"
 MAX_CALLS = 16
 """Calls at once; a further connection waits."""
 MAX_WAITING = 64
-_SIGTERM = 15
+_SIGPIPE, _SIGTERM = 13, 15
 FIRST_PASSED_FD = 3
 """sd_listen_fds(3)."""
 
@@ -112,7 +112,7 @@ class Relay:
             fd = connection.fileno()
             actions = [(os.POSIX_SPAWN_DUP2, fd, 0), (os.POSIX_SPAWN_DUP2, fd, 1)]
             try:
-                pid = os.posix_spawnp(self._argv[0], self._argv, os.environ, file_actions=actions)
+                pid = os.posix_spawnp(self._argv[0], self._argv, os.environ, file_actions=actions, setsigdef=[_SIGPIPE])
             except OSError as error:
                 # This connection is closed; the next one may find it.
                 sys.stderr.write(f"{self._argv[0]}: {error}\n")
@@ -139,7 +139,7 @@ def _passed() -> socket.socket | None:
 
 
 def _run_command(command: list[str], relay: Relay) -> int:
-    pid = os.posix_spawnp(command[0], command, os.environ)
+    pid = os.posix_spawnp(command[0], command, os.environ, setsigdef=[_SIGPIPE])
     ended = os.pidfd_open(pid)
     relay.run(ended)
     os.close(ended)

@@ -11,6 +11,7 @@ ENTRIES = (
     ("open", "Open in another qube…", False),
     ("open-in-disposable", "Edit in a disposable", False),
     ("view-in-disposable", "View in a disposable", False),
+    ("convert", "Convert to a trusted PDF", False),
 )
 """Verb of insula-file-action, label, whether folders can be chosen too."""
 
