@@ -13,7 +13,8 @@ from insula.policy.engine import evaluate
 from insula.policy.evaluate import snapshot_from_json
 from insula.policy.folders import MemoryFolder
 from insula.policy.loader import Sources, load
-from insula.policy.snapshot import QubeFacts, Snapshot, snapshot_of
+from insula.policy.snapshot import QubeFacts, Snapshot
+from insula.policy.system_facts import snapshot_of
 from insula.testing.admin_daemon import admin_daemon
 from insula.testing.systems import DISPOSABLE, NET, TEMPLATE, WORK, all_halted, small_system, with_qube_of
 

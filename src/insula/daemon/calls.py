@@ -26,8 +26,9 @@ from insula.policy.current import CurrentPolicy
 from insula.policy.decisions import Allow, Request
 from insula.policy.engine import evaluate, settle
 from insula.policy.ruleset import Policy
-from insula.policy.snapshot import UUID_PREFIX, Snapshot, snapshot_of
+from insula.policy.snapshot import UUID_PREFIX, Snapshot
 from insula.policy.store import PolicyStore
+from insula.policy.system_facts import snapshot_of
 from insula.rpc.ask import Prompts
 from insula.rpc.broker import Broker, QubeNow
 from insula.rpc.call_log import CallLog

@@ -7,7 +7,8 @@ A policy is text in files, in the published 5.0 syntax (qrexec §6). The way of 
     tokens, rules    the words of a rule, the rule, and the text of either
     loader           files in their order, includes, limits → Policy
     ruleset          Policy: rules, or the problems that make it deny everything
-    snapshot         what rules may ask about qubes, one frozen value made from the model's System
+    snapshot         what rules may ask about qubes, one frozen value…
+    system_facts     …and how it is made from the model's System
     decisions        Request, Allow, Ask, Deny
     engine           evaluate, explain, answer: (Request, Policy, Snapshot) → decision
     store            reading and changing policy files, with the published version tokens

@@ -1,4 +1,4 @@
-"""What rules may ask about qubes: one frozen value, made from the model's System by :func:`snapshot_of`.
+"""What rules may ask about qubes: one frozen value, made from the model's System by :mod:`insula.policy.system_facts`.
 
 For every qube and every target a call may have, the snapshot knows the *keys* that mean it: the tokens of a rule that
 match it, as text. A rule matches if its two keys are among those of the source and of the target. Which token means
@@ -7,16 +7,13 @@ what is decided here and nowhere else (qrexec §6, "Matching").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from insula.model.frozen import freeze
 from insula.model.klass import Klass
-from insula.model.names import ADMIN_NAME, QubeName
-from insula.model.properties import names_for, view
-from insula.model.qube import Qube
+from insula.model.names import ADMIN_NAME
 from insula.model.state import PowerState
-from insula.model.system import System
 from insula.policy.tokens import ADMIN_KEY, ADMIN_SPELLINGS, DISPVM, DISPVM_OF, Kind, Token
 
 UUID_PREFIX = "uuid:"
@@ -185,31 +182,3 @@ def _base_tags(base: QubeFacts) -> frozenset[str]:
     if not base.template_for_dispvms:
         return frozenset()
     return frozenset(f"{DISPVM_OF}@tag:{tag}" for tag in base.tags)
-
-
-def snapshot_of(system: System, power_state: Callable[[QubeName], PowerState]) -> Snapshot:
-    """Facts about a configured system and the machines that run now."""
-    return Snapshot(_facts(system, qube, power_state(qube.name)) for qube in system.sorted_qubes())
-
-
-def _facts(system: System, qube: Qube, state: PowerState) -> QubeFacts:
-    here, known = view(system, qube), frozenset(names_for(qube.klass))
-
-    def vm(name: str) -> str | None:
-        return here.vm(name) if name in known else None
-
-    return QubeFacts(
-        name=qube.name,
-        uuid=str(qube.uuid),
-        klass=qube.klass.value,
-        tags=qube.tags,
-        default_dispvm=vm("default_dispvm"),
-        template_for_dispvms="template_for_dispvms" in known and here.flag("template_for_dispvms"),
-        power_state=state.value,
-        internal=bool(qube.features.get("internal")),
-        guivm=vm("guivm"),
-        icon=here.text("icon"),
-        label=system.label(qube.label).color_text,
-        relayvm=vm("relayvm"),
-        transport_rpc=(here.text("transport_rpc") or None) if "transport_rpc" in known else None,
-    )
