@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from insula.cli.commands import doctor
 from insula.events.bus import EventBus
 from insula.rpc.call_log import CallLog, CallRecord
-from insula.testing.cli_runner import Cli, served_cli
+from insula.testing.cli_runner import PROGRAM, Cli, served_cli
 
 
 @pytest.fixture
@@ -74,3 +78,33 @@ def test_calls_are_picked_by_qube_service_and_outcome(cli: Cli, log: CallLog) ->
 def test_no_call_yet_is_no_error(cli: Cli) -> None:
     shown = cli.run("calls")
     assert (shown.code, shown.out) == (0, "")
+
+
+def test_follow_shows_calls_as_they_end(cli: Cli, log: CallLog) -> None:
+    write(log)
+    environment = {
+        **os.environ,
+        "INSULA_DATA_DIR": str(cli.paths.data),
+        "INSULA_RUNTIME_DIR": str(cli.paths.runtime),
+    }
+    command = [sys.executable, "-c", PROGRAM, "calls", "--follow", "--json", "--last", "1"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        try:
+            assert json.loads(following.stdout.readline())["number"] == 3
+            log.ended(CallRecord(4, "work", "a.B", "+", "vault", decision="allowed"))
+            assert json.loads(following.stdout.readline())["number"] == 4
+        finally:
+            following.kill()
+
+
+def test_doctor_says_loudly_that_a_policy_is_none(cli: Cli) -> None:
+    """MC-25."""
+    cli.paths.policy.mkdir()
+    (cli.paths.policy / "50-a.policy").write_text("a.B * work vault allow\n")
+    assert doctor.policy_finding(cli.paths).verdict is doctor.Verdict.OK
+    (cli.paths.policy / "60-b.policy").write_text("nonsense\n")
+    finding = doctor.policy_finding(cli.paths)
+    assert finding.verdict is doctor.Verdict.FAIL
+    assert "60-b.policy:1" in finding.found
+    assert "EVERY call" in finding.follows
