@@ -58,7 +58,7 @@ class HostEnd(StreamHandler):
         self.to_qube = 0
         self.stream = channel.open(port, self)
         self._writer = StreamWriter(channel, self.stream)
-        self._timer = self._loop.call_later(INPUT_TIMEOUT, self._too_slow) if host.limit else None
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(INPUT_TIMEOUT, self._too_slow)
 
     # --- from the caller -----------------------------------------------------------------------------------------
 
@@ -73,6 +73,8 @@ class HostEnd(StreamHandler):
         for message in messages:
             if isinstance(message, Hello):
                 self._writer.write(self._protocol.hello())
+                if self._input is None:
+                    self._stop_timer()
                 self._read_more()
             elif isinstance(message, Stdin):
                 self._take(message.data)
