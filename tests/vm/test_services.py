@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import shlex
 import time
+from collections.abc import Iterator
 
+import pytest
+
+from insula.policy.store import PolicyStore
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import Result, run, sh
+from insula.testing.guest import TEMPLATE, Result, create_app_qube, run, sh
 from insula_proto import pixels
 from insula_proto.pixels import PageStarted, PixelDecoder, PixelsReceived
+
+from .conftest import discard
 
 PDF = """%PDF-1.4
 1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj
@@ -19,6 +27,12 @@ endstream endobj
 trailer<</Size 5/Root 1 0 R>>
 """
 """One red page of 72 × 36 points; without a table of contents, which readers make up."""
+WORK, VAULT, BASE = "test-work", "test-vault", "test-opener"
+RULES = f"""
+qubes.Gpg * {WORK} @default allow target={VAULT}
+qubes.SshAgent +mail {WORK} {VAULT} allow
+qubes.SshAgent * @anyvm @anyvm deny
+"""
 GROWN = 4 << 30
 """Bytes; new private volumes have 2 GiB."""
 
@@ -64,9 +78,9 @@ async def test_private_volume_grows_while_it_is_used(daemon: DaemonProcess, qube
     size = "df --output=size -B1 /rw | tail -1"
     before = int(await sh(daemon, qube, size))
     await daemon.client.volume_resize(qube, "private", GROWN)
-    done = await call(daemon, qube, "qubes.ResizeDisk", b"private\n")
-    assert done.code == 0, done.err
+    # The host has told the qube by itself; asked again it has nothing to do.
     assert int(await sh(daemon, qube, size)) > before + (1 << 30)
+    assert (await call(daemon, qube, "qubes.ResizeDisk", b"private\n")).code == 0
     await sh(daemon, qube, "dd if=/dev/zero of=~/large bs=1M count=64 && sync && rm ~/large")
 
 
@@ -93,3 +107,156 @@ async def test_keys_of_the_qube_are_read_and_some_written(daemon: DaemonProcess,
     write = "qubesdb-write /features-request/test 1 && qubesdb-read /features-request/test"
     assert await sh(daemon, shared_qube, write) == "1"
     assert (await run(daemon, shared_qube, "qubesdb-write /name other")).code == 1
+
+
+# --- between qubes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def qubes(daemon: DaemonProcess) -> Iterator[None]:
+    """A qube that works, a vault with throw-away keys, and what disposables are made of."""
+
+    async def make() -> None:
+        client = daemon.client
+        for name in (WORK, VAULT, BASE):
+            await create_app_qube(client, name)
+        await client.set_property("template_for_dispvms", "True", BASE)
+        await client.set_property("default_dispvm", BASE, WORK)
+        await client.start(VAULT)
+        await client.start(WORK)
+        await sh(daemon, VAULT, "gpg -q --batch --passphrase '' --quick-generate-key 'me <me@localhost>' ed25519")
+        await sh(daemon, VAULT, "ssh-keygen -q -t ed25519 -N '' -f ~/key && insula-ssh-add mail -q ~/key")
+
+    PolicyStore(daemon.paths.policy).replace("20-services", RULES.encode(), "any")
+    asyncio.run(make())
+    yield
+
+    async def remove() -> None:
+        for name in (WORK, VAULT, BASE):
+            await discard(daemon, name)
+
+    asyncio.run(remove())
+    PolicyStore(daemon.paths.policy).remove("20-services", "any")
+
+
+async def answer_questions(daemon: DaemonProcess, words: str) -> None:
+    """Have somebody at the vault's terminal who answers each question so."""
+    # A terminal that types its answer once a question is there.
+    script = f"""
+import os, pty
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp("insula-consent", ["insula-consent"])
+open("/tmp/asker", "w").write(str(pid))
+shown = b""
+while True:
+    try:
+        shown += os.read(terminal, 1024)
+    except OSError:
+        break
+    if shown.endswith(b"yes or no? "):
+        open("/tmp/asked", "ab").write(shown)
+        shown = b""
+        os.write(terminal, b"{words}" + bytes([10]))
+"""
+    reset = (
+        "if [ -e /tmp/asker ]; then kill $(cat /tmp/asker); rm /tmp/asker; fi; rm -rf /tmp/insula-1000/{gpg.*,cons*}"
+    )
+    await sh(daemon, VAULT, reset)
+    start = f"setsid python3 -c {shlex.quote(script)} </dev/null >/dev/null 2>&1 &"
+    await sh(daemon, VAULT, start + " while [ ! -S /tmp/insula-1000/consent.sock ]; do sleep 0.1; done")
+
+
+@pytest.mark.usefixtures("qubes")
+async def test_message_is_signed_by_the_vaults_key_once_somebody_there_says_yes(daemon: DaemonProcess) -> None:
+    await answer_questions(daemon, "yes")
+    signed = await run(daemon, WORK, "qubes-gpg-client --armor --detach-sign > sig", stdin=b"words")
+    assert signed.code == 0, signed.err
+    await sh(daemon, WORK, "printf words > words")
+    verified = await run(daemon, WORK, "qubes-gpg-client --verify sig words")
+    assert verified.code == 0, verified.err
+    assert b"Good signature" in verified.err
+    # Once for both: a yes is remembered.
+    asked = await sh(daemon, VAULT, "cat /tmp/asked; rm /tmp/asked")
+    assert asked.count("yes or no?") == 1
+    assert f"the qube {WORK} to use your GPG keys" in asked
+
+
+@pytest.mark.usefixtures("qubes")
+async def test_no_of_somebody_there_is_a_refusal(daemon: DaemonProcess) -> None:
+    await answer_questions(daemon, "no")
+    refused = await run(daemon, WORK, "qubes-gpg-client --detach-sign", stdin=b"words")
+    assert (refused.code, refused.out) == (1, b"")
+
+
+@pytest.mark.usefixtures("qubes")
+async def test_secret_key_and_files_of_the_vault_cannot_be_had(daemon: DaemonProcess) -> None:
+    """MC-17."""
+    await answer_questions(daemon, "yes")
+    for options in ("--export-secret-keys me", "--output /tmp/taken --detach-sign", "--decrypt /etc/hostname"):
+        assert (await run(daemon, WORK, f"qubes-gpg-client {options}", stdin=b"words")).code != 0
+    await sh(daemon, VAULT, "test ! -e /tmp/taken")
+
+
+@pytest.mark.usefixtures("qubes")
+async def test_ssh_key_is_listed_and_signs_from_the_vault(daemon: DaemonProcess) -> None:
+    await answer_questions(daemon, "yes")
+    public = await sh(daemon, VAULT, "cat ~/key.pub")
+    await sh(daemon, WORK, f"echo '{public}' > key.pub; echo 'me {public}' > signers; printf words > words")
+    agent = f"insula-ssh-agent -t {VAULT} mail --"
+    assert public.split()[1] in await sh(daemon, WORK, f"{agent} ssh-add -L")
+    signed = await run(daemon, WORK, f"rm -f words.sig; {agent} ssh-keygen -Y sign -n file -f key.pub words")
+    assert signed.code == 0, signed.err
+    verify = "ssh-keygen -Y verify -f signers -I me -n file -s words.sig < words"
+    assert "Good" in await sh(daemon, WORK, verify)
+    assert (await run(daemon, WORK, f"insula-ssh-agent -t {VAULT} other -- ssh-add -l")).code != 0
+
+
+@pytest.mark.usefixtures("qubes")
+async def test_unit_serves_the_keys_of_the_vault(daemon: DaemonProcess) -> None:
+    await sh(daemon, WORK, f"echo {VAULT} > /rw/config/split-ssh-domain", user="root")
+    await sh(daemon, WORK, "systemctl start insula-ssh-agent@mail.socket", user="root")
+    listed = "SSH_AUTH_SOCK=/run/insula-ssh-agent/mail ssh-add -L"
+    assert "ssh-ed25519" in await sh(daemon, WORK, listed)
+
+
+@pytest.mark.usefixtures("qubes")
+async def test_document_is_converted_in_a_disposable(daemon: DaemonProcess) -> None:
+    await run(daemon, WORK, "cat > paper.pdf", stdin=PDF.encode())
+    done = await run(daemon, WORK, "qvm-convert-pdf -r 72 paper.pdf")
+    assert done.code == 0, done.err
+    assert await sh(daemon, WORK, "ls ~/QubesUntrustedPDFs; test ! -e paper.pdf") == "paper.pdf"
+    count = await sh(daemon, WORK, "pdfimages -list paper.trusted.pdf")
+    assert count.split("\n")[-1].split()[2:6] == ["image", "72", "36", "rgb"]
+
+
+@pytest.mark.usefixtures("qubes")
+async def test_image_is_converted_in_a_disposable(daemon: DaemonProcess) -> None:
+    await run(daemon, WORK, "cat > in.ppm", stdin=b"P6\n2 1\n255\n\xff\0\0\0\0\xff")
+    done = await run(daemon, WORK, "qvm-convert-img in.ppm out.png")
+    assert done.code == 0, done.err
+    show = "python3 -c 'from PIL import Image; print(list(Image.open(\"out.png\").getdata()))'"
+    assert await sh(daemon, WORK, show) == "[(255, 0, 0, 255), (0, 0, 255, 255)]"
+
+
+@pytest.mark.usefixtures("qubes")
+async def test_what_is_no_document_leaves_everything_as_it_was(daemon: DaemonProcess) -> None:
+    """MC-22."""
+    await sh(daemon, WORK, "echo nothing > bad.pdf")
+    assert (await run(daemon, WORK, "qvm-convert-pdf bad.pdf")).code == 1
+    assert await sh(daemon, WORK, "ls bad*") == "bad.pdf"
+
+
+@pytest.mark.usefixtures("qubes")
+async def test_qube_tells_the_host_what_it_supports_and_whether_it_has_updates(daemon: DaemonProcess) -> None:
+    await daemon.client.start(TEMPLATE)
+    try:
+        await sh(daemon, TEMPLATE, "/etc/qubes-rpc/qubes.PostInstall", user="root")
+        features = await daemon.client.get_features(TEMPLATE)
+        told = ("os", "os-distribution", "os-version", "qrexec", "supported-rpc.qubes.PdfConvert")
+        assert [features.get(key) for key in told] == ["Linux", "debian", "12", "1", "1"]
+        await sh(daemon, TEMPLATE, "/usr/lib/qubes/upgrades-status-notify", user="root")
+        assert "updates-available" in await daemon.client.list_features(TEMPLATE)
+    finally:
+        # Killed, it keeps nothing of what was done in it.
+        await daemon.client.kill(TEMPLATE)
