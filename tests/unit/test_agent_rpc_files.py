@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -149,5 +150,23 @@ def test_resizedisk_other_names_refused(tmp_path: Path, disk: bytes) -> None:
     assert (done.returncode, done.stdout) == (1, b"")
 
 
-def test_waitforsession_without_windows_ends_at_once() -> None:
-    assert run("qubes.WaitForSession", stdin=b"user\n").returncode == 0
+@pytest.mark.parametrize("key", [None, b"", b"0"])
+def test_waitforsession_without_windows_ends_at_once(tmp_path: Path, key: bytes | None) -> None:
+    (tmp_path / "insula/keys").mkdir(parents=True)
+    if key is not None:
+        (tmp_path / "insula/keys/qubes-gui-enabled").write_bytes(key)
+    done = run("qubes.WaitForSession", stdin=b"user\n", env={"INSULA_RUN": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_waitforsession_ends_when_the_session_is_there(tmp_path: Path) -> None:
+    (tmp_path / "insula/keys").mkdir(parents=True)
+    (tmp_path / "insula/keys/qubes-gui-enabled").write_bytes(b"1")
+    (tmp_path / "qubes").mkdir()
+    env = {**os.environ, "INSULA_RUN": str(tmp_path), "USER": "me"}
+    with subprocess.Popen([FOLDER / "qubes.WaitForSession"], env=env, stdin=subprocess.DEVNULL) as waiting:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(0.5)
+        with socket.socket(socket.AF_UNIX) as session:
+            session.bind(str(tmp_path / "qubes/qrexec-server.me.sock"))
+            assert waiting.wait(20) == 0
