@@ -260,3 +260,15 @@ def test_program_that_is_told_to_end_ends_and_leaves_the_question_unanswered(pro
     prompt.process.terminate()
     assert prompt.process.wait(WAIT_S) == 0
     assert asking.answer() == b""
+
+
+def test_mc32_prompt_comes_up_over_a_full_screen_window(prompt: PromptProgram) -> None:
+    other = prompt.cover(Window(0, 20, 20, 0, 0), is_full_screen=True)
+    prompt.screen.do("windowactivate", "--sync", other.number)
+    prompt.screen.click(500, 400)  # somebody is at work in it
+    prompt.screen.wait(lambda: prompt.screen.picture().share(0x00FF00) > 0.95, "it does not fill the screen")
+    asking = prompt.ask(QUESTION)
+    window = prompt.armed()
+    assert prompt.picture(window).share(0x00FF00) == 0.0
+    prompt.screen.click(*prompt.deny_button(window))
+    assert asking.answer() == b"deny"

@@ -30,7 +30,7 @@ window = QWidget()
 window.setWindowTitle("another window")
 window.setPalette(QPalette(QColor("#00ff00")))
 window.setGeometry(*map(int, sys.argv[1:5]))
-window.show()
+window.showFullScreen() if sys.argv[5:] else window.show()
 app.exec()
 """
 
@@ -135,9 +135,10 @@ class PromptProgram:
         self.screen.park()
         return self.screen.picture().part(window.x, window.y, window.width, window.height)
 
-    def cover(self, window: Window) -> Window:
+    def cover(self, window: Window, *, is_full_screen: bool = False) -> Window:
         """Another window where ours is."""
-        self.start([sys.executable, "-c", OTHER_WINDOW, *map(str, (window.x - 20, window.y - 20, 600, 500))])
+        place = map(str, (window.x - 20, window.y - 20, 600, 500))
+        self.start([sys.executable, "-c", OTHER_WINDOW, *place, *(["full"] if is_full_screen else [])])
         return self.screen.window("another window")
 
 
