@@ -105,7 +105,7 @@ async def test_its_disks_are_the_qubes_and_the_root_goes_on(bench: Bench) -> Non
 async def test_nobody_is_told_nothing_of_anybody(bench: Bench) -> None:
     await one_waits(bench)
     keys = bench.sessions.of(WAITS).keys
-    assert (keys["/insula-seed"], keys["/insula-rehearsal"], keys["/name"]) == ("1", "1", "nobody")
+    assert (keys["/insula-seed"], keys["/insula-rehearsal"], keys["/name"]) == ("1", "1", "nobody-yet")
     values = set(keys.values())
     for qube in bench.host.store.system.sorted_qubes():
         assert not {qube.name, qube.uuid.hex} & values

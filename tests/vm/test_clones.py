@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import pytest
 
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import TEMPLATE, create_app_qube, sh
+from insula.testing.guest import TEMPLATE, create_app_qube, hold_in_waiting, sh
 
 from .conftest import discard
 
-CLONES = 40
+CLONES = {"fork": 40, "waited": 12}
+"""How they are started → how many; those that waited take two seconds more each."""
 AT_ONCE = 4
 """More than a small test machine has cores, so that forks overlap in every way."""
 AGAIN = "test-clone-again"
@@ -67,6 +68,7 @@ class Clone:
 
 @dataclass(frozen=True)
 class Clones:
+    how: str
     each: list[Clone]
     """Many qubes, each started once."""
     again: list[Clone]
@@ -75,36 +77,48 @@ class Clones:
     """Name → uuid of the qube, 32 hex digits."""
     seeds: list[set[str]]
     """Names of the seeds, before and after."""
+    taken: int
+    """Starts that found a machine in waiting."""
 
     @property
     def all(self) -> list[Clone]:
         return self.each + self.again
 
 
-@pytest.fixture(scope="module")
-def clones(daemon: DaemonProcess) -> Iterator[Clones]:
-    names = [f"test-clone-{number}" for number in range(CLONES)]
+@pytest.fixture(scope="module", params=CLONES)
+def clones(daemon: DaemonProcess, request: pytest.FixtureRequest) -> Iterator[Clones]:
+    how = str(request.param)
+    names = [f"test-clone-{number}" for number in range(CLONES[how])]
     try:
-        yield asyncio.run(make(daemon, names))
+        yield asyncio.run(make(daemon, how, names))
     finally:
         asyncio.run(remove(daemon, [*names, AGAIN]))
 
 
-async def make(daemon: DaemonProcess, names: list[str]) -> Clones:
+async def make(daemon: DaemonProcess, how: str, names: list[str]) -> Clones:
     client = daemon.client
     for name in (*names, AGAIN):
         await create_app_qube(client, name)
         await client.set_property("start_mode", "warm", name)
     await client.build_seed(TEMPLATE)
     seeds = [await seed_names(daemon)]
+    taken = await taken_from_waiting(daemon)
+
+    async def ready(count: int) -> None:
+        await hold_in_waiting(client, count if how == "waited" else 0)
+
+    await ready(1)
     again = [await ask(daemon, AGAIN)]
     each: list[Clone] = []
-    for first in range(0, CLONES, AT_ONCE):
+    for first in range(0, len(names), AT_ONCE):
+        await ready(AT_ONCE)
         each += await asyncio.gather(*(ask(daemon, name) for name in names[first : first + AT_ONCE]))
-    again += [await ask(daemon, AGAIN) for _ in range(STARTS_AGAIN - 1)]
+    for _ in range(STARTS_AGAIN - 1):
+        await ready(1)
+        again.append(await ask(daemon, AGAIN))
     seeds.append(await seed_names(daemon))
     uuids = {name: (await client.get_property("uuid", name)).value.replace("-", "") for name in (*names, AGAIN)}
-    return Clones(each, again, uuids, seeds)
+    return Clones(how, each, again, uuids, seeds, await taken_from_waiting(daemon) - taken)
 
 
 async def ask(daemon: DaemonProcess, name: str) -> Clone:
@@ -121,6 +135,10 @@ async def ask(daemon: DaemonProcess, name: str) -> Clone:
         said.setdefault(what, []).append(value)
     clock = float(said["clock"][0])
     return Clone(name, said, max(begin - clock, clock - end, 0.0), begin - asked)
+
+
+async def taken_from_waiting(daemon: DaemonProcess) -> int:
+    return sum([seed["waiting"]["taken"] for seed in await daemon.client.seeds()])
 
 
 async def seed_names(daemon: DaemonProcess) -> set[str]:
@@ -142,12 +160,13 @@ def test_all_are_forks_of_one_seed(clones: Clones) -> None:
     assert [clone.name for clone in clones.all if clone.said.get("was_frozen") != ["yes"]] == []
     before, after = clones.seeds
     assert before == after
+    assert clones.taken == (len(clones.all) if clones.how == "waited" else 0)
 
 
 @pytest.mark.parametrize("what", DRAWN)
 def test_no_two_starts_draw_the_same(clones: Clones, what: str) -> None:
     drawn = [value for clone in clones.all for value in clone.said[what]]
-    assert len(drawn) == CLONES + STARTS_AGAIN
+    assert len(drawn) == len(clones.all)
     assert repeated(drawn) == []
 
 

@@ -16,11 +16,12 @@ import pytest
 
 from insula.admin.client import AdminClient
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import create_app_qube, run, sh
+from insula.testing.guest import create_app_qube, hold_in_waiting, run, sh
 
 from .conftest import discard
 
-START_MODES = ("cold", "warm")
+START_MODES = ("cold", "warm", "waited")
+"""Booted, forked, and a machine in waiting taken."""
 CLOCK_TOLERANCE_S = 0.2
 PRIVATE_SIZE = 3 << 30
 """Not the size new qubes get, so not what the seed's disk had."""
@@ -84,18 +85,26 @@ async def _start(daemon: DaemonProcess, mode: str, names: tuple[str, str]) -> li
     client = daemon.client
     for name in names:
         await create_app_qube(client, name)
-        await client.set_property("start_mode", mode, name)
+        await client.set_property("start_mode", "cold" if mode == "cold" else "warm", name)
     await client.volume_resize(plain, "private", PRIVATE_SIZE)
     await client.set_feature(lived_in, "timezone", "Asia/Tokyo")
     await client.set_feature(lived_in, "service.tracker", "")
     await client.set_feature(lived_in, "service.mine", "1")
     await _live_in(daemon, lived_in)
+    await hold_in_waiting(client, len(names) if mode == "waited" else 0)
+    taken = await taken_from_waiting(client)
     await asyncio.gather(*(client.start(name) for name in names))
+    assert await taken_from_waiting(client) - taken == (len(names) if mode == "waited" else 0)
     states = await asyncio.gather(*(run(daemon, name, SETTLED, user="root") for name in names))
     return [
         Started(daemon, name, mode, await _uuid(client, name), state.text)
         for name, state in zip(names, states, strict=True)
     ]
+
+
+async def taken_from_waiting(client: AdminClient) -> int:
+    """Starts so far that found a machine in waiting."""
+    return sum([seed["waiting"]["taken"] for seed in await client.seeds()])
 
 
 async def _live_in(daemon: DaemonProcess, name: str) -> None:
@@ -123,7 +132,7 @@ async def _uuid(client: AdminClient, name: str) -> str:
 async def test_start_was_what_it_was_asked_to_be(qube: Started) -> None:
     """Without this the rest of the file could pass for a warm start that was none."""
     was_frozen = (await run(qube.daemon, qube.name, "test -e /run/insula/booted")).code == 0
-    assert was_frozen is (qube.mode == "warm")
+    assert was_frozen is (qube.mode != "cold")
 
 
 async def test_system_came_up_completely_and_nothing_failed(qube: Started) -> None:
@@ -279,9 +288,10 @@ async def test_journal_has_the_kernels_words_and_the_services(qube: Started) -> 
 
 
 async def test_nothing_tells_of_another_machine(qube: Started) -> None:
-    """Neither the other qube nor a seed has left a word in what this one shows."""
+    """Neither the other qube nor a seed nor a rehearsal has left a word in what this one shows."""
     names = {f"test-{kind}-{mode}" for kind in ("plain", "lived-in") for mode in START_MODES}
-    others = "|".join(sorted(names - {qube.name}))
+    # The last two are what a machine in waiting has rehearsed with.
+    others = "|".join([*sorted(names - {qube.name}), "nobody-yet", "f" * 32])
     found = await run(qube.daemon, qube.name, f"grep -rIlE '{others}' /etc /run /var/lib /var/log", user="root")
     assert found.out == b""
     assert (await run(qube.daemon, qube.name, "ls /run/insula/gate /run/systemd/journald.conf.d/*")).out == b""

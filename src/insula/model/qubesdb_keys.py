@@ -93,7 +93,7 @@ def rehearsal_keys(random_seed: bytes) -> dict[str, str]:
     return {
         SEED_KEY: "1",
         REHEARSAL_KEY: "1",
-        "/name": "nobody",
+        "/name": "nobody-yet",
         MACHINE_ID_KEY: "f" * 32,
         "/type": str(Klass.APPVM),
         "/default-user": "user",

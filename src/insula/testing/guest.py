@@ -11,11 +11,15 @@ from pathlib import Path
 
 from insula.admin.client import AdminClient
 from insula.cli.commands.template import as_image
+from insula.lifecycle.standby import FEATURE
 from insula.rpc.client import run_collect
 from insula.templates.build import BuildProgress, BuiltTemplate, build
 from insula.testing.daemon import DaemonProcess
 
 TEMPLATE = "debian-12"
+WAITING_TIMEOUT_S = 120.0
+"""For machines to be made and to rehearse, on a busy machine."""
+WAITING_POLL_S = 0.1
 RUN_TIMEOUT_S = 60.0
 """For one command; software emulation on a busy machine is slow."""
 
@@ -75,6 +79,14 @@ async def sh(daemon: DaemonProcess, qube: str, command: str, *, user: str = "use
 
 async def create_app_qube(client: AdminClient, name: str, label: str = "red") -> None:
     await client.create_qube("AppVM", name, label, template=TEMPLATE)
+
+
+async def hold_in_waiting(client: AdminClient, count: int, seed: str = "") -> None:
+    """Have ``count`` machines of a seed wait to become qubes, of any if it has no name; returns when they do."""
+    await client.set_feature("dom0", FEATURE, str(count))
+    async with asyncio.timeout(WAITING_TIMEOUT_S):
+        while count != sum([s["waiting"]["machines"] for s in await client.seeds() if seed in ("", s["name"])]):
+            await asyncio.sleep(WAITING_POLL_S)
 
 
 if __name__ == "__main__":
