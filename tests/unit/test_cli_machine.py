@@ -17,6 +17,7 @@ from insula.cli.commands.doctor import Verdict
 from insula.daemon.paths import Paths
 from insula.events.types import Event
 from insula.hal.hostinfo import probe
+from insula.lifecycle.standby import FEATURE
 from insula.testing.admin_daemon import admin_daemon
 from insula.testing.cli_runner import Cli, Ran, run_cli, served_cli
 
@@ -155,8 +156,16 @@ def test_doctor_disk_and_templates_verdicts(tmp_path: Path) -> None:
         [finding] = doctor.disk_findings(tmp_path, free)
         assert finding.verdict is verdict
     view = doctor.DaemonView("1", "fake", ())
-    _, templates = doctor.daemon_findings(view, Paths(tmp_path, tmp_path))
+    _, templates, _ = doctor.daemon_findings(view, Paths(tmp_path, tmp_path))
     assert (templates.verdict, "insula template build debian-12" in templates.follows) == (Verdict.WARN, True)
+
+
+@pytest.mark.parametrize(("machines", "found"), [(0, "none"), (2, "2 with 140 MiB")])
+def test_doctor_says_what_machines_in_waiting_take_and_how_to_have_none(machines: int, found: str) -> None:
+    view = doctor.DaemonView("1", "fake", (), machines, machines * 70 << 10)
+    finding = doctor.waiting_finding(view)
+    assert (finding.verdict, finding.found) == (Verdict.OK, found)
+    assert FEATURE in finding.follows
 
 
 def test_doctor_says_whether_anybody_asks_the_user(nobody: Paths) -> None:

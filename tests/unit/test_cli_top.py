@@ -51,6 +51,15 @@ def test_json_has_the_same_in_full(cli: Cli) -> None:
     assert found["host"]["startable"]["memory_mib"] == 400
 
 
+def test_machines_in_waiting_are_counted_with_what_they_take(cli: Cli) -> None:
+    assert "in waiting" not in cli.run("top", "--once").out
+    cli.run("template", "seed", "build", "work")
+    assert "; 1 in waiting with 70.0 MiB; " in cli.run("top", "--once").out
+    assert cli.run("top", "--json").json["host"]["in_waiting"] == {"machines": 1, "memory_kib": 70 << 10}
+    [_, seed] = cli.run("template", "seed", "list").lines
+    assert seed.endswith("1 (70.0 MiB)")
+
+
 def test_nothing_running_is_an_empty_table(cli: Cli) -> None:
     assert cli.run("top", "--json").json["qubes"] == []
     assert cli.run("top").lines[0].startswith("0 qubes with 0 B")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from insula.hal.driver import MAX_HOST_NUMBER, Disk, MachineSpec, Nic
 from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator, AcceleratorName
-from insula.hal.qemu.chain import DiskDescriptors
+from insula.hal.qemu.chain import DiskDescriptors, chain_nodes, chain_tree
 from insula.hal.qemu.command import (
     HOTPLUG_PORTS,
     MAX_CHANNELS,
@@ -362,3 +362,21 @@ def test_any_command_line_is_verbatim_or_refused(cmdline: str) -> None:
         assert not (cmdline.isascii() and cmdline.isprintable())
         return
     assert argv[argv.index("-append") + 1] == cmdline
+
+
+def test_chain_tree_has_the_same_nodes_inside_each_other() -> None:
+    layers = tuple(BlockLayer(Path(f"/{n}"), LayerFormat.QCOW2) for n in range(3))
+    source = BlockSource(layers, 1 << 20, writable=True, unlink_top=True, key=b"k" * 32)
+    fdsets = (7, 8, 9)
+    nodes = {node["node-name"]: node for node in chain_nodes("own0", source, fdsets, is_encrypted=True)}
+    found: dict[object, object] = {}
+
+    def look(tree: dict[str, object]) -> None:
+        inner = {key: value for key, value in tree.items() if isinstance(value, dict) and "node-name" in value}
+        found[tree["node-name"]] = {**tree, **{key: value["node-name"] for key, value in inner.items()}}
+        for value in inner.values():
+            look(value)
+
+    look(chain_tree("own0", source, fdsets, is_encrypted=True))
+    assert found == nodes
+    assert len(found) == 6

@@ -155,6 +155,14 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         emulated = Capability.HARDWARE_VIRTUALIZATION not in self.host.driver.capabilities
         return plan_start(self.host.store.system, name, self.host.kernels.get, emulated=emulated)
 
+    async def provide_waiting(self, name: QubeName) -> None:
+        """Have a machine that has rehearsed for the next start of this qube, if it can be a fork and one is wanted."""
+        if self.seeds is not None and self.standby is not None:
+            plan = self.start_plan(name)
+            seed = await self.seeds.find(plan)
+            if seed is not None:
+                await self.standby.provide(plan, seed)
+
     async def start(self, name: QubeName) -> None:
         supervisor = self._supervisor(name)
         while supervisor.state in (PowerState.HALTED, PowerState.HALTING, PowerState.DYING):

@@ -109,6 +109,12 @@ class SeedKeeper:
             self._note_loaded(seed.machine)
         return seed
 
+    async def find(self, plan: StartPlan) -> Seed | None:
+        """The seed that a start like ``plan`` would use, if there is one now."""
+        if not plan.may_fork or not self._can_fork:
+            return None
+        return self._store.find(await self.key_of(plan))
+
     async def _is_root_whole(self, seed: Seed) -> bool:
         """Looked at once; its memory is, when the driver loads it."""
         name = seed.folder.name

@@ -144,7 +144,8 @@ class Standby:
         for task in list(self._loops):
             task.cancel()
         await asyncio.gather(*self._loops, *self._endings, return_exceptions=True)
-        for kind in self._kinds.values():
+        # Seeds are still being made meanwhile.
+        for kind in list(self._kinds.values()):
             await self._end_all(kind)
 
     # -- for starts
@@ -216,7 +217,7 @@ class Standby:
     async def counts(self) -> dict[str, StandbyCount]:
         """By the seed's name."""
         counts = {}
-        for name, kind in self._kinds.items():
+        for name, kind in list(self._kinds.items()):
             memory = 0
             for waiting in list(kind.machines):
                 with suppress(HalError):

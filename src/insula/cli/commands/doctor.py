@@ -22,6 +22,7 @@ from insula.cli.table import Cell, Column
 from insula.cli.text import KIB, size_text
 from insula.daemon.paths import Paths
 from insula.hal.hostinfo import HostInfo, probe
+from insula.lifecycle.standby import FEATURE
 from insula.policy.store import PolicyStore
 from insula.preload import trial
 from insula.rpc.sockets import address
@@ -76,6 +77,9 @@ class DaemonView:
     version: str
     driver: str
     templates: tuple[str, ...]
+    waiting: int = 0
+    """Machines in waiting."""
+    waiting_kib: int = 0
 
 
 @app.command()
@@ -203,6 +207,17 @@ def daemon_findings(daemon: DaemonView | None, paths: Paths) -> Iterator[Finding
     else:
         follows = f"No app qube can be made yet: insula template build {DEFAULT_TEMPLATE}."
         yield Finding("templates", Verdict.WARN, "none", follows)
+    yield waiting_finding(daemon)
+
+
+def waiting_finding(daemon: DaemonView) -> Finding:
+    """What is spent on quick starts, and how to spend nothing on them."""
+    if not daemon.waiting:
+        follows = f"The next start forks or boots; dom0's feature {FEATURE} says how many should wait."
+        return Finding("machines in waiting", Verdict.OK, "none", follows)
+    found = f"{daemon.waiting} with {size_text(daemon.waiting_kib * KIB)}"
+    follows = f"The next start takes one. To have none: insula features dom0 {FEATURE} 0."
+    return Finding("machines in waiting", Verdict.OK, found, follows)
 
 
 def prompt_finding(is_there: bool) -> Finding:
@@ -227,7 +242,14 @@ def is_answered(path: Path) -> bool:
 async def look_at_daemon(client: AdminClient) -> DaemonView:
     status = await client.status()
     templates = tuple(row.name for row in await client.list_qubes() if row.klass == "TemplateVM")
-    return DaemonView(str(status.get("version", "?")), str(status.get("driver", "?")), templates)
+    waiting = [seed["waiting"] for seed in await client.seeds()]
+    return DaemonView(
+        str(status.get("version", "?")),
+        str(status.get("driver", "?")),
+        templates,
+        sum(entry["machines"] for entry in waiting),
+        sum(entry["memory_kib"] for entry in waiting),
+    )
 
 
 def find_tool(name: str) -> str | None:

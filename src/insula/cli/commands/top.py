@@ -82,6 +82,8 @@ def headline(usages: Sequence[Usage], host: HostUsage) -> str:
     parts = [
         f"{count} with {used}; this machine: {available} of {total} available, load {host.load:.1f} on {host.cpus}"
     ]
+    if host.waiting:
+        parts.append(f"{host.waiting} in waiting with {size_text(host.waiting_kib * KIB)}")
     if host.start_memory_mib:
         parts.append(f"{host.startable} more of {host.start_memory_mib} MiB could be started")
     return "; ".join(parts)
@@ -120,6 +122,7 @@ def as_object(usages: Sequence[Usage], host: HostUsage) -> dict[str, object]:
             "available_kib": host.available_kib,
             "cpus": host.cpus,
             "load": host.load,
+            "in_waiting": {"machines": host.waiting, "memory_kib": host.waiting_kib},
             "startable": {"count": host.startable, "memory_mib": host.start_memory_mib},
         },
         "qubes": [

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from insula.model.block import BlockSource, LayerFormat
 
+_CHILDREN = ("file", "backing")
+
 
 @dataclass(frozen=True)
 class DiskDescriptors:
@@ -99,6 +101,16 @@ def chain_nodes(
             layer["encrypt"] = {"format": "luks", "key-secret": _key_id(name)}
         yield layer
         backing = layer_node(name, depth)
+
+
+def chain_tree(name: str, source: BlockSource, fdsets: Sequence[int], *, is_encrypted: bool) -> dict[str, object]:
+    """The chain as one value: what a node names is inside it."""
+    made: dict[object, dict[str, object]] = {}
+    for node in chain_nodes(name, source, fdsets, is_encrypted=is_encrypted):
+        made[node["node-name"]] = {
+            key: made.get(value, value) if key in _CHILDREN else value for key, value in node.items()
+        }
+    return made[name]
 
 
 def json_option(option: str, value: Mapping[str, object]) -> Iterator[str]:

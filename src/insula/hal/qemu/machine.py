@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, MachineStats
 from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo
-from insula.hal.preconditions import check_become, check_freeze, goes_on
+from insula.hal.preconditions import check_become, check_freeze
 from insula.hal.qemu.command import Descriptors, channel_chardev, check_spec, disk_device, vmm_argv
 from insula.hal.qemu.console import ConsoleLog, ConsoleReader
 from insula.hal.qemu.descriptors import (
@@ -38,7 +38,7 @@ from insula.hal.qemu.descriptors import (
     remove_runtime_files,
     unlink_thrown_away,
 )
-from insula.hal.qemu.disk_swap import swap_disk
+from insula.hal.qemu.disk_swap import Leftovers, close_leftovers, swap_disks
 from insula.hal.qemu.links import MachineLinks
 from insula.hal.qemu.machine_model import model_digest
 from insula.hal.qemu.migration import announce_disks, restore_state, save_state
@@ -113,8 +113,8 @@ class QemuMachine:
         self._keys = KeyFiles()
         self._fdsets: tuple[tuple[int, ...], ...] = ()
         """Where the VMM has the files of each disk it was started with."""
-        self._unused_fdsets: list[int] = []
-        """QEMU closes files only while the guest runs."""
+        self._leftovers: Leftovers | None = None
+        """Of the placeholders it had, until it runs."""
         self._memory: int | None = None
         """Memory file of a freezable machine."""
 
@@ -264,13 +264,8 @@ class QemuMachine:
             keys = KeyFiles()
             with ExitStack() as stack, explained(f"machine {spec.name!r}"):
                 stack.callback(keys.wipe)
-                disks = zip(own.disks, self._fdsets, spec.disks, strict=True)
-                for index, (old, fdsets, new) in enumerate(disks):
-                    fds = open_disk(stack, keys, new.source)
-                    key_fdset = await swap_disk(self._monitor, index, old, new, fds)
-                    self._unused_fdsets += [] if key_fdset is None else [key_fdset]
-                    self._unused_fdsets += [] if goes_on(old, new) else fdsets
-                await announce_disks(self._monitor, spec.disks)
+                fds = [open_disk(stack, keys, disk.source) for disk in spec.disks]
+                self._leftovers = await swap_disks(self._monitor, own.disks, self._fdsets, spec.disks, fds)
                 own.runtime_dir.rename(spec.runtime_dir)
                 unlink_thrown_away(spec)
             self._spec = replace(spec, uuid=own.uuid, host_number=own.host_number)
@@ -287,12 +282,9 @@ class QemuMachine:
         self._reported.clear()
         if self._state is MachineState.PAUSED:
             self._state = MachineState.RUNNING
-        if self._unused_fdsets:
-            self._spawn(self._close_unused(), "unused files")
-
-    async def _close_unused(self) -> None:
-        while self._unused_fdsets:
-            await self._execute("remove-fd", {"fdset-id": self._unused_fdsets.pop()})
+        leftovers, self._leftovers = self._leftovers, None
+        if leftovers is not None:
+            self._spawn(close_leftovers(self._monitor, leftovers), "placeholders")
 
     async def pause(self) -> None:
         self._require_started()
