@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from insula.hal.driver import ExitKind, MachineExit, MachineState
-from insula.hal.fake import FakeGuest
+from insula.hal.fake import SEED_NAMES, FakeGuest
 from insula.lifecycle import nobody, seed_keeper, standby, start
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.standby import FEATURE, FIRST_NUMBER, MAX_WAITING, StandbyCount, wanted
@@ -182,6 +182,18 @@ async def test_dropped_seed_takes_its_machines_along(bench: Bench) -> None:
     bench.engine.seeds.drop(seed.folder.name)
     await until(lambda: guest.exit is not None)
     await until(lambda: waiting(bench) == [] and bench.leftovers() == [])
+
+
+async def test_damaged_seed_is_dropped_with_one_warning(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    assert bench.engine.seeds is not None
+    [seed] = bench.engine.seeds.all()
+    bench.host.driver.unload_seed(seed.machine)
+    (seed.machine / SEED_NAMES[0]).write_bytes(b"")
+    want(bench, 1)
+    await until(lambda: bench.engine.seeds is not None and bench.engine.seeds.all() == [])
+    await until(lambda: waiting(bench) == [] and bench.leftovers() == [])
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and seed.folder.name in warnings[0]
 
 
 async def test_template_that_changed_ends_what_waits_with_the_old_root(bench: Bench) -> None:

@@ -14,8 +14,9 @@ from insula.hal.fake import SEED_NAMES
 from insula.lifecycle import nobody, seed_keeper, start
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.seed_build import SeedFailed
+from insula.lifecycle.standby import FEATURE
 from insula.model.errors import QubesException
-from insula.model.names import QubeName
+from insula.model.names import ADMIN_NAME, QubeName
 from insula.model.state import PowerState
 from insula.testing.lifecycle_bench import TEMPLATE, WORK, Bench, engine_bench
 
@@ -27,6 +28,9 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(seed_keeper, "QUIET_S", 0.0)
     monkeypatch.setattr(nobody, "REST_STEP_S", 0.0)
     async with engine_bench(tmp_path, with_seeds=True) as made:
+        # What waits has a test file of its own.
+        system = made.host.store.system
+        made.host.store.commit(system.with_qube(system.get(ADMIN_NAME).with_feature(FEATURE, "0")))
         yield made
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from insula.events.bus import Overrun
 from insula.hal.capabilities import Capability
 from insula.hal.driver import MAX_HOST_NUMBER, Disk, Machine, MachineSpec, MachineState
-from insula.hal.errors import HalError, MachineGone
+from insula.hal.errors import HalError, MachineGone, SeedUnusable
 from insula.lifecycle import nobody
 from insula.lifecycle.host import Host, keep_console, log
 from insula.lifecycle.plan import StartPlan
@@ -301,6 +301,12 @@ class Standby:
         try:
             waiting = await self._make(kind)
         except (InsulaError, HalError, StorageError, NotFormatted, OSError) as e:
+            if self._kinds.get(kind.seed.folder.name) is not kind:
+                # Its seed was dropped meanwhile, and that was told.
+                return
+            if isinstance(e, SeedUnusable) and self._host.seeds is not None:
+                self._host.seeds.unusable(kind.seed, str(e))
+                return
             kind.failed_at = asyncio.get_running_loop().time()
             log.warning("no machine of %s can be held in waiting: %s", kind.seed.key.template, e)
             return
