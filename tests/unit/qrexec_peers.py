@@ -21,6 +21,7 @@ from insula_proto.vchan import Place
 
 WAIT_S = 20.0
 """For what another process is to do; a busy machine may need some of it."""
+PORT = 513
 DOMAIN, NAME, UUID = 42, "work", "11111111-0000-0000-0000-000000000000"
 PROGRAMS = Path(sys.executable).parent
 
@@ -130,6 +131,7 @@ class World:
             "INSULA_QUBESD_SOCKET": str(folder / "qubesd.sock"),
             "INSULA_QUBESD_INTERNAL_SOCKET": str(folder / "qubesd.internal.sock"),
             "INSULA_QREXEC_LOG_DIR": str(folder),
+            "INSULA_QREXEC_SOCKET_DIR": str(folder),
         }
 
     @classmethod
@@ -222,6 +224,41 @@ def ident(text: bytes) -> bytes:
 
 def exit_code(code: int) -> Raw:
     return qrexec.EXIT_CODE, struct.pack("<i", code)
+
+
+class Called:
+    """The daemon of a qube, and the qube at the other end of the data channel."""
+
+    def __init__(self, world: World, listener: socket.socket, domain: int) -> None:
+        self._world = world
+        self.listener = listener
+        self._domain = domain
+
+    def answer(self) -> tuple[int, bytes]:
+        """Take a client's request and say where; return the request."""
+        kind, body = self.hear()
+        self.client.send(kind, params(self._domain, PORT))
+        return kind, body
+
+    def hear(self) -> tuple[int, bytes]:
+        """Take what a client says that needs no answer."""
+        connection, _ = self.listener.accept()
+        self.client = Peer(connection)
+        self.client.hello(3)
+        return self.client.receive()
+
+    def channel(self) -> Peer:
+        """Be the service end of the data channel, HELLO said."""
+        peer = connect(Path(Place(str(self._world.folder), self._domain).served_by(0, PORT)))
+        peer.hello()
+        return peer
+
+
+@contextmanager
+def qube(world: World, name: str = "work", domain: int = DOMAIN) -> Iterator[Called]:
+    with listen(world.folder / f"qrexec.{domain}") as listener:
+        (world.folder / f"qrexec.{name}").symlink_to(f"qrexec.{domain}")
+        yield Called(world, listener, domain)
 
 
 class Server:

@@ -18,6 +18,7 @@ FUZZ_TARGETS = [
     "fuzz_pixels",
     "fuzz_qfile",
     "fuzz_qrexec",
+    "fuzz_qrexec_policy",
     "fuzz_qubesdb",
     "fuzz_split_gpg",
     "fuzz_ssh_agent",

@@ -7,58 +7,35 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from qrexec_peers import DOMAIN, PROGRAMS, WAIT_S, Peer, Server, World, connect, exit_code, ident, listen, params
+from qrexec_peers import (
+    DOMAIN,
+    PORT,
+    PROGRAMS,
+    WAIT_S,
+    Peer,
+    Server,
+    World,
+    connect,
+    exit_code,
+    ident,
+    listen,
+    params,
+    qube,
+)
 
 from insula.qrexec.client import Options, UsageError, main
 from insula_proto import qrexec
 from insula_proto.vchan import Place
-
-PORT = 513
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
     with World.temporary() as made:
         yield made
-
-
-class Called:
-    """The daemon of a qube, and the qube at the other end of the data channel."""
-
-    def __init__(self, world: World, listener: socket.socket, domain: int) -> None:
-        self._world = world
-        self._listener = listener
-        self._domain = domain
-
-    def answer(self) -> tuple[int, bytes]:
-        """Take a client's request and say where; return the request."""
-        kind, body = self.hear()
-        self.client.send(kind, params(self._domain, PORT))
-        return kind, body
-
-    def hear(self) -> tuple[int, bytes]:
-        """Take what a client says that needs no answer."""
-        connection, _ = self._listener.accept()
-        self.client = Peer(connection)
-        self.client.hello(3)
-        return self.client.receive()
-
-    def channel(self) -> Peer:
-        """Be the service end of the data channel, HELLO said."""
-        peer = connect(Path(Place(str(self._world.folder), self._domain).served_by(0, PORT)))
-        peer.hello()
-        return peer
-
-
-@contextmanager
-def qube(world: World, name: str = "work", domain: int = DOMAIN) -> Iterator[Called]:
-    with listen(world.folder / f"qrexec.{domain}") as listener:
-        (world.folder / f"qrexec.{name}").symlink_to(f"qrexec.{domain}")
-        yield Called(world, listener, domain)
 
 
 def serve(world: World, domain: int) -> Peer:
@@ -260,7 +237,7 @@ def test_no_daemon_is_125_and_with_k_the_qube_is_killed(world: World) -> None:
 @pytest.mark.parametrize("bad", [b"", qrexec.HEADER.pack(0x999, 0), struct.pack("<III", qrexec.HELLO, 4, 2)])
 def test_daemon_that_breaks_the_protocol_is_125(world: World, bad: bytes) -> None:
     with qube(world) as called, world.client("-d", "work", "u:cmd", stderr=subprocess.DEVNULL) as client:
-        connection, _ = called._listener.accept()
+        connection, _ = called.listener.accept()
         connection.sendall(bad)
         connection.close()
         assert client.wait(WAIT_S) == 125

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from insula.qrexec import errand, host_service, qubesd
 from insula.qrexec.errors import QrexecError
 from insula.qrexec.log import name_program, say
-from insula.qrexec.places import ADMIN_NAMES, DAEMON_FOLDER
+from insula.qrexec.places import ADMIN_NAMES, daemon_folder
 from insula.qrexec.relay import CallerRelay, Local, Modes, Outlet
 from insula.qrexec.sockets import DaemonClient, Deadline, ServedVchan, handshake
 from insula_proto import limits, qrexec
@@ -105,7 +105,7 @@ class Options:
         self.kills = "-k" in values
         self.prefix = _bytes(values.get("-p", values.get("--prefix-data"))) or b""
         self.uses_stdin_socket = "--use-stdin-socket" in values
-        self.socket_folder = values.get("--socket-dir", DAEMON_FOLDER)
+        self.socket_folder = values.get("--socket-dir", daemon_folder())
         self.qube = values.get("-d", "")
         self.command = _bytes(words[0]) if words else None
         if not self.wants_help:

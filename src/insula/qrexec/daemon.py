@@ -12,7 +12,7 @@ from pathlib import Path
 
 from insula.qrexec.exchange import CONNECTED, EXIT_FAILED, EXIT_NO_AGENT, TIMED_OUT, Exchange, Qube
 from insula.qrexec.log import name_program, say
-from insula.qrexec.places import DAEMON_FOLDER, POLICY_PROGRAM, log_folder
+from insula.qrexec.places import POLICY_PROGRAM, daemon_folder, log_folder
 from insula_proto.vchan import MAX_DOMAIN, Place
 
 STARTUP_LIMIT_S = 60
@@ -55,7 +55,7 @@ class Options:
         self.wants_help = "--help" in given
         self.is_quiet = "--quiet" in given
         self.is_direct = "--direct" in given
-        self.socket_folder = given.get("--socket-dir", DAEMON_FOLDER)
+        self.socket_folder = given.get("--socket-dir", daemon_folder())
         # The daemon goes to another folder.
         self.policy_program = str(Path(given.get("--policy-program", POLICY_PROGRAM)).absolute())
         self._words = words

@@ -1,7 +1,7 @@
 """Folders and sockets of the published system, and the variables that put them elsewhere.
 
-Those of ``QREXEC_…``, ``QUBES_…`` and ``VCHAN_…`` are published. For three sockets published programs know one path
-only; ours take another from ``INSULA_…``, so that a second system can be on the same host.
+Those of ``QREXEC_…``, ``QUBES_…`` and ``VCHAN_…`` are published. For the others published programs know one path only;
+ours take another from ``INSULA_…``, so that a second system can be on the same host.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ ADMIN_UUID = "uuid:00000000-0000-0000-0000-000000000000"
 ADMIN_NAMES = frozenset({"dom0", "@adminvm", ADMIN_UUID})
 """How the host itself is named as a target."""
 ADMIN_DOMAIN = 0
+
+
+def daemon_folder() -> str:
+    return os.environ.get("INSULA_QREXEC_SOCKET_DIR", DAEMON_FOLDER)
 
 
 def policy_socket() -> str:

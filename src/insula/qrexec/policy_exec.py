@@ -17,7 +17,7 @@ from insula.qrexec import errand
 from insula.qrexec.errors import DaemonError
 from insula.qrexec.judge import Judge, store_of
 from insula.qrexec.log import name_program, say
-from insula.qrexec.places import DAEMON_FOLDER
+from insula.qrexec.places import daemon_folder
 from insula.qrexec.policy_protocol import Answer, Question, decode_answer
 from insula.qrexec.sockets import DaemonClient
 from insula_proto.vchan import MAX_DOMAIN, Place
@@ -89,8 +89,8 @@ def _make_call(question: Question, answer: Answer, domain: str, ident: str) -> i
         say(f"not the domain of a qube: {domain}")
         return EXIT_USAGE
     try:
-        daemon = DaemonClient.connect(DAEMON_FOLDER, domain)
-        caller = errand.Caller(int(domain), question.source, os.fsencode(ident), DAEMON_FOLDER, Place.of(os.environ))
+        daemon = DaemonClient.connect(daemon_folder(), domain)
+        caller = errand.Caller(int(domain), question.source, os.fsencode(ident), daemon_folder(), Place.of(os.environ))
         return errand.carry_out(caller, question, answer, daemon)
     except (DaemonError, ValueError) as error:
         say(str(error))

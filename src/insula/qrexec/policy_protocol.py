@@ -115,17 +115,18 @@ class QuestionDecoder:
         self._is_complete = False
 
     def receive(self, untrusted_data: bytes) -> Question | None:
-        """Return the question once it is complete. :raise RemoteProtocolError: it is none."""
+        """Return the question once it is complete; what is behind it is not looked at.
+
+        :raise RemoteProtocolError: it is none.
+        """
         if self._is_complete:
-            raise RemoteProtocolError("something behind the question")
+            raise LocalProtocolError("the question was complete")
         self._size += len(untrusted_data)
         if self._size > MAX_QUESTION:
             raise RemoteProtocolError(f"a question has at most {MAX_QUESTION} bytes")
         *untrusted_lines, self._partial = (self._partial + untrusted_data).split(b"\n")
-        for index, untrusted_line in enumerate(untrusted_lines):
+        for untrusted_line in untrusted_lines:
             if not untrusted_line:
-                if self._partial or index + 1 < len(untrusted_lines):
-                    raise RemoteProtocolError("something behind the question")
                 return self._complete()
             self._take(untrusted_line)
         return None
