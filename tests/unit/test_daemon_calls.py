@@ -139,6 +139,21 @@ async def test_policy_is_read_and_changed_by_a_qube_that_may(world: World) -> No
     assert (await called(world, "policy.include.List")).out.count(b"\n") == 6
 
 
+async def test_policy_that_becomes_none_is_told_in_the_log_and_as_an_event(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MC-25, MC-27."""
+    with world.daemon.bus.listen() as events:
+        (world.paths.policy / "50-bad.policy").write_text("nonsense\n")
+        assert await world.mgmt.call("qubes.GetDate", "dom0") is None
+        (world.paths.policy / "50-bad.policy").unlink()
+        assert await world.mgmt.call("qubes.GetDate", "dom0") is not None
+        told = [event for event in events._queue if event.name == "policy-changed"]
+    assert [event.kwargs["problems"] for event in told] == ["1", "0"]
+    assert "50-bad.policy:1" in told[0].kwargs["first_problem"]
+    assert any("EVERY call is denied" in entry.message for entry in caplog.records)
+
+
 async def test_every_qube_may_ask_for_the_time(world: World) -> None:
     result = await called(world, "qubes.GetDate")
     assert result.code == 0

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import insula
@@ -113,14 +114,16 @@ def host_services(context: Context, policy: CurrentPolicy, qubes: SystemQubes) -
     }
 
 
-def tell_policy(policy: Policy) -> None:
-    """Say loudly when a policy is none: until it is repaired every call is denied."""
+def tell_policy(context: Context, policy: Policy) -> None:
+    """Say what the policy is now, and loudly when it is none: until it is repaired every call is denied."""
     for problem in policy.problems:
         log.error("policy: %s", problem)
     if policy.problems:
         log.error("policy: with %d problems EVERY call is denied; see insula policy check", len(policy.problems))
     else:
         log.info("policy: %d rules of %d files", len(policy.rules), len(policy.files))
+    first = str(policy.problems[0]) if policy.problems else ""
+    context.publish("", "policy-changed", rules=len(policy.rules), problems=len(policy.problems), first_problem=first)
 
 
 def install_default_policy(default: Path, folder: Path) -> None:
@@ -144,7 +147,7 @@ def default_policy() -> Path:
 async def open_broker(context: Context, paths: Paths) -> AsyncIterator[Broker]:
     """Everything that calls between qubes need, in order. The policy is read at once: its problems are told at once."""
     install_default_policy(default_policy(), paths.policy)
-    policy = CurrentPolicy(PolicyStore(paths.policy), tell_policy)
+    policy = CurrentPolicy(PolicyStore(paths.policy), partial(tell_policy, context))
     await policy.get()
     qubes = SystemQubes(context)
     records = CallLog(paths.calls_log, context.bus)
