@@ -177,9 +177,8 @@ def be_caller(options: Options, channel: socket.socket, started: host_service.St
 
 def _standard_streams(options: Options, modes: Modes) -> tuple[Local, Outlet]:
     if options.uses_stdin_socket:
-        connection = socket.socket(fileno=0)
-        output = Outlet(Local.half(connection, socket.SHUT_WR), is_cleaned=options.cleans_stdout)
-        return Local.half(connection, socket.SHUT_RD), output
+        reading, writing = Local.halves(socket.socket(fileno=os.dup(0)))
+        return reading, Outlet(writing, is_cleaned=options.cleans_stdout)
     return Local.inherited(0, modes), Outlet(Local.inherited(1, modes), is_cleaned=options.cleans_stdout)
 
 

@@ -161,7 +161,8 @@ def _start_program(path: str, arguments: list[str] | list[bytes], variables: Map
 def _connect(service: SocketService | TcpService) -> Started:
     """:raise OSError:"""
     connection = _connect_tcp(service) if isinstance(service, TcpService) else _connect_unix(service.path)
-    return Started(Local.half(connection, socket.SHUT_RD), Outlet(Local.half(connection, socket.SHUT_WR)))
+    reading, writing = Local.halves(connection)
+    return Started(reading, Outlet(writing))
 
 
 def _connect_unix(path: str) -> socket.socket:

@@ -123,18 +123,24 @@ class Local:
         return cls(connection.fileno(), connection.close)
 
     @classmethod
-    def half(cls, connection: socket.socket, how: int) -> Local:
-        """One direction of a socket: SHUT_RD or SHUT_WR."""
+    def halves(cls, connection: socket.socket) -> tuple[Local, Local]:
+        """Both directions of one socket, to be read and to be written. It is closed with the second of them."""
         connection.setblocking(False)
+        left = {socket.SHUT_RD, socket.SHUT_WR}
 
-        def close() -> None:
+        def close(how: int) -> None:
+            left.discard(how)
+            if not left:
+                connection.close()
+                return
             try:
                 connection.shutdown(how)
             except OSError:
                 # The other end is gone, and this direction with it.
                 return
 
-        return cls(connection.fileno(), close)
+        reading, writing = (cls(connection.fileno(), partial(close, how)) for how in (socket.SHUT_RD, socket.SHUT_WR))
+        return reading, writing
 
 
 class Outlet:
