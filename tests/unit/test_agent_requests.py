@@ -345,6 +345,58 @@ def test_one_descriptor_comes_with_the_answer_and_is_the_data_channel(qube: tupl
             host.wait_for(lambda: host.received.get(stream) == b"from the program")
 
 
+def test_program_that_takes_pipes_gets_two_others_a_socket(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    with agent.connect() as connection:
+        socket.send_fds(connection, [REQUEST], [0, 0, 0])
+        stream = grant(host, asked(host)[0])
+        host.send(stream, b"from the host")
+        host.wait_for(lambda: not host.mux.queued)
+        _, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
+        incoming, outgoing = descriptors
+        assert [stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in descriptors] == [True, True]
+        assert os.read(incoming, 100) == b"from the host"
+        os.write(outgoing, b"from the program")
+        host.wait_for(lambda: host.received.get(stream) == b"from the program")
+        os.close(outgoing)
+        host.wait_for(lambda: stream in host.reset)
+        os.close(incoming)
+
+
+def test_program_that_only_stops_reading_ends_its_call(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    with agent.connect() as connection:
+        socket.send_fds(connection, [REQUEST], [0])
+        stream = grant(host, asked(host)[0])
+        host.wait_for(lambda: not host.mux.queued)
+        _, (incoming, outgoing), _, _ = socket.recv_fds(connection, 8, 2)
+        os.close(incoming)
+        host.send(stream, b"nobody reads this")
+        host.wait_for(lambda: stream in host.reset)
+        os.close(outgoing)
+
+
+def test_descriptors_sent_along_stay_nowhere_open(qube: tuple[Agent, Host]) -> None:
+    """MC-15: who sends many does not use up the agent's."""
+    agent, host = qube
+
+    def ask(number: int) -> None:
+        with agent.connect() as connection:
+            connection.sendall(REQUEST)
+            host.say(host.control.refuse_service(asked(host, number)[number - 1].ident))
+            assert connection.recv(1) == b""
+
+    descriptors = Path(f"/proc/{agent.process.pid}/fd")
+    ask(1)
+    before = len(list(descriptors.iterdir()))
+    for _ in range(20):
+        with agent.connect() as connection:
+            socket.send_fds(connection, [REQUEST[:50]], [0] * 100)
+            socket.send_fds(connection, [REQUEST[50:-1]], [0] * 100)
+    ask(2)
+    host.wait_for(lambda: len(list(descriptors.iterdir())) == before)
+
+
 # --- without a process ---------------------------------------------------------------------------------------------
 
 
