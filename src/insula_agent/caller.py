@@ -42,7 +42,7 @@ EXIT_BROKEN = 1
 """Published ends leave with this when the other one breaks the protocol."""
 
 
-class HandshakeFailed(Exception):
+class HandshakeFailed(ConnectionError):
     """The other end does not come, or is none."""
 
 

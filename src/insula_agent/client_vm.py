@@ -15,8 +15,6 @@ import struct
 import sys
 
 from insula_agent import sockets
-from insula_agent.caller import HANDSHAKE_TIMEOUT, Caller, HandshakeFailed, LocalProgram, catch_signals
-from insula_agent.sink import Sink
 from insula_proto import qrexec
 from insula_proto.errors import LocalProtocolError
 from insula_proto.qrexec import EXIT_PROBLEM, EXIT_REFUSED, TriggerService
@@ -186,11 +184,8 @@ def _say(message: str) -> None:
     sys.stderr.flush()
 
 
-def ask(agent: Socket, options: Options) -> tuple[int, int, list[int]] | None:
-    """Ask the agent. Return domain, port and the channel's descriptors (none, one or two); None: refused.
-
-    :raise LocalProtocolError: no such service can be asked for. :raise OSError: the agent is not there, or went away.
-    """
+def ask(agent: Socket, options: Options) -> None:
+    """:raise LocalProtocolError: no such service can be asked for. :raise OSError: the agent is not there."""
     message = qrexec.encode(
         TriggerService((options.source or b"")[:MAX_NAME], options.target[:MAX_NAME], b"SOCKET", options.service)
     )
@@ -199,6 +194,13 @@ def ask(agent: Socket, options: Options) -> tuple[int, int, list[int]] | None:
     sent = sockets.send_with_descriptors(agent, message, (0,))
     if sent < len(message):
         agent.sendall(message[sent:])
+
+
+def hear(agent: Socket) -> tuple[int, int, list[int]] | None:
+    """The agent's answer: domain, port and the channel's descriptors (none, one or two); None: refused.
+
+    :raise OSError: the agent went away.
+    """
     answer = b""
     channel: list[int] = []
     while len(answer) < ANSWER.size:
@@ -211,19 +213,16 @@ def ask(agent: Socket, options: Options) -> tuple[int, int, list[int]] | None:
     return domain, port, channel
 
 
-def serve_vchan(domain: int, port: int) -> int:
-    """Be the server of a vchan; return the connection. :raise HandshakeFailed: nobody comes in time."""
+def serve_vchan(domain: int, port: int, patience: float) -> int:
+    """Be the server of a vchan; return the connection. :raise OSError, ValueError: nobody comes in time."""
     from insula_proto.vchan import Place  # noqa: PLC0415 - not in a qube
 
+    listener = sockets.listen(Place.of(os.environ).served_for(domain, port), 0o600, 1)
     try:
-        listener = sockets.listen(Place.of(os.environ).served_for(domain, port), 0o600, 1)
-        try:
-            listener.settimeout(HANDSHAKE_TIMEOUT)
-            return sockets.accept(listener).detach()
-        finally:
-            listener.close()
-    except (OSError, ValueError) as error:
-        raise HandshakeFailed(str(error)) from error
+        listener.settimeout(patience)
+        return sockets.accept(listener).detach()
+    finally:
+        listener.close()
 
 
 def start_program(words: list[str]) -> tuple[int, int, int]:
@@ -272,12 +271,17 @@ def _cover_standard_descriptors() -> None:
 
 
 def call(options: Options) -> int:
-    """Ask, connect, and carry the call to its end. :raise HandshakeFailed, LocalProtocolError, OSError:"""
+    """Ask, connect, and carry the call to its end. :raise LocalProtocolError, OSError, ValueError:"""
     if options.uses_stdin_socket and not stat.S_ISSOCK(os.fstat(0).st_mode):
         _say("--use-stdin-socket passed, but standard input is not a socket")
         return EXIT_USAGE
     agent = sockets.unix_socket()
-    answer = ask(agent, options)
+    ask(agent, options)
+    # The host needs a while to answer: what carrying the call takes is loaded meanwhile.
+    from insula_agent.caller import HANDSHAKE_TIMEOUT, Caller, LocalProgram, catch_signals  # noqa: PLC0415
+    from insula_agent.sink import Sink  # noqa: PLC0415
+
+    answer = hear(agent)
     if answer is None:
         _say("Request refused")
         return EXIT_REFUSED
@@ -293,7 +297,7 @@ def call(options: Options) -> int:
         filters_stdout = os.isatty(1)
     filters_stderr = os.isatty(2) if options.filters_stderr is None else options.filters_stderr
     if not channel:
-        channel = [serve_vchan(domain, port)]
+        channel = [serve_vchan(domain, port, HANDSHAKE_TIMEOUT)]
     return Caller(
         (channel[0], channel[-1]),
         source,
@@ -321,6 +325,6 @@ def main(arguments: list[str] | None = None) -> int:
     except LocalProtocolError as error:
         _say(f"qrexec-client-vm: {error}")
         return EXIT_PROBLEM
-    except (HandshakeFailed, OSError) as error:
+    except (OSError, ValueError) as error:
         _say(f"qrexec-client-vm: {error}")
         return EXIT_FAILED
