@@ -101,7 +101,8 @@ class Process:
 
     def _finish(self, code: int) -> None:
         self._code = code
-        self._app.quit()
+        # Not quit(): that asks every window to close, and the guest's programs would.
+        self._app.exit(code)
 
     def _happened(self, event: Event) -> None:
         assert self._session is not None

@@ -15,11 +15,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import xcffib
+
+import insula_proto
 from insula.gui import frame_memory
 from insula.gui.geometry import Rect
-from insula.testing.desktop import WAIT_S, Desktop
+from insula.testing.desktop import WAIT_S, Desktop, desktop
 from insula_proto import gui, gui_wire
 from insula_proto.gui import Message
 from insula_proto.gui_channel import AgentEnd, Hello
@@ -28,18 +33,35 @@ MEMORY = 32 << 20
 _PAGE = 4096
 
 
+class Host:
+    """The daemon's part for one qube (:mod:`insula.testing.gui_host`), and what it said."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: Path, screen: Desktop) -> None:
+        self.process = process
+        self._said = said
+        screen.wait(lambda: "\n" in self.said() or process.poll() is not None, "the host says nothing")
+        if process.poll() is not None:
+            raise RuntimeError("the process that shows windows did not start")
+
+    def said(self) -> str:
+        return self._said.read_text()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that shows windows."""
+        return int(self.said().partition("\n")[0])
+
+
 class ScriptedGuest:
-    def __init__(
-        self, screen: Desktop, channel: socket.socket, memory: mmap.mmap, process: subprocess.Popen[str], pid: int
-    ):
+    def __init__(self, screen: Desktop, channel: socket.socket, memory: mmap.mmap, host: Host):
         self._screen = screen
         self._channel = channel
         self._memory = memory
         self._end = AgentEnd(uses_frames=True)
         self._used = 0
         self._pictures: dict[int, tuple[int, int, int]] = {}
-        self.process = process
-        self.pid = pid
+        self.process = host.process
+        self.pid = host.pid
         """Of the process that shows its windows."""
         self.heard: list[Message | Hello] = []
 
@@ -112,14 +134,15 @@ class ScriptedGuest:
 
 
 @contextlib.contextmanager
-def scripted_guest(screen: Desktop, qube: str, colour: int) -> Iterator[ScriptedGuest]:
-    """A qube of that name and colour, greeted; its process ends with the block."""
+def shown_by_host(screen: Desktop, qube: str, colour: int) -> Iterator[tuple[Host, int, socket.socket]]:
+    """The host's side of a qube; with the descriptor of its frame memory, and the guest's end of its channel."""
     descriptor = frame_memory.make(MEMORY)
     ours, theirs = socket.socketpair()
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, descriptor)
         stack.callback(ours.close)
-        with theirs:
+        said = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="insula-host-"))) / "said"
+        with theirs, said.open("wb") as out:
             process = subprocess.Popen(
                 [
                     sys.executable,
@@ -132,16 +155,72 @@ def scripted_guest(screen: Desktop, qube: str, colour: int) -> Iterator[Scripted
                 ],
                 env=screen.environment,
                 pass_fds=(theirs.fileno(), descriptor),
-                stdout=subprocess.PIPE,
-                text=True,
+                stdout=out,
             )
-        stack.callback(process.communicate)
+        stack.callback(process.wait)
         stack.callback(process.kill)
-        memory = stack.enter_context(mmap.mmap(descriptor, MEMORY))
-        assert process.stdout is not None
-        started = process.stdout.readline()
-        if not started:
-            raise RuntimeError("the process that shows windows did not start")
-        guest = ScriptedGuest(screen, ours, memory, process, int(started))
+        yield Host(process, said, screen), descriptor, ours
+
+
+@contextlib.contextmanager
+def scripted_guest(screen: Desktop, qube: str, colour: int) -> Iterator[ScriptedGuest]:
+    """A qube of that name and colour, greeted; its process ends with the block."""
+    with (
+        shown_by_host(screen, qube, colour) as (host, descriptor, channel),
+        mmap.mmap(descriptor, MEMORY) as memory,
+    ):
+        guest = ScriptedGuest(screen, channel, memory, host)
         guest.greet()
         yield guest
+
+
+AGENT = (
+    "import sys; sys.path[:0] = sys.argv[1].split(':'); "
+    "from insula_agent.gui.main import main; sys.exit(main(sys.argv[2:]))"
+)
+"""As in a guest: without ``site``; with the folders of the agent and of xcffib."""
+
+
+class RealGuest:
+    """A qube that is an X server, the real agent and programs, without a machine around them."""
+
+    def __init__(self, inside: Desktop, host: Host, agent: subprocess.Popen[bytes]) -> None:
+        self.inside = inside
+        self.host = host
+        self.agent = agent
+
+
+@contextlib.contextmanager
+def real_guest(screen: Desktop, qube: str, colour: int, *, width: int = 1000, height: int = 700) -> Iterator[RealGuest]:
+    """A qube whose windows the host shows on ``screen``."""
+    with (
+        desktop(width, height, window_manager=None) as inside,
+        shown_by_host(screen, qube, colour) as (host, descriptor, channel),
+    ):
+        folders = dict.fromkeys(str(Path(module.__file__ or "").parents[1]) for module in (insula_proto, xcffib))
+        agent = subprocess.Popen(
+            [
+                *(sys.executable, "-S", "-E", "-c", AGENT, ":".join(folders)),
+                *("--channel", f"fd:{channel.fileno()}", "--frames", f"fd:{descriptor}", "--display", inside.display),
+            ],
+            pass_fds=(channel.fileno(), descriptor),
+        )
+        channel.close()
+        try:
+            yield RealGuest(inside, host, agent)
+        finally:
+            agent.kill()
+            agent.wait()
+
+
+@contextlib.contextmanager
+def program(guest: RealGuest, source: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python program in the guest; it ends with the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], env=guest.inside.environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,132 @@
+"""The clipboard of the qube's X server: read when the host asks, set when the user pastes.
+
+What is pasted is owned as CLIPBOARD and PRIMARY by a window of the agent until a program copies something else, or a
+minute has gone by. Long texts that a program would hand out in parts (INCR) are not taken.
+"""
+
+from __future__ import annotations
+
+import xcffib
+import xcffib.xproto
+
+from insula_agent.gui.display import BadRequest, Display
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from insula_agent.loop import Loop, Timer
+
+KEPT = 60.0
+"""Seconds that what was pasted can be had."""
+ANSWER_TIMEOUT = 4.0
+"""Seconds a program has to hand out what it owns; the host waits five."""
+_TEXT_TARGETS = ("UTF8_STRING", "STRING", "TEXT", "text/plain;charset=utf-8", "text/plain")
+_PROPERTY = "INSULA_CLIPBOARD"
+_NONE = 0
+
+
+class Selection:
+    def __init__(self, display: Display, loop: Loop, limit: int, answer: Callable[[bytes | None], None]) -> None:
+        """``answer`` gets what was asked for; None: it is longer than ``limit`` bytes."""
+        self._display = display
+        self._loop = loop
+        self._limit = limit
+        self._answer = answer
+        self._data: bytes | None = None
+        self._wipe_timer: Timer | None = None
+        self._answer_timer: Timer | None = None
+        self._window = int(display.connection.generate_id())
+        display.core.CreateWindow(
+            0, self._window, display.root, -10, -10, 1, 1, 0, xcffib.xproto.WindowClass.InputOnly, 0, 0, []
+        )
+
+    @property
+    def window(self) -> int:
+        """Not one to be shown."""
+        return self._window
+
+    # --- copying: the host asks ----------------------------------------------------------------------------------
+
+    def request(self) -> None:
+        """Ask the owner of the clipboard; the answer comes later."""
+        display = self._display
+        if self._answer_timer is not None:
+            return
+        if not display.core.GetSelectionOwner(display.atom("CLIPBOARD")).reply().owner:
+            self._answer(b"")
+            return
+        self._answer_timer = self._loop.after(ANSWER_TIMEOUT, self._give_up)
+        display.core.ConvertSelection(
+            self._window, display.atom("CLIPBOARD"), display.atom("UTF8_STRING"), display.atom(_PROPERTY), 0
+        )
+
+    def _give_up(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
+            self._answer(b"")
+
+    def notified(self, event: Any) -> None:
+        """SelectionNotify: it is in our property, or there is nothing."""
+        display = self._display
+        if self._answer_timer is None or event.requestor != self._window:
+            return
+        self._answer_timer.cancel()
+        self._answer_timer = None
+        if event.property == _NONE:
+            self._answer(b"")
+            return
+        length = self._limit // 4 + 1
+        reply = display.core.GetProperty(True, self._window, event.property, 0, 0, length).reply()
+        data = bytes(reply.value.buf())
+        if reply.type == display.atom("INCR") or len(data) > self._limit or reply.bytes_after:
+            self._answer(None)
+        else:
+            self._answer(data)
+
+    # --- pasting: the host sends ---------------------------------------------------------------------------------
+
+    def offer(self, data: bytes) -> None:
+        """Own it as what was copied last."""
+        self._data = data
+        for name in ("CLIPBOARD", "PRIMARY"):
+            self._display.core.SetSelectionOwner(self._window, self._display.atom(name), 0)
+        if self._wipe_timer is not None:
+            self._wipe_timer.cancel()
+        self._wipe_timer = self._loop.after(KEPT, self._wipe)
+
+    def _wipe(self) -> None:
+        self._data = None
+        for name in ("CLIPBOARD", "PRIMARY"):
+            atom = self._display.atom(name)
+            if self._display.core.GetSelectionOwner(atom).reply().owner == self._window:
+                self._display.core.SetSelectionOwner(_NONE, atom, 0)
+
+    def cleared(self) -> None:
+        """SelectionClear: a program has copied something."""
+
+    def requested(self, event: Any) -> None:
+        """SelectionRequest: a program pastes."""
+        display = self._display
+        targets = [display.atom(name) for name in _TEXT_TARGETS]
+        where = event.property or event.target
+        given = _NONE
+        try:
+            if self._data is None:
+                pass
+            elif event.target == display.atom("TARGETS"):
+                display.set_numbers_of(event.requestor, where, "ATOM", [display.atom("TARGETS"), *targets])
+                given = where
+            elif event.target in targets:
+                display.core.ChangePropertyChecked(
+                    0, event.requestor, where, event.target, 8, len(self._data), self._data
+                ).check()
+                given = where
+            notice = xcffib.xproto.SelectionNotifyEvent.synthetic(
+                event.time, event.requestor, event.selection, event.target, given
+            )
+            display.core.SendEvent(False, event.requestor, 0, notice.pack())
+        except BadRequest:
+            return  # whoever asked has gone

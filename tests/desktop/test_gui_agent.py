@@ -1,0 +1,201 @@
+"""Programs of a guest, on the host's screen: two real X servers, the real agent, the real host, and no machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from insula.gui.geometry import WINDOW_FRAME, Rect
+from insula.testing import gui_host
+from insula.testing.desktop import Desktop, Picture, Window, desktop
+from insula.testing.gui_guest import RealGuest, program, real_guest
+
+pytestmark = pytest.mark.desktop
+
+BLUE = 0x3465A4
+
+EDITOR = """\
+import sys
+from PySide6.QtWidgets import QApplication, QMainWindow, QPlainTextEdit
+app = QApplication([])
+window = QMainWindow()
+window.setWindowTitle("Editor")
+text = QPlainTextEdit("from the guest")
+text.setCursorWidth(0)
+text.textChanged.connect(lambda: print(ascii(text.toPlainText()), flush=True))
+window.setCentralWidget(text)
+menu = window.menuBar().addMenu("File")
+menu.addAction("Open", lambda: print("opened", flush=True))
+menu.addAction("Quit", app.quit)
+window.setGeometry(60, 60, 420, 260)
+window.show()
+print("shown", flush=True)
+app.exec()
+"""
+
+PAINTER = """\
+from PySide6.QtCore import QTimer
+from PySide6.QtGui import QColor, QPainter
+from PySide6.QtWidgets import QApplication, QWidget
+app = QApplication([])
+class Painter(QWidget):
+    number = 0
+    def paintEvent(self, event):
+        self.number += 1
+        QPainter(self).fillRect(self.rect(), QColor(self.number & 255, 100, 200))
+window = Painter()
+window.setWindowTitle("Painter")
+window.resize(800, 600)
+timer = QTimer()
+timer.timeout.connect(window.update)
+timer.start(0)
+window.show()
+QTimer.singleShot(2000, lambda: print(window.number, flush=True))
+app.exec()
+"""
+
+
+@pytest.fixture(scope="module")
+def screen() -> Iterator[Desktop]:
+    with desktop(1000, 700) as shown:
+        yield shown
+
+
+@pytest.fixture
+def guest(screen: Desktop) -> Iterator[RealGuest]:
+    with real_guest(screen, "work", BLUE) as made:
+        yield made
+    screen.wait(lambda: not screen.windows(r"\[work\]"), "the window stays")
+
+
+def place_of(window: Window) -> Rect:
+    return WINDOW_FRAME.inside(Rect(window.x, window.y, window.width, window.height))
+
+
+def part(picture: Picture, place: Rect) -> Picture:
+    return picture.part(place.x, place.y, place.width, place.height)
+
+
+def wait_equal(screen: Desktop, guest: RealGuest, title: str) -> Rect:
+    """Wait until the host shows of that window what the guest's X server has, pixel by pixel; return its place."""
+    screen.park()
+    places: list[Rect] = []
+
+    def is_equal() -> bool:
+        places[:] = [place_of(screen.window(title))]
+        [inside] = guest.inside.windows(title.removeprefix(r"\[work\] "))
+        there = Rect(inside.x, inside.y, inside.width, inside.height)
+        theirs = part(guest.inside.picture(), there)
+        return theirs.difference(part(screen.picture(), places[0])) == 0.0 and theirs.width == places[0].width
+
+    screen.wait(is_equal, "the host's picture is not the guest's")
+    return places[0]
+
+
+def test_program_looks_on_the_host_as_in_the_guest_in_its_qubes_frame(screen: Desktop, guest: RealGuest) -> None:
+    with program(guest, EDITOR):
+        place = wait_equal(screen, guest, r"\[work\] Editor")
+        assert place == Rect(60, 60, 420, 260)
+        picture = screen.picture()
+        corners = [
+            (place.x - 1, place.y - 1),
+            (place.right, place.y - 1),
+            (place.x - 1, place.bottom),
+            (place.right, place.bottom),
+        ]
+        assert [picture.pixel(*corner) for corner in corners] == [BLUE] * 4
+
+
+def test_typing_clicking_and_menus_work(screen: Desktop, guest: RealGuest) -> None:
+    with program(guest, EDITOR) as editor:
+        place = wait_equal(screen, guest, r"\[work\] Editor")
+        assert editor.stdout is not None
+        assert editor.stdout.readline() == "shown\n"
+        screen.click(place.x + 300, place.y + 150)
+        screen.type("Az")
+        while editor.stdout.readline() != "'from the guestAz'\n":
+            pass
+        screen.click(place.x + 20, place.y + 10)
+
+        def menu_is_open() -> bool:
+            # Its frame is in the qube's colour, within the window's content.
+            return part(screen.picture(), Rect(place.x, place.y + 25, 150, 120)).share(BLUE) > 0.05
+
+        screen.wait(menu_is_open, "no menu with a frame")
+        screen.key("Down", "Return")
+        assert editor.stdout.readline() == "opened\n"
+        screen.wait(lambda: not menu_is_open(), "the menu stays")
+
+
+def test_window_the_user_makes_larger_is_drawn_larger_by_its_program(screen: Desktop, guest: RealGuest) -> None:
+    with program(guest, EDITOR):
+        wait_equal(screen, guest, r"\[work\] Editor")
+        for width, height in ((608, 426), (308, 226), (708, 526)):
+            screen.do("windowsize", "--sync", screen.window(r"\[work\] Editor").number, width, height)
+            place = wait_equal(screen, guest, r"\[work\] Editor")
+            assert (place.width, place.height) == (width - 8, height - 26)
+
+
+def test_text_is_copied_and_pasted_by_the_users_two_keys_alone(screen: Desktop, guest: RealGuest) -> None:
+    with program(guest, EDITOR) as editor:
+        place = wait_equal(screen, guest, r"\[work\] Editor")
+        assert editor.stdout is not None
+        assert editor.stdout.readline() == "shown\n"
+        screen.click(place.x + 300, place.y + 150)
+        screen.wait(lambda: "Focused" in guest.host.said(), "no focus")
+        screen.key("ctrl+a", "ctrl+c")
+        # (Nothing went to the host: the guest's clipboard is its own.)
+        screen.key("ctrl+shift+c")
+        screen.wait(lambda: "copied:" in guest.host.said(), "nothing was copied")
+        assert "copied: 'from the guest'" in guest.host.said()
+        screen.key("ctrl+shift+v")
+        screen.wait(lambda: "PasteAsked" in guest.host.said(), "nothing was asked for")
+        wanted = f"{'from the guest' + gui_host.PASTED!a}\n"
+
+        def is_pasted() -> bool:
+            # The guest tells nobody when it has the text; a user who is too quick takes it back and tries again.
+            screen.key("ctrl+End", "ctrl+v")
+            assert editor.stdout is not None
+            if editor.stdout.readline() == wanted:
+                return True
+            screen.key("ctrl+z")
+            return not editor.stdout.readline()
+
+        screen.wait(is_pasted, "the text did not arrive")
+
+
+def test_program_that_draws_without_end_is_shown_at_the_screens_pace(screen: Desktop, guest: RealGuest) -> None:
+    """MC-43."""
+    with program(guest, PAINTER) as painter:
+        screen.window(r"\[work\] Painter")
+        assert painter.stdout is not None
+        drawn = int(painter.stdout.readline())
+        assert drawn > 30
+        colours = {screen.picture().pixel(500, 400) for _ in range(20) if not time.sleep(0.05)}
+        assert len(colours) > 10
+
+
+def test_program_that_ends_has_no_window_any_more(screen: Desktop, guest: RealGuest) -> None:
+    with program(guest, EDITOR):
+        wait_equal(screen, guest, r"\[work\] Editor")
+    screen.wait(lambda: not screen.windows(r"\[work\]"), "its window stays")
+    assert guest.agent.poll() is None
+
+
+def test_users_close_reaches_the_program(screen: Desktop, guest: RealGuest) -> None:
+    with program(guest, EDITOR) as editor:
+        wait_equal(screen, guest, r"\[work\] Editor")
+        screen.do("windowactivate", "--sync", screen.window(r"\[work\]").number)
+        screen.key("alt+F4")
+        assert editor.wait(20) == 0
+
+
+def test_host_that_goes_ends_the_agent_and_leaves_the_programs(screen: Desktop) -> None:
+    with real_guest(screen, "work", BLUE) as guest, program(guest, EDITOR) as editor:
+        wait_equal(screen, guest, r"\[work\] Editor")
+        guest.host.process.kill()
+        assert guest.agent.wait(20) != 0
+        assert editor.poll() is None
+        assert guest.inside.windows("Editor")
