@@ -51,7 +51,7 @@ def write_file(folder: str, name: str, value: bytes, mode: int = 0o644) -> None:
 
 class Keys(StreamHandler):
     """``on_complete`` is called with all keys each time they have been read over a new connection, ``on_written`` with
-    a key and its value each time the host has set one since."""
+    a key and its value each time the host has set one since, ``on_removed`` with one that is gone."""
 
     def __init__(
         self,
@@ -59,11 +59,13 @@ class Keys(StreamHandler):
         folder: str,
         on_complete: Callable[[dict[str, bytes]], None],
         on_written: Callable[[str, bytes], None],
+        on_removed: Callable[[str], None],
     ) -> None:
         self._link = link
         self._folder = folder
         self._on_complete = on_complete
         self._on_written = on_written
+        self._on_removed = on_removed
         self._client = qubesdb.KeyClient()
         self._stream = 0
         self._writer: StreamWriter | None = None
@@ -125,6 +127,7 @@ class Keys(StreamHandler):
                 self._on_written(event.path, event.value)
                 self._show(event.path, event.value)
             else:
+                self._on_removed(event.path)
                 self._hide(file_name(event.path))
 
     def writable(self, stream: int) -> None:

@@ -35,11 +35,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula_agent import identity as identity_module
     from insula_agent.key_socket import KeySocket
+    from insula_agent import network as network_module
 
 DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
 SIGTERM = 15
 CLOCK_KEY = "/insula-clock"
 """See :mod:`insula_agent.renewal`."""
+NETWORK_PREFIXES = (
+    "/insula-link/",
+    "/net-config/",
+    "/qubes-firewall/",
+    "/qubes-gateway",
+    "/qubes-ip",
+    "/qubes-mac",
+    "/qubes-netmask",
+    "/qubes-netvm-",
+    "/qubes-primary-dns",
+    "/qubes-secondary-dns",
+)
+"""Keys without which a qube has no network, and none to give."""
 GATE_STEP = 0.05
 """Seconds between looks whether the rest of a fork's system may start: not before the first command has ended, for on
 one virtual CPU it would be in its way."""
@@ -101,6 +115,7 @@ class Identity:
     """What gives this machine its identity; imported late so that the handshake does not wait for it."""
 
     _who: identity_module.Identity
+    _network: network_module.Network | None = None
 
     def is_seed(self, all_keys: dict[str, bytes]) -> bool:
         """Whether the machine is nobody's."""
@@ -141,6 +156,26 @@ class Identity:
         if clock is not None:
             renewal.set_clock(clock)
 
+    def set_up_network(self, loop: Loop, all_keys: dict[str, bytes]) -> None:
+        """Do what the keys say of the network, before the first command; an identity was applied.
+
+        What fails is logged, and leaves the network closed.
+        """
+        if self._network is not None or any(path.startswith(NETWORK_PREFIXES) for path in all_keys):
+            self._get_network(loop).begin(all_keys, self._who.services)
+
+    def change_network(self, loop: Loop, path: str, value: bytes | None) -> None:
+        """A key was set, or is gone (None)."""
+        if path.startswith(NETWORK_PREFIXES):
+            self._get_network(loop).key_changed(path, value)
+
+    def _get_network(self, loop: Loop) -> network_module.Network:
+        if self._network is None:
+            from insula_agent import network  # noqa: PLC0415 - most qubes have none
+
+            self._network = network.Network(loop)
+        return self._network
+
     def is_gated(self) -> bool:
         """Whether the rest of the system waits for us to open the gate."""
         from insula_agent import seed  # noqa: PLC0415
@@ -176,6 +211,12 @@ class NoIdentity(Identity):
     def set_clock(self, value: bytes) -> None:
         pass
 
+    def set_up_network(self, loop: Loop, all_keys: dict[str, bytes]) -> None:
+        pass
+
+    def change_network(self, loop: Loop, path: str, value: bytes | None) -> None:
+        pass
+
     def is_gated(self) -> bool:
         return False
 
@@ -206,7 +247,7 @@ class Agent:
         self._is_announced = False
         self.loop = Loop()
         self.link = Link(self.loop, options.device, self._synced, self._accept)
-        self.keys = keys.Keys(self.link, options.keys_folder, self._keys_read, self._key_written)
+        self.keys = keys.Keys(self.link, options.keys_folder, self._keys_read, self._key_written, self._key_removed)
         configuration = Configuration(
             os.environ.get("QREXEC_SERVICE_PATH", services.DEFAULT_SERVICE_PATH),
             os.environ.get("QUBES_RPC_CONFIG_PATH", services.DEFAULT_CONFIG_PATH),
@@ -244,6 +285,8 @@ class Agent:
             # The host goes on meanwhile; what it asks is heard after this.
             self.link.flush()
             self._identity.finish()
+        self._identity.set_up_network(self.loop, all_keys)
+        if is_new:
             if self._identity.is_gated():
                 self._begun = time.monotonic()
                 self.loop.after(GATE_STEP, self._look_at_gate)
@@ -255,6 +298,12 @@ class Agent:
         # Before that it is read with the others, and obeyed once.
         if path == CLOCK_KEY and self._has_identity:
             self._identity.set_clock(value)
+        elif self._has_identity:
+            self._identity.change_network(self.loop, path, value)
+
+    def _key_removed(self, path: str) -> None:
+        if self._has_identity:
+            self._identity.change_network(self.loop, path, None)
 
     def _ready(self, version: int) -> None:
         log(f"ready, qrexec version {version}")

@@ -20,9 +20,25 @@ class ProgramFailed(Exception):
     """It ended with an exit status that is not accepted."""
 
 
-def run(argv: Sequence[str], accept: int = 0) -> int:
-    """Run a program; its exit status. :raise ProgramFailed: it is above ``accept``. :raise OSError: not started."""
-    pid = os.posix_spawnp(argv[0], list(argv), _ENVIRONMENT, setsigmask=())
+def run(argv: Sequence[str], accept: int = 0, stdin: str | None = None) -> int:
+    """Run a program; its exit status.
+
+    :param stdin: what it reads; None: our own.
+    :raise ProgramFailed: the status is above ``accept``.
+    :raise OSError: not started.
+    """
+    if stdin is None:
+        pid = os.posix_spawnp(argv[0], list(argv), _ENVIRONMENT, setsigmask=())
+    else:
+        # A file and not a pipe: nobody has to write while it runs.
+        fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        try:
+            os.write(fd, stdin.encode("utf-8"))
+            os.lseek(fd, 0, os.SEEK_SET)
+            actions = [(os.POSIX_SPAWN_DUP2, fd, 0)]
+            pid = os.posix_spawnp(argv[0], list(argv), _ENVIRONMENT, file_actions=actions, setsigmask=())
+        finally:
+            os.close(fd)
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if not 0 <= code <= accept:

@@ -710,8 +710,8 @@ async def test_interface_is_given_and_taken_away_while_the_machine_runs(world: W
         await driver.plug_nic(one, "00:16:3e:5e:6c:00")
         await driver.plug_nic(one, "00:16:3e:5e:6c:00")
         await driver.link(one, net, 0)
-        await driver.unplug_nic(one)
         await driver.unlink(net, 0)
+        await driver.unplug_nic(one)
         with pytest.raises(DriverError):
             await driver.link(one, net, 0)
         await driver.plug_nic(one, "00:16:3e:5e:6c:00")

@@ -161,3 +161,18 @@ async def test_fork_has_the_interface_of_its_seed(world: QemuWorld, driver: Qemu
             await until_ping(fork, "10.1.0.1")
         finally:
             await fork.kill()
+
+
+async def test_interface_taken_away_and_given_again_works(world: QemuWorld, driver: QemuDriver) -> None:
+    async with shell(world, driver, provider(world)) as net, shell(world, driver, client(world, "one")) as one:
+        for _ in range(3):
+            await driver.plug_nic(one, MAC)
+            await driver.link(one, net, 0)
+            await give_address(one, MAC, "10.1.0.2/24")
+            await give_address(net, link_mac(0), "10.1.0.1/24")
+            await until_ping(one, "10.1.0.1")
+            await driver.unlink(net, 0)
+            await driver.unplug_nic(one)
+            async with asyncio.timeout(GUEST_LIMIT_S):
+                while await driver.links(net):
+                    await asyncio.sleep(POLL_S)

@@ -18,6 +18,7 @@ class Pipe:
         self.was_reset = False
         self.keys: keys.Keys | None = None
         self.changes: list[tuple[str, bytes]] = []
+        self.removed: list[str] = []
 
     def changed(self, path: str, value: bytes) -> None:
         self.changes.append((path, value))
@@ -46,7 +47,7 @@ class Pipe:
 def connected(folder: Path, host_keys: dict[str, bytes]) -> tuple[Pipe, list[dict[str, bytes]]]:
     pipe = Pipe(host_keys)
     seen: list[dict[str, bytes]] = []
-    pipe.keys = keys.Keys(pipe, str(folder), seen.append, pipe.changed)  # type: ignore[arg-type]
+    pipe.keys = keys.Keys(pipe, str(folder), seen.append, pipe.changed, pipe.removed.append)  # type: ignore[arg-type]
     pipe.keys.start()
     pipe.deliver()
     return pipe, seen
@@ -71,6 +72,7 @@ def test_change_and_removal_by_host_are_followed(tmp_path: Path) -> None:
     pipe.deliver(pipe.server.remove("/name"))
     pipe.deliver(pipe.server.remove("/name"))
     assert shown(tmp_path) == {"new": b"1"}
+    assert pipe.removed == ["/name", "/name"]
 
 
 def test_files_of_an_earlier_connection_are_removed(tmp_path: Path) -> None:

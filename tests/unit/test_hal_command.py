@@ -55,7 +55,7 @@ SPEC = MachineSpec(
     runtime_dir=Path("/run/insula/qubes/work"),
 )
 
-DESCRIPTORS = Descriptors(10, 11, 12, 13, (14, 15), (DiskDescriptors((16, 17)), DiskDescriptors((18,))))
+DESCRIPTORS = Descriptors(10, 11, 12, 13, (14, 15), 19, (DiskDescriptors((16, 17)), DiskDescriptors((18,))))
 
 
 def options(argv: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -81,7 +81,7 @@ def descriptors_for(spec: MachineSpec) -> Descriptors:
     numbers = iter(range(100, 10_000))
     channels = tuple(next(numbers) for _ in spec.channels)
     disks = tuple(DiskDescriptors(tuple(next(numbers) for _ in disk.source.layers)) for disk in spec.disks)
-    return Descriptors(10, 11, 12, 13, channels, disks)
+    return Descriptors(10, 11, 12, 13, channels, next(numbers), disks)
 
 
 def argv_of(spec: MachineSpec) -> tuple[str, ...]:
@@ -103,7 +103,8 @@ def test_argv_uses_every_descriptor_once() -> None:
     sockets = [int(value.split("fd=")[1].split(",")[0]) for value in values(argv, "-chardev")]
     layers = [int(value.split("fd=")[1].split(",")[0]) for value in values(argv, "-add-fd")]
     boot = [int(PurePosixPath(values(argv, name)[0]).name) for name in ("-kernel", "-initrd")]
-    assert sorted(sockets + layers + boot) == sorted(DESCRIPTORS.numbers()) == list(range(10, 19))
+    links = [int(netdev["addr"]["str"]) for netdev in objects(argv, "-netdev")]
+    assert sorted(sockets + layers + boot + links) == sorted(DESCRIPTORS.numbers()) == list(range(10, 20))
 
 
 def test_argv_waits_at_start_and_at_the_guests_end() -> None:
@@ -122,7 +123,9 @@ def test_argv_has_no_network_display_or_usb() -> None:
     argv = vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU)
     drivers = " ".join(device["driver"] for device in objects(argv, "-device"))
     assert not any(word in drivers for word in ("net", "vga", "usb", "ide", "sata"))
-    assert not {"-netdev", "-nic", "-usb", "-vnc", "-spice", "-drive"} & {name for name, _ in options(argv)}
+    # A network end that no device of the guest is at.
+    assert len(objects(argv, "-netdev")) == 1
+    assert not {"-nic", "-usb", "-vnc", "-spice", "-drive"} & {name for name, _ in options(argv)}
 
 
 def test_pci_addresses_are_unique_and_independent_of_disks() -> None:
@@ -142,7 +145,7 @@ def test_hotplug_ports_have_their_own_chassis() -> None:
 def test_interface_and_ports_of_links_have_places_of_their_own() -> None:
     plain = objects(argv_of(SPEC), "-device")
     spec = replace(SPEC, nic=Nic("00:16:3e:5e:6c:00"), links=MAX_LINKS)
-    argv = vmm_argv(spec, replace(DESCRIPTORS, nic=99), TCG, QEMU)
+    argv = vmm_argv(spec, DESCRIPTORS, TCG, QEMU)
     made = objects(argv, "-device")
     places = [device["addr"] for device in made if device.get("bus") == "pcie.0"]
     assert len(places) == len(set(places))
@@ -158,11 +161,9 @@ def test_interface_and_ports_of_links_have_places_of_their_own() -> None:
 
 def test_interface_waits_at_its_socket_and_boots_nothing() -> None:
     spec = replace(SPEC, nic=Nic("00:16:3e:5e:6c:00"))
-    fds = replace(DESCRIPTORS, nic=99)
-    argv = vmm_argv(spec, fds, TCG, QEMU)
-    assert 99 in fds.numbers()
+    argv = vmm_argv(spec, DESCRIPTORS, TCG, QEMU)
     (netdev,) = objects(argv, "-netdev")
-    assert netdev == {"type": "stream", "id": "nic", "server": True, "addr": {"type": "fd", "str": "99"}}
+    assert netdev == {"type": "stream", "id": "nic", "server": True, "addr": {"type": "fd", "str": "19"}}
     (nic,) = devices(argv, "virtio-net-pci")
     assert (nic["netdev"], nic["mac"], nic["romfile"]) == ("nic", "00:16:3e:5e:6c:00", "")
     # Where it can be taken away, and given, while the machine runs.
@@ -227,11 +228,11 @@ def test_key_reaches_qemu_by_descriptor_only() -> None:
     root, private = SPEC.disks
     spec = replace(SPEC, disks=(replace(root, source=replace(root.source, key=key)), private))
     check_spec(spec)
-    fds = replace(DESCRIPTORS, disks=(DiskDescriptors((16, 17), key=19), DiskDescriptors((18,))))
+    fds = replace(DESCRIPTORS, disks=(DiskDescriptors((16, 17), key=20), DiskDescriptors((18,))))
     argv = vmm_argv(spec, fds, TCG, QEMU)
     assert key.decode() not in " ".join(argv)
     (secret,) = (item for item in objects(argv, "-object") if item["qom-type"] == "secret")
-    assert (secret["file"], 19 in fds.numbers()) == ("/proc/self/fd/19", True)
+    assert (secret["file"], 20 in fds.numbers()) == ("/proc/self/fd/20", True)
     nodes = {node["node-name"]: node for node in objects(argv, "-blockdev")}
     assert nodes[disk_node(0)]["encrypt"] == {"format": "luks", "key-secret": secret["id"]}
     assert not any("encrypt" in node for name, node in nodes.items() if name != disk_node(0))

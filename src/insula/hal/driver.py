@@ -248,7 +248,7 @@ class Driver(Protocol):
         """
 
     async def unplug_nic(self, client: Machine) -> None:
-        """Take its interface away, linked or not: no frame passes any more when this returns. Idempotent."""
+        """Take its interface away; it was parted before. Its guest may take a moment to let go. Idempotent."""
 
     async def link_outside(self, client: Machine) -> None:
         """Join the client's interface to the network of this host, as far as an ordinary program reaches it.

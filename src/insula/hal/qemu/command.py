@@ -93,10 +93,10 @@ class Descriptors:
     """Listening socket of the serial console."""
     channels: tuple[int, ...]
     """Listening sockets, in the order of ``spec.channels``."""
+    nic: int
+    """Listening socket of the network interface."""
     disks: tuple[DiskDescriptors, ...]
     """In the order of ``spec.disks``."""
-    nic: int | None = None
-    """Listening socket of the network interface."""
     memory: int | None = None
     """Memory file of a freezable machine, or the seed's of a fork."""
     state: int | None = None
@@ -104,8 +104,8 @@ class Descriptors:
 
     def numbers(self) -> tuple[int, ...]:
         disks = (number for disk in self.disks for number in disk.numbers())
-        others = (number for number in (self.nic, self.memory, self.state) if number is not None)
-        return (self.kernel, self.initrd, self.qmp, self.console, *self.channels, *disks, *others)
+        seed = (number for number in (self.memory, self.state) if number is not None)
+        return (self.kernel, self.initrd, self.qmp, self.console, *self.channels, self.nic, *disks, *seed)
 
 
 def channel_chardev(index: int) -> str:
@@ -298,15 +298,13 @@ def _root_port(name: str, slot: int, function: int, *, chassis: int) -> Iterator
     )
 
 
-def nic_options(nic: Nic | None, fd: int | None) -> Iterator[str]:
+def nic_options(nic: Nic | None, fd: int) -> Iterator[str]:
+    """A network end that waits for somebody to connect to its listening socket, and for the next one after that; and
+    the interface on it, which a machine without network has not: QEMU 7.2 cannot be given such an end later."""
+    address = {"type": "fd", "str": str(fd)}
+    yield from json_option("-netdev", {"type": "stream", "id": NIC_NETDEV, "server": True, "addr": address})
     if nic is not None:
-        yield from json_option("-netdev", nic_netdev(str(fd)))
         yield from json_option("-device", interface(NIC_DEVICE, NIC_NETDEV, NIC_BUS, nic.mac))
-
-
-def nic_netdev(descriptor: str) -> dict[str, object]:
-    """A network end that waits for somebody to connect to its listening socket, and for the next one after that."""
-    return {"type": "stream", "id": NIC_NETDEV, "server": True, "addr": {"type": "fd", "str": descriptor}}
 
 
 def interface(name: str, netdev: str, bus: str, mac: str) -> dict[str, object]:

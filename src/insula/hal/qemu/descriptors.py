@@ -127,11 +127,11 @@ class MachineFiles:
         kernel, initrd = self._boot_files(stack)
         disks = tuple(open_disk(stack, self.keys, disk.source) for disk in spec.disks)
         qmp, console, *channels = (self._listen(stack, name) for name in socket_names(spec))
-        nic = None if spec.nic is None else self._listen(stack, NIC_SOCKET)
+        nic = self._listen(stack, NIC_SOCKET)
         memory, state = self._memory(stack)
         if self._seed is None:
             unlink_thrown_away(spec)
-        return Descriptors(kernel, initrd, qmp, console, tuple(channels), disks, nic, memory, state)
+        return Descriptors(kernel, initrd, qmp, console, tuple(channels), nic, disks, memory, state)
 
     def _memory(self, stack: ExitStack) -> tuple[int | None, int | None]:
         if self._seed is not None:
@@ -166,7 +166,14 @@ class MachineFiles:
         return copy
 
     def _listen(self, stack: ExitStack, name: str) -> int:
-        return stack.enter_context(listen(self._spec.runtime_dir, name)).fileno()
+        path = self._spec.runtime_dir / name
+        path.unlink(missing_ok=True)
+        server = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        with short_path(path) as address:
+            server.bind(address)
+        # QEMU serves one client at a time; nobody else has a reason to queue.
+        server.listen(1)
+        return server.fileno()
 
 
 class KeyFiles:
@@ -205,22 +212,6 @@ def unlink_thrown_away(spec: MachineSpec) -> None:
     for disk in spec.disks:
         if disk.source.unlink_top:
             disk.source.layers[0].path.unlink()
-
-
-def listen(folder: Path, name: str) -> socket.socket:
-    """A socket for the VMM, listening under a name of the run-time folder. :raise OSError:"""
-    path = folder / name
-    path.unlink(missing_ok=True)
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with short_path(path) as address:
-            server.bind(address)
-        # QEMU serves one client at a time; nobody else has a reason to queue.
-        server.listen(1)
-    except BaseException:
-        server.close()
-        raise
-    return server
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Mapping
 
 from insula.hal.driver import MachineSpec, link_mac
 from insula.hal.errors import DriverError
@@ -29,9 +28,8 @@ from insula.hal.qemu.command import (
     NIC_NETDEV,
     interface,
     is_station,
-    nic_netdev,
 )
-from insula.hal.qemu.descriptors import NIC_SOCKET, connect, listen
+from insula.hal.qemu.descriptors import NIC_SOCKET, connect
 from insula.hal.qemu.monitor import Monitor
 from insula.hal.qemu.process import HostUser
 
@@ -57,6 +55,8 @@ class MachineLinks:
         self._monitor = monitor
         self._user = user
         self._plugging = asyncio.Lock()
+        self._is_nic_going = False
+        """Whether its guest was asked to let go of its interface, and may not have yet."""
 
     # its clients
 
@@ -78,18 +78,33 @@ class MachineLinks:
                 await self._monitor.give(descriptor, cable.fileno())
                 await self._monitor.execute("netdev_add", {"type": "socket", "id": netdev, "fd": descriptor})
                 bus = LINK_PORT_BUS.format(number)
-                await self._add(interface(_DEVICE.format(number), netdev, bus, link_mac(number)))
+                try:
+                    device = interface(_DEVICE.format(number), netdev, bus, link_mac(number))
+                    await self._monitor.execute("device_add", device)
+                except DriverError:
+                    await self._monitor.execute("netdev_del", {"id": netdev})
+                    raise
 
     async def unplug(self, number: int) -> None:
         """See :meth:`insula.hal.driver.Driver.unlink`."""
         async with self._plugging:
-            await self._remove(_DEVICE.format(number), _NETDEV.format(number))
+            if number not in await self.numbers():
+                return
+            try:
+                await self._monitor.execute("netdev_del", {"id": _NETDEV.format(number)})
+            except DriverError as error:
+                # It was cut before, and the guest still holds the interface.
+                if "not found" not in error.detail:
+                    raise
+            await self._ask_to_let_go(_DEVICE.format(number))
 
     # its own
 
     async def open_cable(self) -> socket.socket:
         """Connect to its interface; the caller owns the socket. :raise DriverError: it has none, or it is linked."""
         name = self._spec.name
+        if self._is_nic_going or not await self.has_nic():
+            raise DriverError(f"machine {name!r} has no network interface")
         deadline = asyncio.get_running_loop().time() + CABLE_LIMIT_S
         while True:
             try:
@@ -97,42 +112,38 @@ class MachineLinks:
             except BlockingIOError:
                 if asyncio.get_running_loop().time() > deadline:
                     raise DriverError(f"the interface of machine {name!r} is linked already") from None
-            except FileNotFoundError:
-                raise DriverError(f"machine {name!r} has no network interface") from None
             except OSError as error:
                 raise DriverError(f"the interface of machine {name!r} refused", str(error)) from error
             await asyncio.sleep(CABLE_POLL_S)
+
+    async def has_nic(self) -> bool:
+        """Whether its guest has an interface, or holds one that was taken away. :raise DriverError:"""
+        return NIC_DEVICE in await self._monitor.plugged_devices()
 
     async def plug_nic(self, mac: str) -> None:
         """See :meth:`insula.hal.driver.Driver.plug_nic`."""
         if not is_station(mac):
             raise DriverError(f"{mac!a} is no interface's address")
-        path = self._spec.runtime_dir / NIC_SOCKET
         async with self._plugging:
-            if path.exists():
+            if await self.has_nic() and not self._is_nic_going:
                 return
             await self._wait_for_nic_to_go()
-            try:
-                with listen(path.parent, path.name) as listener:
-                    await self._monitor.give(NIC_NETDEV, listener.fileno())
-                    await self._monitor.execute("netdev_add", nic_netdev(NIC_NETDEV))
-                    await self._add(interface(NIC_DEVICE, NIC_NETDEV, NIC_BUS, mac))
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
+            await self._monitor.execute("device_add", interface(NIC_DEVICE, NIC_NETDEV, NIC_BUS, mac))
 
     async def _wait_for_nic_to_go(self) -> None:
         deadline = asyncio.get_running_loop().time() + UNPLUG_LIMIT_S
-        while NIC_DEVICE in await self._monitor.plugged_devices():
+        while await self.has_nic():
             if asyncio.get_running_loop().time() > deadline:
                 raise DriverError(f"the guest of {self._spec.name!r} holds the interface that was taken away from it")
             await asyncio.sleep(UNPLUG_POLL_S)
+        self._is_nic_going = False
 
     async def unplug_nic(self) -> None:
         """See :meth:`insula.hal.driver.Driver.unplug_nic`."""
         async with self._plugging:
-            (self._spec.runtime_dir / NIC_SOCKET).unlink(missing_ok=True)
-            await self._remove(NIC_DEVICE, NIC_NETDEV)
+            if await self.has_nic():
+                self._is_nic_going = True
+                await self._ask_to_let_go(NIC_DEVICE)
 
     async def join_outside(self) -> None:
         """See :meth:`insula.hal.driver.Driver.link_outside`."""
@@ -141,24 +152,7 @@ class MachineLinks:
             with await self.open_cable() as cable:
                 await outside.join(folder, cable, self._user)
 
-    # either
-
-    async def _add(self, device: Mapping[str, object]) -> None:
-        try:
-            await self._monitor.execute("device_add", device)
-        except DriverError:
-            await self._monitor.execute("netdev_del", {"id": device["netdev"]})
-            raise
-
-    async def _remove(self, device: str, netdev: str) -> None:
-        """Cut it off, then ask the guest to let go of it. Idempotent."""
-        if device not in await self._monitor.plugged_devices():
-            return
-        try:
-            await self._monitor.execute("netdev_del", {"id": netdev})
-        except DriverError as error:
-            if "not found" not in error.detail:
-                raise
+    async def _ask_to_let_go(self, device: str) -> None:
         try:
             await self._monitor.execute("device_del", {"id": device})
         except DriverError as error:

@@ -47,7 +47,7 @@ def _neutral(disk: Disk) -> Disk:
 
 def _neutral_descriptors(spec: MachineSpec) -> Descriptors:
     disks = (DiskDescriptors((0,)),) * len(spec.disks)
-    return Descriptors(0, 0, 0, 0, (0,) * len(spec.channels), disks, None if spec.nic is None else 0)
+    return Descriptors(0, 0, 0, 0, (0,) * len(spec.channels), 0, disks)
 
 
 def _fixed_sizes(spec: MachineSpec) -> dict[str, int]:

@@ -1,0 +1,378 @@
+"""The network of this qube: its own interface, and, in a net qube, those of its clients.
+
+In order: the rules are there before the first interface of a client is, and an interface carries packets only once its
+client is in the rules (MC-83). What fails leaves the network closed: packets are passed on only after the rules were
+taken, and an interface that could not be set up stays down.
+
+Interfaces of clients come and go while the qube runs. The kernel tells (rtnetlink) *that* something changed; what is
+there is then looked up by its address, which carries the number of the link. Clients come as keys, ``/insula-link/N``.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import sys
+
+from insula_agent import files, interfaces, programs
+from insula_agent.firewall_rules import closed_table
+from insula_agent.interfaces import GATEWAY_MAC, NetworkError, Uplink
+from insula_agent.log import log
+from insula_agent.loop import READ, Loop
+from insula_agent.net_rules import CLIENT_GROUP, PUBLISHED_DNS, Client, ruleset, update
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LINK_PREFIX = "/insula-link/"
+FIREWALL_PREFIX = "/qubes-firewall/"
+FIREWALL_FOLDER = "/run/insula/firewall"
+LAUNCHER = "/usr/lib/insula/insula_agent/firewall_start.py"
+RESTART = 2.0
+"""Seconds until the firewall's program is started again."""
+UPLINK_PREFIXES = ("/qubes-ip", "/qubes-mac", "/qubes-netmask", "/qubes-gateway", "/net-config/")
+DNS_PREFIXES = ("/qubes-primary-dns", "/qubes-secondary-dns")
+GATEWAY_KEY = "/qubes-netvm-gateway"
+RESOLV_CONF = "/etc/resolv.conf"
+FORWARDING = "/proc/sys/net/ipv4/ip_forward"
+FORWARDING6 = "/proc/sys/net/ipv6/conf/all/forwarding"
+SETTLE = 0.02
+"""Seconds after a key of the network until it is acted on: they come several at a time."""
+LOOK_AGAIN = 0.25
+LOOKS = 40
+"""How often an interface that is to come is looked for."""
+METRIC_BASE = 32752
+"""Of the route to a client, less its number (agent-services §12)."""
+
+_RTMGRP_LINK = 1
+"""<linux/rtnetlink.h>"""
+_NETLINK_ROUTE = 0
+_NOTICE_SIZE = 65536
+
+
+def link_mac(number: int) -> str:
+    """Address of the interface of link ``number`` when the machine gets it (docs/decisions/013)."""
+    return f"fe:ff:ff:00:{number >> 8:02x}:{number & 0xFF:02x}"
+
+
+def client_commands(client: Client, name: str, gateway: str) -> list[str]:
+    """Lines for ``ip -batch`` that make interface ``name`` the client's."""
+    own = client.interface
+    lines = []
+    if name != own:
+        # An interface is renamed while it is down.
+        lines += [f"link set dev {name} down", f"link set dev {name} name {own}"]
+    lines.append(f"link set dev {own} address {GATEWAY_MAC} group {CLIENT_GROUP} up")
+    lines.append(f"address replace {gateway}/32 dev {own}")
+    lines.append(f"route replace {client.ip} dev {own} metric {METRIC_BASE - client.number}")
+    lines.append(f"neighbour replace {client.ip} lladdr {client.mac} dev {own} nud permanent")
+    if client.ip6 is not None:
+        lines.append(f"route replace {client.ip6} dev {own} metric {METRIC_BASE - client.number}")
+        lines.append(f"neighbour replace {client.ip6} lladdr {client.mac} dev {own} nud permanent")
+    return lines
+
+
+def clients_of(keys: Mapping[str, bytes]) -> dict[int, Client]:
+    """Clients by number; a value that is none is left out, so nobody is behind that link."""
+    found = {}
+    for path, value in keys.items():
+        digits = path[len(LINK_PREFIX) :]
+        if not path.startswith(LINK_PREFIX) or not digits.isdigit():
+            continue
+        try:
+            found[int(digits)] = Client(int(digits), value)
+        except NetworkError as error:
+            log(str(error))
+    return found
+
+
+def real_dns(uplink: Uplink | None) -> list[str]:
+    """Name servers that are not the published names of somebody else's."""
+    return [] if uplink is None else [address for address in uplink.dns if address not in PUBLISHED_DNS]
+
+
+def firewall_of(keys: Mapping[str, bytes], ip: str) -> str | None:
+    """Rules of a client as the keys have them, a line each; None: there is no policy, so nothing may pass.
+
+    ``/qubes-firewall/IP/policy`` is always ``drop``, ``/qubes-firewall/IP/NNNN`` are the rules (agent-services §13).
+    """
+    prefix = f"{FIREWALL_PREFIX}{ip}/"
+    if keys.get(f"{prefix}policy") != b"drop":
+        return None
+    numbered = sorted([path for path in keys if path.startswith(prefix) and path[len(prefix) :].isdigit()])
+    return "".join([keys[path].decode("ascii", "replace") + "\n" for path in numbered])
+
+
+class Firewall:
+    """The program that carries out the clients' rules (:mod:`insula_agent.firewall`), and what it reads."""
+
+    def __init__(self, loop: Loop, folder: str = FIREWALL_FOLDER) -> None:
+        self._loop = loop
+        self._folder = folder
+        self._pid = 0
+        self._pidfd = -1
+        self._stdin = -1
+
+    def start(self) -> None:
+        """:raise OSError: no process."""
+        os.makedirs(self._folder, mode=0o755, exist_ok=True)
+        reader, self._stdin = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self._pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", LAUNCHER, self._folder],
+                {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+                file_actions=[(os.POSIX_SPAWN_DUP2, reader, 0)],
+            )
+        finally:
+            os.close(reader)
+        self._pidfd = os.pidfd_open(self._pid)
+        self._loop.watch(self._pidfd, READ, self._ended)
+
+    def _ended(self, events: int) -> None:
+        """It is missed, and what it loaded holds meanwhile."""
+        del events
+        self._loop.forget(self._pidfd)
+        os.close(self._pidfd)
+        os.close(self._stdin)
+        self._stdin = -1
+        _, status = os.waitpid(self._pid, 0)
+        log(f"firewall: it ended ({os.waitstatus_to_exitcode(status)}), another is started")
+        self._loop.after(RESTART, self.start)
+
+    def put(self, ip: str, rules: str | None) -> None:
+        """Rules of a client; None: it has none, and nothing of it passes. :raise OSError:"""
+        path = f"{self._folder}/{ip}"
+        if rules is None:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                return
+        else:
+            files.write(f"{path}.new", rules)
+            os.replace(f"{path}.new", path)
+
+    def clients(self) -> list[str]:
+        """Addresses of those who have rules."""
+        return [name for name in os.listdir(self._folder) if not name.endswith(".new")]
+
+    def tell(self) -> None:
+        """Something has changed."""
+        if self._stdin >= 0:
+            try:
+                os.write(self._stdin, b"\n")
+            except OSError as error:
+                # A full pipe is as good a notice; one that is broken is noticed as its end.
+                log(f"firewall: {error}")
+
+
+class Network:
+    """Belongs to the agent's loop."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._keys: dict[str, bytes] = {}
+        self._services: frozenset[str] = frozenset()
+        self._uplink: Uplink | None = None
+        self._clients: dict[int, Client] = {}
+        self._is_up: dict[int, Client] = {}
+        """Clients whose interface is set up."""
+        self._rules: str | None = None
+        """What differs between rules, as it was taken last; None: none were."""
+        self._is_provider = False
+        self._firewall: Firewall | None = None
+        self._has_firewall = False
+        """Whether its program was started."""
+        self._is_planned = False
+        self._looks_left = 0
+
+    def begin(self, keys: Mapping[str, bytes], services: frozenset[str]) -> None:
+        """Set up what the keys say; all of them, as read from the host. May be called again."""
+        self._keys = {path: value for path, value in keys.items() if is_of_network(path)}
+        self._services = services
+        if "qubes-network" in services and not self._is_provider:
+            self._is_provider = True
+            self._listen()
+            if "qubes-firewall" in services:
+                self._firewall = Firewall(self._loop)
+        self._apply()
+
+    def key_changed(self, path: str, value: bytes | None) -> None:
+        """A key was set, or is gone (None)."""
+        if not is_of_network(path):
+            return
+        if value is None:
+            self._keys.pop(path, None)
+        else:
+            self._keys[path] = value
+        if path.startswith(FIREWALL_PREFIX) and path.count("/") > FIREWALL_PREFIX.count("/"):
+            # One of several: an empty write to /qubes-firewall/IP says that they are complete (agent-services §13).
+            return
+        if not self._is_planned:
+            self._is_planned = True
+            self._loop.after(SETTLE, self._apply)
+
+    # --- acting --------------------------------------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        self._is_planned = False
+        try:
+            self._set_up_uplink()
+        except (NetworkError, KeyError, OSError) as error:
+            log(f"network: {error}")
+        if self._is_provider:
+            try:
+                self._set_up_clients()
+            except (NetworkError, KeyError, OSError) as error:
+                log(f"net qube: {error}")
+
+    def _set_up_uplink(self) -> None:
+        has_address = any(path.startswith(("/qubes-ip", "/net-config/")) for path in self._keys)
+        uplink = Uplink(self._keys) if has_address else None
+        if uplink == self._uplink:
+            return
+        before, self._uplink = self._uplink, None
+        name = None if uplink is None else self._wait_for(uplink.mac)
+        if before is not None:
+            old = interfaces.find(before.mac)
+            if old is not None:
+                interfaces.run_ip([f"address flush dev {old}", f"route flush dev {old}"])
+        if uplink is not None and name is not None:
+            if uplink.address6 is None:
+                _switch_off_ip6(name)
+            route = "disable-default-route" not in self._services
+            interfaces.run_ip(uplink.commands(name, with_default_route=route))
+        if "disable-dns-server" not in self._services:
+            text = interfaces.resolv_conf([] if uplink is None else uplink.dns)
+            if files.read(RESOLV_CONF) != text:
+                files.change(RESOLV_CONF, text)
+        self._uplink = uplink
+
+    def _wait_for(self, mac: str) -> str:
+        """The interface with this address: there, or about to be. :raise NetworkError: it does not come."""
+        import time  # noqa: PLC0415 - only where it is not there yet
+
+        for look in range(LOOKS):
+            name = interfaces.find(mac)
+            if name is not None:
+                return name
+            if look == 0:
+                # Before udev runs nobody loads drivers.
+                try:
+                    programs.run(["modprobe", "virtio_net"])
+                except (programs.ProgramFailed, OSError) as error:
+                    raise NetworkError(f"no driver: {error}") from error
+            time.sleep(SETTLE)
+        raise NetworkError(f"no interface with the address {mac}")
+
+    def _set_up_clients(self) -> None:
+        """:raise NetworkError: rules were not taken: what they were is what holds."""
+        self._clients = clients_of(self._keys)
+        self._load_rules()
+        gone = [client for number, client in self._is_up.items() if self._clients.get(number) != client]
+        for client in gone:
+            del self._is_up[client.number]
+            self._take_down(client)
+        self._set_up_firewall()
+        self._looks_left = LOOKS
+        self._look_for_interfaces()
+
+    def _set_up_firewall(self) -> None:
+        """Rules of the clients there are; nobody else's. :raise OSError:"""
+        if self._firewall is None:
+            return
+        addresses = [ip for client in self._clients.values() for ip in (client.ip, client.ip6) if ip is not None]
+        if not self._has_firewall:
+            self._has_firewall = True
+            self._firewall.start()
+        for ip in set(self._firewall.clients()).difference(addresses):
+            self._firewall.put(ip, None)
+        for ip in addresses:
+            self._firewall.put(ip, firewall_of(self._keys, ip))
+        self._firewall.tell()
+
+    def _load_rules(self) -> None:
+        clients = [self._clients[number] for number in sorted(self._clients)]
+        make = ruleset if self._rules is None else update
+        rules = update(clients, real_dns(self._uplink))
+        if rules == self._rules:
+            return
+        text = make(clients, real_dns(self._uplink))
+        if self._rules is None and self._firewall is not None:
+            # In one go: there is no moment without it.
+            text += closed_table()
+        try:
+            programs.run(["nft", "-f", "-"], stdin=text)
+        except (programs.ProgramFailed, OSError) as error:
+            raise NetworkError(f"rules were not taken: {error}") from error
+        if self._rules is None:
+            # Only now: without rules nothing is passed on.
+            files.write(FORWARDING, "1\n")
+            files.write(FORWARDING6, "1\n")
+        self._rules = rules
+
+    def _take_down(self, client: Client) -> None:
+        try:
+            interfaces.run_ip([f"link set dev {client.interface} down"])
+        except NetworkError:
+            # It was pulled out meanwhile.
+            return
+
+    # --- interfaces of clients -----------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        notices = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
+        notices.bind((0, _RTMGRP_LINK))
+        notices.setblocking(False)
+        self._notices = notices
+        self._loop.watch(notices.fileno(), READ, self._noticed)
+
+    def _noticed(self, events: int) -> None:
+        del events
+        try:
+            self._notices.recv(_NOTICE_SIZE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # ENOBUFS: more notices than it keeps. What is there is looked up anyway.
+            log(f"net qube: {error}")
+        self._look_for_interfaces(by_notice=True)
+
+    def _look_for_interfaces(self, *, by_notice: bool = False) -> None:
+        """Set up the interfaces that are there for clients who wait; look again for those that are not."""
+        waiting = [client for number, client in self._clients.items() if number not in self._is_up]
+        if not waiting or self._rules is None:
+            return
+        names = interfaces.names_by_mac()
+        gateway = interfaces.parse_ip4(self._keys[GATEWAY_KEY])
+        for client in waiting:
+            name = names.get(link_mac(client.number))
+            if name is None:
+                continue
+            try:
+                self._bring_up(client, name, gateway)
+            except (NetworkError, OSError) as error:
+                log(f"link {client.number}: {error}")
+        if len(self._is_up) < len(self._clients) and not by_notice and self._looks_left:
+            self._looks_left -= 1
+            self._loop.after(LOOK_AGAIN, self._look_for_interfaces)
+
+    def _bring_up(self, client: Client, name: str, gateway: str) -> None:
+        if client.ip6 is None:
+            _switch_off_ip6(name)
+        # Clients that know no better ask for the gateway's address by ARP.
+        files.write(f"/proc/sys/net/ipv4/conf/{name}/proxy_arp", "1\n")
+        interfaces.run_ip(client_commands(client, name, gateway))
+        self._is_up[client.number] = client
+        log(f"link {client.number}: {client.ip} at {client.interface}")
+
+
+def is_of_network(path: str) -> bool:
+    """Whether a key says something of the network."""
+    return path.startswith((LINK_PREFIX, FIREWALL_PREFIX, GATEWAY_KEY, *UPLINK_PREFIXES, *DNS_PREFIXES))
+
+
+def _switch_off_ip6(name: str) -> None:
+    """No addresses of its own making, no router advertisements. Before it is up."""
+    files.write(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "1\n")

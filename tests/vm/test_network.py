@@ -1,0 +1,247 @@
+"""Real qubes behind real net qubes: who reaches whom, and what happens when one of them goes.
+
+The world outside is a web server on this machine, reached by an address of its own interface: what a net qube leads to
+is the network of the host, never the host's loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from insula.model.errors import QubesVMNotStartedError
+from insula.rpc.client import run_collect
+from insula.testing.daemon import DaemonProcess
+from insula.testing.guest import create_app_qube
+
+LIMIT_S = 60.0
+_numbers = itertools.count(1)
+
+
+def own_address() -> str:
+    """An address of this machine that is not its loopback. Nothing is sent: a datagram socket only looks up a route."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"the world outside\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[str]:
+    """URL of a page on this machine's own address."""
+    with http.server.ThreadingHTTPServer((own_address(), 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://{server.server_address[0]}:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()
+
+
+async def run(daemon: DaemonProcess, qube: str, command: str) -> tuple[int, str]:
+    code, stdout, stderr = await run_collect(daemon.paths.rpc_socket(qube), command, user="root")
+    return code, (stdout + stderr).decode()
+
+
+FORGERIES = """
+import socket
+dhcp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+dhcp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+dhcp.bind(("", 68))
+dhcp.sendto(bytes(300), ("255.255.255.255", 67))
+# An ARP answer that says another client is here.
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+raw.bind(("eth0", 0))
+mac, ip = bytes.fromhex("00163e5e6c00"), bytes([10, 137, 0, 9])
+raw.send(b"\\xff" * 6 + mac + bytes.fromhex("08060001080006040002") + mac + ip + mac + ip)
+"""
+FETCH = "python3 -c 'import urllib.request as r; print(r.urlopen(\"{}\", timeout={}).read().decode())'"
+
+
+async def fetches(daemon: DaemonProcess, qube: str, url: str, limit_s: float = 5) -> bool:
+    code, output = await run(daemon, qube, FETCH.format(url, limit_s))
+    return code == 0 and "the world outside" in output
+
+
+async def until_fetches(daemon: DaemonProcess, qube: str, url: str) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not await fetches(daemon, qube, url, 2):
+            pass
+
+
+async def make(daemon: DaemonProcess, name: str, **properties: str) -> str:
+    await create_app_qube(daemon.client, name)
+    for prop, value in properties.items():
+        await daemon.client.call("admin.vm.property.Set", name, arg=prop, payload=value.encode())
+    return name
+
+
+@asynccontextmanager
+async def chain(daemon: DaemonProcess) -> AsyncIterator[tuple[str, str, str]]:
+    """``sys-net``, ``sys-firewall`` behind it and an app qube behind that, all running."""
+    number = next(_numbers)
+    names = f"test-net-{number}", f"test-fw-{number}", f"test-app-{number}"
+    net, firewall, app = names
+    try:
+        await make(daemon, net, provides_network="True", netvm="", uplink="host")
+        await make(daemon, firewall, provides_network="True", netvm=net)
+        await make(daemon, app, netvm=firewall)
+        await daemon.client.start(app)
+        yield net, firewall, app
+    finally:
+        for name in reversed(names):
+            with suppress(QubesVMNotStartedError):
+                await daemon.client.kill(name)
+        for name in reversed(names):
+            await daemon.client.remove(name)
+
+
+@pytest.fixture(scope="module")
+def names(daemon: DaemonProcess) -> Iterator[tuple[str, str, str]]:
+    """A chain for the tests that leave it as it was."""
+    made = chain(daemon)
+    loop = asyncio.new_event_loop()
+    yield loop.run_until_complete(made.__aenter__())
+    loop.run_until_complete(made.__aexit__(None, None, None))
+    loop.close()
+
+
+async def test_app_qube_reaches_the_world_through_two_net_qubes(
+    daemon: DaemonProcess, names: tuple[str, str, str], page: str
+) -> None:
+    net, firewall, app = names
+    await until_fetches(daemon, app, page)
+    for name, interfaces in (
+        (net, ["eth0", "lo", "vif0.0"]),
+        (firewall, ["eth0", "lo", "vif0.0"]),
+        (app, ["eth0", "lo"]),
+    ):
+        assert (await run(daemon, name, "ls /sys/class/net"))[1].split() == interfaces
+
+
+async def test_nobody_reaches_the_app_qube_from_a_net_qube(daemon: DaemonProcess, names: tuple[str, str, str]) -> None:
+    """The net qube that filters for it can; the one behind that cannot, nor what is outside."""
+    net, firewall, app = names
+    await run(daemon, app, "nohup python3 -m http.server 8000 >/dev/null 2>&1 & sleep 1")
+    address = (await run(daemon, app, "hostname -I"))[1].strip()
+    probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8000), 3); print(1)'"
+    assert (await run(daemon, net, f"ip route add {address} dev vif0.0; {probe}"))[0] != 0
+    assert (await run(daemon, firewall, probe))[1].strip() == "1"
+
+
+async def test_source_address_of_somebody_else_is_dropped(
+    daemon: DaemonProcess, names: tuple[str, str, str], page: str
+) -> None:
+    """MC-81"""
+    _, firewall, app = names
+    await until_fetches(daemon, app, page)
+    real = (await run(daemon, app, "hostname -I"))[1].strip()
+    assert real.startswith("10.137.")
+    dropped = "nft list chain ip qubes antispoof | grep -c 'packets 0 '"
+    assert (await run(daemon, firewall, dropped))[1].strip() == "1"
+    code, _ = await run(
+        daemon,
+        app,
+        "ip addr add 10.137.77.77/32 dev eth0 && ip route replace default via "
+        "$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p') dev eth0 onlink src 10.137.77.77",
+    )
+    assert code == 0
+    assert not await fetches(daemon, app, page, 3)
+    assert (await run(daemon, firewall, dropped))[1].strip() == "0"
+    await run(
+        daemon,
+        app,
+        "ip addr del 10.137.77.77/32 dev eth0; ip route replace default via "
+        "$(ip route | sed -n 's/^\\(10.137[^ ]*\\) dev.*/\\1/p') dev eth0 onlink",
+    )
+    await until_fetches(daemon, app, page)
+
+
+async def test_other_families_and_own_services_of_a_client_get_nowhere(
+    daemon: DaemonProcess, names: tuple[str, str, str]
+) -> None:
+    """MC-80: IPv6, router advertisements, DHCP of a client."""
+    _, firewall, app = names
+    assert (await run(daemon, firewall, "cat /proc/sys/net/ipv6/conf/vif0.0/disable_ipv6"))[1].strip() == "1"
+    assert "inet6" not in (await run(daemon, app, "ip -6 addr show dev eth0"))[1]
+    before = (await run(daemon, firewall, "ip -br addr; ip route; ip neigh"))[1]
+    assert (await run(daemon, app, f"python3 -c '{FORGERIES}'"))[0] == 0
+    assert (await run(daemon, firewall, "ip -br addr; ip route; ip neigh"))[1] == before
+
+
+async def test_net_qube_that_dies_and_comes_back_serves_its_clients_again(
+    daemon: DaemonProcess, names: tuple[str, str, str], page: str
+) -> None:
+    """MC-85"""
+    _, firewall, app = names
+    await until_fetches(daemon, app, page)
+    await daemon.client.kill(firewall)
+    assert not await fetches(daemon, app, page, 3)
+    await daemon.client.start(firewall)
+    await until_fetches(daemon, app, page)
+
+
+async def test_running_qube_is_moved_cut_off_and_joined_again(
+    daemon: DaemonProcess, names: tuple[str, str, str], page: str
+) -> None:
+    net, firewall, app = names
+    await until_fetches(daemon, app, page)
+
+    async def use(netvm: str) -> None:
+        await daemon.client.call("admin.vm.property.Set", app, arg="netvm", payload=netvm.encode())
+
+    begin = time.monotonic()
+    await use(net)
+    await until_fetches(daemon, app, page)
+    print(f"moved in {time.monotonic() - begin:.1f} s")
+    await use("")
+    async with asyncio.timeout(LIMIT_S):
+        while (await run(daemon, app, "ls /sys/class/net"))[1].split() != ["lo"]:
+            pass
+    await use(firewall)
+    await until_fetches(daemon, app, page)
+
+
+async def test_clients_of_one_net_qube_do_not_reach_each_other(
+    daemon: DaemonProcess, names: tuple[str, str, str]
+) -> None:
+    _, firewall, app = names
+    other = await make(daemon, f"test-app-{next(_numbers)}", netvm=firewall)
+    try:
+        await daemon.client.start(other)
+        address = (await run(daemon, app, "hostname -I"))[1].strip()
+        await run(daemon, app, "nohup python3 -m http.server 8001 >/dev/null 2>&1 & sleep 1")
+        probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8001), 3)'"
+        assert (await run(daemon, other, probe))[0] != 0
+        assert (await run(daemon, firewall, probe))[0] == 0
+    finally:
+        await daemon.client.kill(other)
+        await daemon.client.remove(other)
+
+
+async def test_no_machine_monitor_has_a_network_of_its_own(daemon: DaemonProcess, names: tuple[str, str, str]) -> None:
+    """Not even that of the net qube which leads outside."""
+    for name in names:
+        folder = daemon.paths.qube(name)
+        pid = int(json.loads((folder / "vmm.status").read_text().splitlines()[1])["child-pid"])
+        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+        assert [line.split(":")[0].strip() for line in lines] == ["lo"]
+        assert Path(f"/proc/{pid}/net/route").read_text().count("\n") == 1
