@@ -44,7 +44,7 @@ CLOCK_KEY = "/insula-clock"
 NETWORK_PREFIXES = (
     "/insula-link/",
     "/net-config/",
-    "/qubes-firewall/",
+    "/insula-firewall/",
     "/qubes-gateway",
     "/qubes-ip",
     "/qubes-mac",

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LINK_PREFIX = "/insula-link/"
-FIREWALL_PREFIX = "/qubes-firewall/"
+FIREWALL_PREFIX = "/insula-firewall/"
 FIREWALL_FOLDER = "/run/insula/firewall"
 LAUNCHER = "/usr/lib/insula/insula_agent/firewall_start.py"
+MAX_PARTS_DIGITS = 2
 RESTART = 2.0
 """Seconds until the firewall's program is started again."""
 UPLINK_PREFIXES = ("/qubes-ip", "/qubes-mac", "/qubes-netmask", "/qubes-gateway", "/net-config/")
@@ -92,16 +93,17 @@ def real_dns(uplink: Uplink | None) -> list[str]:
     return [] if uplink is None else [address for address in uplink.dns if address not in PUBLISHED_DNS]
 
 
-def firewall_of(keys: Mapping[str, bytes], ip: str) -> str | None:
-    """Rules of a client as the keys have them, a line each; None: there is no policy, so nothing may pass.
+def firewall_of(keys: Mapping[str, bytes], number: int) -> str | None:
+    """Rules of a link's client as the keys have them, a line each; None: they are not complete, so nothing may pass.
 
-    ``/qubes-firewall/IP/policy`` is always ``drop``, ``/qubes-firewall/IP/NNNN`` are the rules (agent-services §13).
+    ``/insula-firewall/N`` says in how many parts they come, ``/insula-firewall/N/CC`` are these.
     """
-    prefix = f"{FIREWALL_PREFIX}{ip}/"
-    if keys.get(f"{prefix}policy") != b"drop":
+    folder = f"{FIREWALL_PREFIX}{number}"
+    count = keys.get(folder, b"")
+    if not count.isdigit() or len(count) > MAX_PARTS_DIGITS:
         return None
-    numbered = sorted([path for path in keys if path.startswith(prefix) and path[len(prefix) :].isdigit()])
-    return "".join([keys[path].decode("ascii", "replace") + "\n" for path in numbered])
+    parts = [keys.get(f"{folder}/{index:02}") for index in range(int(count))]
+    return None if None in parts else b"".join([part for part in parts if part is not None]).decode("ascii", "replace")
 
 
 class Firewall:
@@ -182,6 +184,8 @@ class Network:
         """What differs between rules, as it was taken last; None: none were."""
         self._is_provider = False
         self._firewall: Firewall | None = None
+        self._rules_of: dict[int, str | None] = {}
+        """Complete rules by the number of the link; never a mixture of two versions."""
         self._has_firewall = False
         """Whether its program was started."""
         self._is_planned = False
@@ -191,6 +195,8 @@ class Network:
         """Set up what the keys say; all of them, as read from the host. May be called again."""
         self._keys = {path: value for path, value in keys.items() if is_of_network(path)}
         self._services = services
+        numbers = [path[len(FIREWALL_PREFIX) :] for path in self._keys if path.startswith(FIREWALL_PREFIX)]
+        self._rules_of = {int(text): firewall_of(self._keys, int(text)) for text in numbers if text.isdigit()}
         if "qubes-network" in services and not self._is_provider:
             self._is_provider = True
             self._listen()
@@ -206,9 +212,12 @@ class Network:
             self._keys.pop(path, None)
         else:
             self._keys[path] = value
-        if path.startswith(FIREWALL_PREFIX) and path.count("/") > FIREWALL_PREFIX.count("/"):
-            # One of several: an empty write to /qubes-firewall/IP says that they are complete (agent-services §13).
-            return
+        if path.startswith(FIREWALL_PREFIX):
+            number = path[len(FIREWALL_PREFIX) :]
+            if not number.isdigit():
+                # A part: what is written last says that all are there.
+                return
+            self._rules_of[int(number)] = firewall_of(self._keys, int(number))
         if not self._is_planned:
             self._is_planned = True
             self._loop.after(SETTLE, self._apply)
@@ -282,14 +291,14 @@ class Network:
         """Rules of the clients there are; nobody else's. :raise OSError:"""
         if self._firewall is None:
             return
-        addresses = [ip for client in self._clients.values() for ip in (client.ip, client.ip6) if ip is not None]
+        owners = {ip: client for client in self._clients.values() for ip in (client.ip, client.ip6) if ip is not None}
         if not self._has_firewall:
             self._has_firewall = True
             self._firewall.start()
-        for ip in set(self._firewall.clients()).difference(addresses):
+        for ip in set(self._firewall.clients()).difference(owners):
             self._firewall.put(ip, None)
-        for ip in addresses:
-            self._firewall.put(ip, firewall_of(self._keys, ip))
+        for ip, client in owners.items():
+            self._firewall.put(ip, self._rules_of.get(client.number))
         self._firewall.tell()
 
     def _load_rules(self) -> None:

@@ -800,12 +800,34 @@ async def test_failure_of_the_pool_is_told(daemon: AdminDaemon, client: AdminCli
 # firewall
 
 
-async def test_only_the_default_firewall_is_accepted(client: AdminClient) -> None:
-    rules = await client.call("admin.vm.firewall.Get", "work")
+async def test_firewall_of_a_new_qube_accepts_and_is_replaced_as_a_whole(
+    daemon: AdminDaemon, client: AdminClient
+) -> None:
+    assert await client.call("admin.vm.firewall.Get", "work") == b"action=accept\n"
+    rules = b"proto=tcp action=accept dsthost=10.0.0.1 dstports=443\naction=drop comment=the rest\n"
     await client.call("admin.vm.firewall.Set", "work", payload=rules)
-    for other in (b"action=drop\n", b"action=accept\naction=drop\n"):
-        with pytest.raises(errors.QubesNotImplementedError):
-            await client.call("admin.vm.firewall.Set", "work", payload=other)
+    assert await client.call("admin.vm.firewall.Get", "work") == (
+        b"action=accept proto=tcp dst4=10.0.0.1/32 dstports=443-443\naction=drop comment=the rest\n"
+    )
+    assert ("work", "firewall") in daemon.engine.changed
+    daemon.engine.changed.clear()
+    await client.call("admin.vm.firewall.Reload", "work")
+    assert ("work", "firewall") in daemon.engine.changed
+
+
+async def test_firewall_line_that_is_no_rule_is_refused_and_changes_nothing(
+    daemon: AdminDaemon, client: AdminClient
+) -> None:
+    for wrong in (b"action=allow\n", b"action=accept\naction=drop dst4=1.2.3\n", b"action=drop x=\xff\n"):
+        with pytest.raises(errors.QubesValueError, match=r"[Ff]irewall rules"):
+            await client.call("admin.vm.firewall.Set", "work", payload=wrong)
+    assert await client.call("admin.vm.firewall.Get", "work") == b"action=accept\n"
+    assert daemon.engine.changed == []
+
+
+async def test_firewall_rule_whose_time_is_over_is_not_listed(client: AdminClient) -> None:
+    await client.call("admin.vm.firewall.Set", "work", payload=b"action=accept expire=1\naction=drop\n")
+    assert await client.call("admin.vm.firewall.Get", "work") == b"action=drop\n"
 
 
 # statistics

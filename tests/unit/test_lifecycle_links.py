@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from insula.model.names import QubeName
 from insula.model.properties import reset_property, set_property
 from insula.model.state import PowerState
 from insula.testing.lifecycle_bench import TEMPLATE, WORK, Bench, engine_bench
+from insula_proto.firewall import parse_rules
 
 NET, FIREWALL, OTHER = QubeName("sys-net"), QubeName("sys-firewall"), QubeName("other-net")
 
@@ -212,6 +214,68 @@ async def test_net_qube_that_ended_without_a_daemon_is_missed_and_its_clients_wa
     assert bench.engine.links.note_of(WORK) is None
     await bench.engine.start(FIREWALL)
     assert bench.engine.links.note_of(WORK) == ("sys-firewall", 0)
+
+
+def rules_of(bench: Bench, provider: str) -> dict[str, str]:
+    keys = bench.sessions.of(provider).keys
+    return {path: value for path, value in keys.items() if path.startswith("/insula-firewall/")}
+
+
+def put_firewall(bench: Bench, qube: QubeName, text: str) -> None:
+    store = bench.host.store
+    store.commit(store.system.with_qube(store.system.get(qube).with_firewall(parse_rules(text))))
+
+
+async def test_net_qube_is_told_the_rules_of_a_client_before_its_link(bench: Bench) -> None:
+    """MC-83"""
+    put_firewall(bench, WORK, "action=drop comment=nothing\n")
+    await bench.engine.start(FIREWALL)
+    gate = bench.computer.script.hold_next("link")
+    starting = asyncio.create_task(bench.engine.start(WORK))
+    while ("work", "link") not in bench.computer.script.calls:
+        await asyncio.sleep(0)
+    assert rules_of(bench, "sys-firewall") == {"/insula-firewall/0/00": "action=drop\n", "/insula-firewall/0": "1"}
+    gate.set()
+    await starting
+    await bench.engine.kill(WORK)
+    assert rules_of(bench, "sys-firewall") == {}
+
+
+async def test_rules_that_change_are_told_at_once_and_leave_nothing_of_those_before(bench: Bench) -> None:
+    put_firewall(bench, WORK, "".join(f"action=accept dst4=10.0.{n}.0/24 dstports=1-2 proto=tcp\n" for n in range(100)))
+    await bench.engine.start(WORK)
+    assert len(rules_of(bench, "sys-firewall")) > 2
+    put_firewall(bench, WORK, "action=drop\n")
+    await bench.engine.firewall_changed(WORK)
+    assert rules_of(bench, "sys-firewall") == {"/insula-firewall/0/00": "action=drop\n", "/insula-firewall/0": "1"}
+    assert list(bench.sessions.of("sys-firewall").keys)[-1] == "/insula-link/0"
+
+
+async def test_rule_whose_time_is_over_is_taken_back(bench: Bench) -> None:
+    put_firewall(bench, WORK, f"action=accept expire={int(time.time()) + 1}\naction=drop\n")
+    await bench.engine.start(WORK)
+    assert rules_of(bench, "sys-firewall")["/insula-firewall/0/00"] == "action=accept\naction=drop\n"
+    async with asyncio.timeout(5):
+        while rules_of(bench, "sys-firewall")["/insula-firewall/0/00"] != "action=drop\n":
+            await asyncio.sleep(0.01)
+
+
+async def test_session_that_is_replaced_is_told_all_again(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    bench.sessions.of("sys-firewall").die("killed")
+    async with asyncio.timeout(5):
+        while len([name for name, _ in bench.sessions.launched if name == "sys-firewall"]) < 2:
+            await asyncio.sleep(0.01)
+    assert list(told(bench, "sys-firewall")) == ["/insula-link/0"]
+    assert rules_of(bench, "sys-firewall")["/insula-firewall/0"] == "1"
+
+
+async def test_disposable_reaches_no_more_than_what_it_is_made_from(bench: Bench) -> None:
+    """MC-86"""
+    put(bench, WORK, "template_for_dispvms", True)
+    put_firewall(bench, WORK, "action=accept dst4=10.0.0.1\n")
+    name = await bench.engine.create_disposable(WORK, QubeName("dom0"))
+    assert bench.host.store.system.get(name).firewall == bench.host.store.system.get(WORK).firewall
 
 
 async def test_uplink_and_net_qube_together_are_refused(bench: Bench) -> None:

@@ -162,11 +162,10 @@ def _devices_and_firewall() -> Iterable[Method]:
             yield Method(name, _VM, _MAYBE, _NONE, _L, _R, nothing, "Devices: none yet")
     denied = Answer(devices.list_denied)
     yield Method("admin.vm.device.denied.List", _VM, _NONE, _NONE, _L, _R, denied, "Interfaces a qube must not get")
-    get, set_rules = Answer(firewall.get), Answer(firewall.set_rules)
-    yield Method("admin.vm.firewall.Get", _NOT_DOM0, _NONE, _NONE, _L, _R, get, "Firewall rules: the default yet")
-    yield Method(
-        "admin.vm.firewall.Set", _NOT_DOM0, _NONE, _SOME, _L, _W, set_rules, "Only the default is accepted yet"
-    )
+    get, set_rules, reload = Answer(firewall.get), Answer(firewall.set_rules), Answer(firewall.reload)
+    yield Method("admin.vm.firewall.Get", _NOT_DOM0, _NONE, _NONE, _L, _R, get, "What it may reach, a rule a line")
+    yield Method("admin.vm.firewall.Reload", _NOT_DOM0, _NONE, _NONE, _L, _X, reload, "Have its rules carried out anew")
+    yield Method("admin.vm.firewall.Set", _NOT_DOM0, _NONE, _SOME, _L, _W, set_rules, "Replace all rules")
 
 
 def _ours() -> Iterable[Method]:

@@ -107,6 +107,9 @@ class Engine(Protocol):
 
     async def pool_remove(self, name: str) -> None: ...
 
+    async def firewall_changed(self, qube: QubeName) -> None:
+        """Have the rules of a qube carried out as they are now, if it has a network."""
+
     # properties that a running qube must learn of at once
 
     async def property_changed(self, qube: QubeName | None, name: str) -> None:

@@ -12,6 +12,7 @@ daemon goes on from there.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,11 +24,14 @@ from insula.lifecycle.host import Host, Session, log
 from insula.model.errors import QubesException
 from insula.model.names import QubeName
 from insula.model.property_resolution import view
-from insula.model.qubesdb_keys import NETWORK_KEYS, client_key, network_keys
+from insula.model.qube import Qube
+from insula.model.qubesdb_keys import NETWORK_KEYS, client_key, firewall_keys, network_keys, valid_rules
 from insula.model.uplink import leads_outside
 
 KEY_LIMIT_S = 2.0
 """For a session process to take a message; it does nothing that takes long."""
+LOOK_AT_CLOCK_S = 3600.0
+"""Between looks at whether the time of a rule is over."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class Links:
         self._find = find
         self._record = record
         self._links: dict[QubeName, Link] = {}
+        self._told: dict[QubeName, set[str]] = {}
+        """Keys in which a client's rules were told to its net qube."""
+        self._timers: dict[QubeName, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._busy: defaultdict[QubeName, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One change at a time of a client's link."""
         self._numbering: defaultdict[QubeName, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -79,11 +87,19 @@ class Links:
 
     def keys_of(self, provider: QubeName) -> dict[str, str]:
         """What a net qube is told of its clients, for a session process that begins."""
-        return {
-            _path(link.number): client_key(view(self._host.store.system, self._host.store.system.get(client)))
-            for client, link in self._links.items()
-            if link.provider == provider
-        }
+        keys: dict[str, str] = {}
+        for client, link in self._links.items():
+            if link.provider == provider:
+                keys |= self._keys_for(client, link.number)
+        return keys
+
+    def _keys_for(self, client: QubeName, number: int) -> dict[str, str]:
+        system = self._host.store.system
+        qube = system.get(client)
+        rules = firewall_keys(qube, number, time.time())
+        self._told[client] = set(rules)
+        self._await_expiry(client, qube)
+        return {**rules, _path(number): client_key(view(system, qube))}
 
     def restore(self, client: QubeName, note: tuple[str, int]) -> None:
         """A link of an earlier daemon holds: the machines were not asked to part."""
@@ -158,6 +174,58 @@ class Links:
             except (HalError, OSError) as e:
                 raise QubesException(f"{client} has no network now: {e}") from e
 
+    # -- firewall
+
+    async def tell_firewall(self, client: QubeName) -> None:
+        """Have its net qube carry out the rules of a qube as they are now.
+
+        :raise QubesException: it was not told; what holds are the rules before.
+        """
+        async with self._busy[client]:
+            link = self._links.get(client)
+            net = None if link is None else self._find(link.provider)
+            if link is None or net is None:
+                return
+            old = self._told.get(client, set())
+            keys: dict[str, str | None] = dict(self._keys_for(client, link.number))
+            try:
+                # The last of them says that they are complete.
+                await self._tell(net.session, {**dict.fromkeys(old.difference(keys)), **keys})
+            except OSError as e:
+                raise QubesException(f"{link.provider} could not be told the rules of {client}: {e}") from e
+
+    def _await_expiry(self, client: QubeName, qube: Qube) -> None:
+        """Tell the rules again when the time of one is over."""
+        self._stop_timer(client)
+        times = [rule.expire for rule in valid_rules(qube.firewall, time.time()) if rule.expire is not None]
+        if times:
+            # Looked at once an hour: clocks are set.
+            delay = min(max(0.0, min(times) - time.time()), LOOK_AT_CLOCK_S)
+            self._timers[client] = asyncio.get_running_loop().call_later(delay, self._expired, client)
+
+    def _expired(self, client: QubeName) -> None:
+        task = asyncio.create_task(self._tell_again(client), name=f"firewall of {client}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell_again(self, client: QubeName) -> None:
+        try:
+            await self.tell_firewall(client)
+        except QubesException as e:
+            log.error("%s", e)
+
+    def _stop_timer(self, client: QubeName) -> None:
+        timer = self._timers.pop(client, None)
+        if timer is not None:
+            timer.cancel()
+
+    def close(self) -> None:
+        """The daemon ends; what is linked stays."""
+        for client in tuple(self._timers):
+            self._stop_timer(client)
+        for task in self._tasks:
+            task.cancel()
+
     # -- how
 
     def _wanted(self, client: QubeName) -> QubeName | None:
@@ -189,13 +257,12 @@ class Links:
             if number is None:
                 most = net.machine.spec.links
                 raise QubesException(f"its net qube {provider} serves {most} qubes, and cannot serve more")
-            system = self._host.store.system
             # Before the link: the net qube's agent drops what it knows nobody for.
-            await self._tell(net.session, {_path(number): client_key(view(system, system.get(client)))})
+            await self._tell(net.session, self._keys_for(client, number))
             try:
                 await self._driver.link(machine, net.machine, number)
             except BaseException:
-                await self._forget_key(net, number)
+                await self._forget_keys(client, net, number)
                 raise
             self._links[client] = Link(provider, number)
         self._record(client)
@@ -212,13 +279,13 @@ class Links:
                 await self._driver.unlink(net.machine, link.number)
             except HalError as e:
                 log.warning("%s: link %d cannot be parted: %s", link.provider, link.number, e)
-            await self._forget_key(net, link.number)
+            await self._forget_keys(client, net, link.number)
         self._record(client)
 
-    async def _forget_key(self, net: Running, number: int) -> None:
+    async def _forget_keys(self, client: QubeName, net: Running, number: int) -> None:
+        self._stop_timer(client)
         try:
-            async with asyncio.timeout(KEY_LIMIT_S):
-                await net.session.remove_key(_path(number))
+            await self._tell(net.session, dict.fromkeys([_path(number), *self._told.pop(client, ())]))
         except OSError as e:
             # A session that begins anew is told what holds then.
             log.warning("link %d: the net qube's session does not hear: %s", number, e or "no answer")

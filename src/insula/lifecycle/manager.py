@@ -98,6 +98,7 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
 
     async def leave(self) -> None:
         """The daemon ends, the machines stay."""
+        self.links.close()
         await self.disposables.close()
         if self.standby is not None:
             await self.standby.close()
@@ -346,6 +347,9 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
             machine = supervisor.running.machine
             with suppress(HalError):
                 await machine.set_memory(min(int(memory or 0), machine.spec.memory_mib))
+
+    async def firewall_changed(self, qube: QubeName) -> None:
+        await self.links.tell_firewall(qube)
 
     # -- supervisors
 

@@ -15,12 +15,15 @@ from insula.model.errors import QubesValueError
 from insula.model.frozen import freeze, with_item, without_item
 from insula.model.klass import Klass
 from insula.model.names import ADMIN_NAME, QubeName
+from insula_proto.firewall import ACCEPT, Rule
 
 PropertyValue = str | int | bool | None
 """Value of a property. Qubes and labels are their names; None is "no qube" or "no value"."""
 
 MAX_QID = 10000
 """admin-api §4."""
+DEFAULT_FIREWALL = (Rule(ACCEPT),)
+"""Rules of a new qube (admin-api §7)."""
 MAX_NOTES = 256_000
 """Bytes of UTF-8; admin-api §1."""
 
@@ -41,6 +44,8 @@ class Qube:
     tags: frozenset[str] = frozenset()
     volumes: Mapping[str, VolumeSpec] = field(default_factory=dict)
     notes: str = ""
+    firewall: tuple[Rule, ...] = DEFAULT_FIREWALL
+    """What the qube may reach; after the last rule it may nothing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "properties", freeze(self.properties))
@@ -83,6 +88,9 @@ class Qube:
 
     def with_label(self, label: str) -> Qube:
         return replace(self, label=label)
+
+    def with_firewall(self, rules: Iterable[Rule]) -> Qube:
+        return replace(self, firewall=tuple(rules))
 
     def with_notes(self, notes: str) -> Qube:
         """``notes`` must have passed :func:`parse_notes`."""

@@ -7,6 +7,7 @@ without one has nothing to configure (MC-82).
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 
 from insula.model.errors import QubesValueError
 from insula.model.klass import Klass
@@ -15,9 +16,11 @@ from insula.model.property_defaults import DNS_SERVERS, NETMASK
 from insula.model.property_resolution import NO_RUNTIME, view
 from insula.model.property_types import Runtime
 from insula.model.property_view import View
+from insula.model.qube import Qube
 from insula.model.services import config_keys, persist_keys, service_keys
 from insula.model.system import System
 from insula.model.uplink import OUTSIDE_ADDRESS, OUTSIDE_DNS, OUTSIDE_GATEWAY, OUTSIDE_NETMASK, leads_outside
+from insula_proto.firewall import Rule, format_rule
 
 SEED_KEY = "/insula-seed"
 """``1``: this machine is a seed; it boots up without an identity and waits to be frozen (docs/decisions/009)."""
@@ -177,6 +180,29 @@ def client_key(here: View) -> str:
     if here.value("ip6") is not None:
         words.append(here.text("ip6"))
     return " ".join(words)
+
+
+def firewall_keys(qube: Qube, number: int, now: float) -> dict[str, str]:
+    """What a net qube is told of the rules of the client behind its interface ``number``.
+
+    ``/insula-firewall/N/CC`` hold them, as many lines as fit a value each; ``/insula-firewall/N``, to be written last,
+    says how many of these there are. A rule whose time is over (``now``: Unix time) is not told, nor when it will be.
+
+    Not the published keys with one rule each: 500 rules of 16 clients would be more keys than a qube may have.
+    """
+    chunks = [""]
+    for rule in valid_rules(qube.firewall, now):
+        line = format_rule(rule, for_guest=True) + "\n"
+        if len(chunks[-1]) + len(line) > MAX_VALUE:
+            chunks.append("")
+        chunks[-1] += line
+    folder = f"/insula-firewall/{number}"
+    return {**{f"{folder}/{index:02}": chunk for index, chunk in enumerate(chunks)}, folder: str(len(chunks))}
+
+
+def valid_rules(rules: Iterable[Rule], now: float) -> list[Rule]:
+    """Those whose time is not over (``now``: Unix time)."""
+    return [rule for rule in rules if rule.expire is None or rule.expire > now]
 
 
 def _provider_keys(here: View) -> dict[str, str]:

@@ -59,6 +59,13 @@ MIGRATIONS: tuple[Migration, ...] = (
         ) STRICT""",
         "CREATE TABLE machine (qube TEXT NOT NULL PRIMARY KEY, record TEXT NOT NULL CHECK (json_valid(record))) STRICT",
     ),
+    (
+        # A qube without rows has the rules of a new one: most have, and files of the version before do.
+        f"""CREATE TABLE firewall (
+            {_OF_QUBE}, number INTEGER NOT NULL, rule TEXT NOT NULL, PRIMARY KEY (qube, number)
+        ) STRICT""",
+        f"CREATE TABLE firewall_closed ({_OF_QUBE}, PRIMARY KEY (qube)) STRICT",
+    ),
 )
 LATEST = len(MIGRATIONS)
 

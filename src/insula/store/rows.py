@@ -17,9 +17,10 @@ from insula.model.consistency import problems
 from insula.model.klass import Klass
 from insula.model.labels import Label
 from insula.model.names import QubeName
-from insula.model.qube import PropertyValue, Qube
+from insula.model.qube import DEFAULT_FIREWALL, PropertyValue, Qube
 from insula.model.system import PoolConfig, System
 from insula.model.volumes import VOLUME_NAMES
+from insula_proto.firewall import Rule, format_rule, parse_rule
 
 MAX_PROBLEMS_SHOWN = 3
 
@@ -119,6 +120,11 @@ def _insert_qube(connection: sqlite3.Connection, qube: Qube) -> None:
     _insert(connection, "feature", ((name, f, v) for f, v in qube.features.items()))
     _insert(connection, "tag", ((name, tag) for tag in sorted(qube.tags)))
     _insert(connection, "volume", ((name, *astuple(volume)) for volume in qube.volumes.values()))
+    if qube.firewall != DEFAULT_FIREWALL:
+        rules = enumerate(map(format_rule, qube.firewall))
+        _insert(connection, "firewall", ((name, number, rule) for number, rule in rules))
+    if not qube.firewall:
+        _insert(connection, "firewall_closed", [(name,)])
 
 
 def _encode(value: PropertyValue) -> tuple[str, PropertyValue]:
@@ -136,6 +142,8 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "feature": ("qube", "name", "value"),
     "tag": ("qube", "name"),
     "volume": ("qube", *_VOLUME_COLUMNS),
+    "firewall": ("qube", "number", "rule"),
+    "firewall_closed": ("qube",),
 }
 
 
@@ -163,6 +171,7 @@ def _read_qubes(connection: sqlite3.Connection) -> dict[QubeName, Qube]:
     )
     tags = _by_qube((qube, (name, name)) for qube, name in connection.execute("SELECT qube, name FROM tag"))
     volumes = _read_volumes(connection)
+    firewalls = _read_firewalls(connection)
     qubes: dict[QubeName, Qube] = {}
     for name, klass, qid, uuid, label, notes in connection.execute(
         "SELECT name, klass, qid, uuid, label, notes FROM qube ORDER BY qid"
@@ -178,8 +187,19 @@ def _read_qubes(connection: sqlite3.Connection) -> dict[QubeName, Qube]:
             tags=frozenset(tags.get(name, {})),
             volumes=volumes.get(name, {}),
             notes=notes,
+            firewall=firewalls.get(name, DEFAULT_FIREWALL),
         )
     return qubes
+
+
+def _read_firewalls(connection: sqlite3.Connection) -> dict[str, tuple[Rule, ...]]:
+    """Rules of the qubes that have others than a new one. :raise FirewallError: a row is no rule."""
+    rules: dict[str, tuple[Rule, ...]] = {
+        qube: () for (qube,) in connection.execute("SELECT qube FROM firewall_closed")
+    }
+    for qube, line in connection.execute("SELECT qube, rule FROM firewall ORDER BY qube, number"):
+        rules[qube] = (*rules.get(qube, ()), parse_rule(line))
+    return rules
 
 
 def _read_volumes(connection: sqlite3.Connection) -> dict[str, dict[str, VolumeSpec]]:

@@ -324,6 +324,9 @@ class FakeEngine:
         del self.pools[name]
         self._publish("", "pool-delete", pool=name)
 
+    async def firewall_changed(self, qube: QubeName) -> None:
+        self.changed.append((qube, "firewall"))
+
     # properties
 
     async def property_changed(self, qube: QubeName | None, name: str) -> None:
