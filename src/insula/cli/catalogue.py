@@ -27,6 +27,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "tags": "Settings",
         "service": "Settings",
         "label": "Settings",
+        "firewall": "Settings",
+        "net": "Settings",
         "policy": "Settings",
         "prompt": "Settings",
         "volume": "Storage and templates",

@@ -1,0 +1,85 @@
+"""``insula firewall`` and ``insula net`` against a real Admin API with a fake engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from insula.testing.cli_runner import Cli, served_cli
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    with served_cli(tmp_path) as made:
+        yield made
+
+
+def lines(cli: Cli) -> list[str]:
+    return [row["rule"] for row in cli.run("firewall", "work", "--json").json]
+
+
+def test_new_qube_may_reach_anything(cli: Cli) -> None:
+    ran = cli.run("firewall", "work")
+    assert [line.split() for line in ran.out.splitlines()] == [
+        ["NO", "ACTION", "TO", "WHAT", "EXPIRES", "COMMENT"],
+        ["0", "accept", "anything", "anything", "-", "-"],
+    ]
+
+
+def test_rules_are_added_at_a_place_removed_and_replaced(cli: Cli, tmp_path: Path) -> None:
+    assert cli.run("firewall", "work", "--add", "action=drop dst4=10.0.0.0/8", "--at", "0").code == 0
+    assert lines(cli) == ["action=drop dst4=10.0.0.0/8", "action=accept"]
+    assert cli.run("firewall", "work", "--remove", "1", "--add", "action=accept specialtarget=dns").code == 0
+    assert lines(cli) == ["action=drop dst4=10.0.0.0/8", "action=accept specialtarget=dns"]
+    (tmp_path / "rules").write_text("action=accept proto=tcp dsthost=debian.org dstports=443 comment=updates\n")
+    assert cli.run("firewall", "work", "--replace", str(tmp_path / "rules")).code == 0
+    shown = cli.run("firewall", "work").out.splitlines()[1].split()
+    assert shown == ["0", "accept", "debian.org", "tcp", "port", "443", "-", "updates"]
+    assert cli.run("firewall", "work", "--reset").code == 0
+    assert lines(cli) == ["action=accept"]
+
+
+def test_all_rules_can_be_removed(cli: Cli) -> None:
+    assert cli.run("firewall", "work", "--remove", "0").code == 0
+    assert lines(cli) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--add", "action=allow"], "is no rule"),
+        (["--remove", "7"], "has no rule 7"),
+        (["--reset", "--add", "action=drop"], "no other change"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_hint_and_changes_nothing(cli: Cli, arguments: list[str], words: str) -> None:
+    ran = cli.run("firewall", "work", *arguments)
+    assert ran.code != 0
+    assert words in ran.err
+    assert lines(cli) == ["action=accept"]
+
+
+def test_net_draws_the_chain(cli: Cli) -> None:
+    for name in ("sys-net", "sys-firewall", "vault"):
+        assert cli.run("create", name, "--label", "red").code == 0
+    for name, prop, value in (
+        ("sys-net", "provides_network", "True"),
+        ("sys-net", "uplink", "host"),
+        ("sys-firewall", "provides_network", "True"),
+        ("sys-firewall", "netvm", "sys-net"),
+        ("work", "netvm", "sys-firewall"),
+    ):
+        assert cli.run("prefs", name, prop, value).code == 0
+    drawn = cli.run("net").out.splitlines()
+    assert [line.split(" Halted")[0].rstrip() for line in drawn[:-1]] == [
+        "the network of this computer",
+        "└─ sys-net",
+        "   └─ sys-firewall",
+        "      └─ work",
+    ]
+    assert drawn[-1].startswith("no network: ")
+    assert "vault" in drawn[-1]
+    rows = {row["name"]: row for row in cli.run("net", "--json").json}
+    assert (rows["sys-net"]["uplink"], rows["work"]["netvm"]) == ("host", "sys-firewall")
