@@ -34,8 +34,8 @@ import _signal  # type: ignore[import-not-found]  # isort: skip
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula_agent import identity as identity_module
-    from insula_agent.key_socket import KeySocket
     from insula_agent import network as network_module
+    from insula_agent.key_socket import KeySocket
 
 DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
 SIGTERM = 15

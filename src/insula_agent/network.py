@@ -126,6 +126,7 @@ class Firewall:
                 [sys.executable, "-I", "-S", LAUNCHER, self._folder],
                 {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
                 file_actions=[(os.POSIX_SPAWN_DUP2, reader, 0)],
+                setsigmask=(),
             )
         finally:
             os.close(reader)
