@@ -44,6 +44,7 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "mkfs.ext4": "e2fsprogs",
     "newuidmap": "uidmap",
+    "passt": "passt",
 }
 """Tools besides QEMU and bubblewrap → the Debian package they are in."""
 SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
@@ -164,6 +165,7 @@ def disk_findings(folder: Path, free: int) -> Iterator[Finding]:
 
 def tool_findings(tools: dict[str, str | None], *, is_root: bool) -> Iterator[Finding]:
     purpose = {"qemu-img": "No volume can be made", "newuidmap": "No template can be built as an ordinary user"}
+    purpose["passt"] = "No net qube reaches this computer's network"
     for name, path in tools.items():
         if path is not None:
             yield Finding(name, Verdict.OK, path, "")
