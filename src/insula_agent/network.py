@@ -43,6 +43,8 @@ SETTLE = 0.02
 LOOK_AGAIN = 0.25
 LOOKS = 40
 """How often an interface that is to come is looked for."""
+QUICK_LOOKS = 10
+"""How often at once, SETTLE apart, with everything else waiting: a driver that was just loaded shows it in a moment."""
 METRIC_BASE = 32752
 """Of the route to a client, less its number (agent-services §12)."""
 
@@ -104,6 +106,10 @@ def firewall_of(keys: Mapping[str, bytes], number: int) -> str | None:
         return None
     parts = [keys.get(f"{folder}/{index:02}") for index in range(int(count))]
     return None if None in parts else b"".join([part for part in parts if part is not None]).decode("ascii", "replace")
+
+
+class NotThere(NetworkError):
+    """An interface is not there, or not yet."""
 
 
 class Firewall:
@@ -191,6 +197,7 @@ class Network:
         """Whether its program was started."""
         self._is_planned = False
         self._looks_left = 0
+        self._uplink_looks_left = 0
 
     def begin(self, keys: Mapping[str, bytes], services: frozenset[str]) -> None:
         """Set up what the keys say; all of them, as read from the host. May be called again."""
@@ -203,6 +210,7 @@ class Network:
             self._listen()
             if "qubes-firewall" in services:
                 self._firewall = Firewall(self._loop)
+        self._uplink_looks_left = LOOKS
         self._apply()
 
     def key_changed(self, path: str, value: bytes | None) -> None:
@@ -219,9 +227,13 @@ class Network:
                 # A part: what is written last says that all are there.
                 return
             self._rules_of[int(number)] = firewall_of(self._keys, int(number))
+        self._uplink_looks_left = LOOKS
+        self._plan(SETTLE)
+
+    def _plan(self, seconds: float) -> None:
         if not self._is_planned:
             self._is_planned = True
-            self._loop.after(SETTLE, self._apply)
+            self._loop.after(seconds, self._apply)
 
     # --- acting --------------------------------------------------------------------------------------------------
 
@@ -229,6 +241,13 @@ class Network:
         self._is_planned = False
         try:
             self._set_up_uplink()
+        except NotThere as error:
+            # It may be about to be plugged, and its driver to be loaded.
+            if self._uplink_looks_left:
+                self._uplink_looks_left -= 1
+                self._plan(LOOK_AGAIN)
+            else:
+                log(f"network: {error}")
         except (NetworkError, KeyError, OSError) as error:
             log(f"network: {error}")
         if self._is_provider:
@@ -260,10 +279,10 @@ class Network:
         self._uplink = uplink
 
     def _wait_for(self, mac: str) -> str:
-        """The interface with this address: there, or about to be. :raise NetworkError: it does not come."""
+        """The interface with this address: there, or at once when its driver is. :raise NotThere: :raise NetworkError:"""
         import time  # noqa: PLC0415 - only where it is not there yet
 
-        for look in range(LOOKS):
+        for look in range(QUICK_LOOKS):
             name = interfaces.find(mac)
             if name is not None:
                 return name
@@ -274,7 +293,7 @@ class Network:
                 except (programs.ProgramFailed, OSError) as error:
                     raise NetworkError(f"no driver: {error}") from error
             time.sleep(SETTLE)
-        raise NetworkError(f"no interface with the address {mac}")
+        raise NotThere(f"no interface with the address {mac}")
 
     def _set_up_clients(self) -> None:
         """:raise NetworkError: rules were not taken: what they were is what holds."""
