@@ -279,7 +279,7 @@ class Network:
         self._uplink = uplink
 
     def _wait_for(self, mac: str) -> str:
-        """The interface with this address: there, or at once when its driver is. :raise NotThere: :raise NetworkError:"""
+        """The interface with this address: there, or at once when its driver is. :raise NetworkError:"""
         import time  # noqa: PLC0415 - only where it is not there yet
 
         for look in range(QUICK_LOOKS):
