@@ -34,8 +34,8 @@ import _signal  # type: ignore[import-not-found]  # isort: skip
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula_agent import identity as identity_module
-    from insula_agent import network as network_module
     from insula_agent.key_socket import KeySocket
+    from insula_agent.net import network as network_module
 
 DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
 SIGTERM = 15
@@ -171,7 +171,7 @@ class Identity:
 
     def _get_network(self, loop: Loop) -> network_module.Network:
         if self._network is None:
-            from insula_agent import network  # noqa: PLC0415 - most qubes have none
+            from insula_agent.net import network  # noqa: PLC0415 - most qubes have none
 
             self._network = network.Network(loop)
         return self._network

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import harness
 
-from insula_agent.firewall_rules import tables
+from insula_agent.net.firewall_rules import tables
 from insula_proto.firewall import FirewallError, format_rules, parse_rules
 
 SEEDS = [

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula_agent.interfaces import NetworkError
-from insula_agent.net_rules import Client, ruleset, update
-from insula_agent.network import client_commands, clients_of, link_mac
+from insula_agent.net.interfaces import NetworkError
+from insula_agent.net.network import client_commands, clients_of, link_mac
+from insula_agent.net.rules import Client, ruleset, update
 
 ONE = Client(0, b"00:16:3e:5e:6c:00 10.137.0.4")
 TWO = Client(1, b"00:16:3e:5e:6c:00 10.137.0.5 fd09:24ef:4179::a89:5")

@@ -14,12 +14,13 @@ import _socket
 import os
 import sys
 
-from insula_agent import files, interfaces, programs
-from insula_agent.firewall_rules import closed_table
-from insula_agent.interfaces import GATEWAY_MAC, NetworkError, Uplink
+from insula_agent import files, programs
 from insula_agent.log import log
 from insula_agent.loop import READ, Loop
-from insula_agent.net_rules import CLIENT_GROUP, PUBLISHED_DNS, Client, ruleset, update
+from insula_agent.net import interfaces
+from insula_agent.net.firewall_rules import closed_table
+from insula_agent.net.interfaces import GATEWAY_MAC, NetworkError, Uplink
+from insula_agent.net.rules import CLIENT_GROUP, PUBLISHED_DNS, Client, ruleset, update
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 LINK_PREFIX = "/insula-link/"
 FIREWALL_PREFIX = "/insula-firewall/"
 FIREWALL_FOLDER = "/run/insula/firewall"
-LAUNCHER = "/usr/lib/insula/insula_agent/firewall_start.py"
+LAUNCHER = "/usr/lib/insula/insula_agent/net/firewall_start.py"
 MAX_PARTS_DIGITS = 2
 RESTART = 2.0
 """Seconds until the firewall's program is started again."""
@@ -113,7 +114,7 @@ class NotThere(NetworkError):
 
 
 class Firewall:
-    """The program that carries out the clients' rules (:mod:`insula_agent.firewall`), and what it reads."""
+    """The program that carries out the clients' rules (:mod:`insula_agent.net.firewall`), and what it reads."""
 
     def __init__(self, loop: Loop, folder: str = FIREWALL_FOLDER) -> None:
         self._loop = loop

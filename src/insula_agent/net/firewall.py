@@ -15,8 +15,8 @@ import sys
 import time
 
 from insula_agent import files, programs
-from insula_agent.firewall_rules import tables
 from insula_agent.log import log
+from insula_agent.net.firewall_rules import tables
 from insula_proto.firewall import FirewallError, Rule, parse_rules
 
 TYPE_CHECKING = False

@@ -12,7 +12,7 @@ know them work; what these put into the user chains stays when clients come and 
 
 from __future__ import annotations
 
-from insula_agent.interfaces import NetworkError, parse_ip4, parse_ip6, parse_mac
+from insula_agent.net.interfaces import NetworkError, parse_ip4, parse_ip6, parse_mac
 
 CLIENT_GROUP = 2
 """Interfaces of clients (agent-services §12)."""

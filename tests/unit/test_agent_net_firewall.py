@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from test_proto_firewall import rules as any_rule
 
-from insula_agent.firewall import RETRY, Firewall, dns_servers, names_in, read_clients
-from insula_agent.firewall_rules import chain_of, closed_table, tables
-from insula_agent.network import firewall_of
+from insula_agent.net.firewall import RETRY, Firewall, dns_servers, names_in, read_clients
+from insula_agent.net.firewall_rules import chain_of, closed_table, tables
+from insula_agent.net.network import firewall_of
 from insula_proto.firewall import Rule, parse_rules
 
 LIMIT_S = 60

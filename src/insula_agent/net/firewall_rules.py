@@ -7,7 +7,7 @@ Who has no rules here, and who has some that cannot be carried out, may do nothi
 
 from __future__ import annotations
 
-from insula_agent.net_rules import CLIENT_GROUP
+from insula_agent.net.rules import CLIENT_GROUP
 from insula_proto.firewall import ACCEPT, ICMP, TCP, UDP, Rule
 
 TYPE_CHECKING = False

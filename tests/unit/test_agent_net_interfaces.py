@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula_agent.interfaces import NetworkError, Uplink, names_by_mac, parse_ip4, parse_mac, prefix_length, resolv_conf
+from insula_agent.net.interfaces import (
+    NetworkError,
+    Uplink,
+    names_by_mac,
+    parse_ip4,
+    parse_mac,
+    prefix_length,
+    resolv_conf,
+)
 
 KEYS = {
     "/qubes-mac": b"00:16:3e:5e:6c:00",
