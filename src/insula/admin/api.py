@@ -26,6 +26,7 @@ from insula.admin.handlers import (
     streams,
     tags,
     templates,
+    updates,
     volumes,
 )
 from insula.model.klass import Klass
@@ -180,6 +181,10 @@ def _ours() -> Iterable[Method]:
     held = Stream(disposables.open_disposable)
     yield Method(
         "insula.disposable.Open", _VM, _NONE, _MAYBE, _I, _X, held, "A started disposable, until the caller hangs up"
+    )
+    updating = Stream(updates.open_update)
+    yield Method(
+        "insula.update.Open", _VM, _NONE, _NONE, _I, _X, updating, "A template started for an update, kept if shut down"
     )
     plan = Answer(power.start_plan)
     yield Method("insula.vm.StartPlan", _VM, _NONE, _NONE, _I, _R, plan, "What a start would do, step by step, as JSON")

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "volume": "Storage and templates",
         "pool": "Storage and templates",
         "template": "Storage and templates",
+        "update": "Storage and templates",
         "top": "This machine",
         "events": "This machine",
         "calls": "This machine",

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 
 from insula import __version__
-from insula.admin import api
+from insula.admin import api, updates
 from insula.admin.call import Context
 from insula.admin.dispatch import Dispatcher
 from insula.admin.server import AdminServer, LocalIdentity
@@ -156,6 +156,7 @@ async def serve(paths: Paths) -> None:
         launch_session.requests = await rooms.enter_async_context(open_broker(context, paths))
         await engine.recover()
         await context.leases.recover(context)
+        await updates.recover(context)
         for path, methods in ((paths.admin_socket, api.METHODS), (paths.internal_socket, api.INTERNAL_METHODS)):
             await rooms.enter_async_context(AdminServer(Dispatcher(context, methods), path, LocalIdentity()))
         log.info("insulad %s is ready: %s, %d qubes", __version__, host.driver.name, len(store.system.qubes) - 1)

@@ -107,6 +107,9 @@ class Engine(Protocol):
 
     async def pool_remove(self, name: str) -> None: ...
 
+    def ended_cleanly(self, qube: QubeName) -> bool:
+        """Whether the last machine of a qube was shut down by its guest, so that what is kept of it is."""
+
     async def firewall_changed(self, qube: QubeName) -> None:
         """Have the rules of a qube carried out as they are now, if it has a network."""
 

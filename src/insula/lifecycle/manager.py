@@ -348,6 +348,10 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
             with suppress(HalError):
                 await machine.set_memory(min(int(memory or 0), machine.spec.memory_mib))
 
+    def ended_cleanly(self, qube: QubeName) -> bool:
+        supervisor = self._supervisors.get(qube)
+        return supervisor is not None and supervisor.ended_cleanly
+
     async def firewall_changed(self, qube: QubeName) -> None:
         await self.links.tell_firewall(qube)
 

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from insula.hal.driver import MachineExit, MachineState
+from insula.hal.driver import ExitKind, MachineExit, MachineState
 from insula.hal.errors import HalError
 from insula.lifecycle.host import Host, Session, log
 from insula.lifecycle.plan import StartPlan
@@ -66,6 +66,8 @@ class Supervisor:
         self._watching: asyncio.Task[None] | None = None
         self._pressing: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
+        self.ended_cleanly = False
+        """Whether the last machine was shut down by its guest."""
         self._unsettled: tuple[RunningQube, MachineExit] | None = None
         """The last machine, if what it wrote could be neither kept nor discarded yet."""
 
@@ -179,6 +181,7 @@ class Supervisor:
 
     async def _finish(self, running: RunningQube, end: MachineExit) -> None:
         self._state = PowerState.DYING
+        self.ended_cleanly = end.kind is ExitKind.SHUTDOWN
         self.host.publish(self.name, "domain-stopped")
         if self.session is not None:
             await self.session.close()

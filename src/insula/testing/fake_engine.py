@@ -60,6 +60,8 @@ class FakeEngine:
         self.store = store
         self.bus = bus
         self.states: dict[QubeName, PowerState] = {}
+        self.killed: set[QubeName] = set()
+        """Those whose last end was a kill."""
         self.changed: list[tuple[QubeName | None, str]] = []
         """What :meth:`property_changed` was told."""
         self.pools: dict[str, FakePool] = {
@@ -137,12 +139,14 @@ class FakeEngine:
         if users and not force:
             raise QubesVMInUseError(f"{name} provides the network of running qubes: {', '.join(users)}")
         await self._scripted("shutdown")
+        self.killed.discard(name)
         self._publish(name, "domain-pre-shutdown", force=str(force))
         self._end(name)
 
     async def kill(self, name: QubeName) -> None:
         self._require_started(name)
         await self._scripted("kill")
+        self.killed.add(name)
         self._end(name)
 
     async def pause(self, name: QubeName) -> None:
@@ -323,6 +327,9 @@ class FakeEngine:
         self.store.commit(after)
         del self.pools[name]
         self._publish("", "pool-delete", pool=name)
+
+    def ended_cleanly(self, qube: QubeName) -> bool:
+        return qube not in self.killed
 
     async def firewall_changed(self, qube: QubeName) -> None:
         self.changed.append((qube, "firewall"))

@@ -42,6 +42,9 @@ _HOP_BY_HOP = frozenset(
 """Headers that concern one connection only (RFC 9110 §7.6.1)."""
 
 
+_HOST_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-")
+
+
 class Refused(Exception):
     """Not a place that templates may reach; the message is for the package manager."""
 
@@ -60,6 +63,8 @@ def read_allowed(folder: str = ALLOWED) -> list[str]:
 def is_allowed(host: str, patterns: list[str]) -> bool:
     """Whether a host is one of those, exactly or below ``*.``."""
     host = host.lower().rstrip(".")
+    if not _HOST_LETTERS.issuperset(host):
+        return False
     return any(host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:])) for pattern in patterns)
 
 

@@ -1,0 +1,128 @@
+"""``insula update``: templates updated by their own package managers, kept as a whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from insula.admin.client import AdminClient, MalformedAnswer
+from insula.cli import completion
+from insula.cli.batch import Words, run_on
+from insula.cli.connection import with_daemon
+from insula.cli.failures import REFUSED, CliError
+from insula.cli.options import Json
+from insula.cli.step import Step
+from insula.cli.text import seconds_text, visible
+from insula.daemon.paths import Paths
+from insula.model.klass import Klass
+from insula.rpc.client import RpcError, run
+
+AT_ONCE = 2
+"""Templates updated at the same time: each is a machine that unpacks and configures."""
+COMMAND = "QUBESRPC insula.Update dom0"
+NOTHING_TO_DO = 100
+"""agent-services §7."""
+PROBLEMS = {
+    21: "its package lists could not be fetched, or their signatures are wrong",
+    22: "packages could not be fetched or installed",
+    25: "its package manager is not known",
+    127: "its agent knows no insula.Update: build the template again",
+}
+MAX_LOG = 16 << 20
+"""Bytes of output that are kept; the template decides how much it prints."""
+PIECE = 65536
+SHOWN = 60
+"""Characters of the package manager's words beside the progress."""
+LIMIT_S = 2 * 3600.0
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def update(
+    templates: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEMPLATE]...", autocompletion=completion.qubes, show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All templates.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Update templates through their net qube's proxy. What fails leaves the template as it was; a log is kept."""
+    names = templates or []
+    if every:
+        names = with_daemon(_all_templates)
+    if not names:
+        raise CliError("no template was named", hint="name some, or use --all", exit_code=REFUSED)
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(client: AdminClient, name: str, step: Step) -> None:
+        async with slots:
+            await update_one(client, name, step)
+
+    run_on(names, Words("updating", "updated"), one, as_json=as_json)
+
+
+async def _all_templates(client: AdminClient) -> list[str]:
+    return [row.name for row in await client.list_qubes() if row.klass == Klass.TEMPLATEVM]
+
+
+async def update_one(client: AdminClient, name: str, step: Step) -> None:
+    """:raise CliError: the template is as before. :raise InsulaError: so it is."""
+    log = Paths.from_environment().logs / f"update-{name}.log"
+    step.update("starting")
+    # As long as the stream is open, the update goes on; closed before its end, nothing of it is kept.
+    async with aclosing(client.stream("insula.update.Open", name)) as stream:
+        ready = await anext(stream, None)
+        if ready is None or ready.name != "update-ready":
+            raise MalformedAnswer("the daemon ended the connection before the template was up")
+        code = await _run(Path(ready.kwargs["rpc_socket"]), log, step)
+        if code not in (0, NOTHING_TO_DO):
+            why = PROBLEMS.get(code, f"insula.Update ended with {code}")
+            raise CliError(f"{name} is as before: {why}", hint=f"what was printed: {log}")
+        step.update("shutting down")
+        await client.shutdown(name, wait=True)
+        ended = await anext(stream, None)
+        if ended is None or ended.kwargs.get("kept") != "True":
+            raise CliError(f"{name} is as before: it did not shut down cleanly", hint=f"insula console {name}")
+    if code == NOTHING_TO_DO:
+        step.note = "has nothing to update"
+
+
+async def _run(rpc_socket: Path, log: Path, step: Step) -> int:
+    """Run the package manager, its words going to the log; its exit code. :raise CliError: it could not be run."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(reader, "rb", buffering=0) as source, _private(log) as target:
+        keeping = asyncio.create_task(_keep(source, target, step), name="log of an update")
+        try:
+            return await run(rpc_socket, COMMAND, user="root", stdout=writer, stderr=writer, timeout=LIMIT_S)
+        except RpcError as error:
+            raise CliError(f"the package manager could not be run: {error}") from error
+        except TimeoutError as error:
+            raise CliError(f"the package manager was not done within {seconds_text(LIMIT_S)}") from error
+        finally:
+            os.close(writer)
+            await keeping
+
+
+def _private(log: Path) -> BinaryIO:
+    return os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb", buffering=0)
+
+
+async def _keep(source: BinaryIO, target: BinaryIO, step: Step) -> None:
+    """Write what comes to the log, as much of it as a log may have, and show its last line."""
+    stream = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), source)
+    left = MAX_LOG
+    while untrusted_piece := await stream.read(PIECE):
+        target.write(untrusted_piece[:left])
+        left -= min(left, len(untrusted_piece))
+        lines = untrusted_piece.decode("utf-8", "replace").splitlines()
+        if lines and lines[-1].strip():
+            step.update(visible(lines[-1].strip())[:SHOWN])
+    transport.close()
