@@ -6,7 +6,7 @@ again before it becomes a rule of the kernel. After the last rule everything is 
 
 from __future__ import annotations
 
-import socket
+import ipaddress
 
 from insula_proto.value import Value
 
@@ -212,10 +212,11 @@ def _target(parts: dict[str, str]) -> Optional[Target]:
 
 def _address(text: str, family: int) -> Optional[str]:
     """In its one canonical spelling; None: it is none."""
-    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    if "%" in text or not text.isascii():
+        return None
     try:
-        return socket.inet_ntop(kind, socket.inet_pton(kind, text))
-    except (OSError, ValueError):
+        return str(ipaddress.IPv4Address(text) if family == 4 else ipaddress.IPv6Address(text))
+    except ValueError:
         return None
 
 

@@ -21,7 +21,14 @@ from insula_proto.services import parse_settings
 FOLDER = Path(__file__).parents[2] / "src" / "insula_agent" / "rpc"
 ECHO = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(os.fsencode(a) for a in sys.argv[1:]))"
 SERVICES = sorted(path.name for path in FOLDER.iterdir() if path.is_file() or path.is_symlink())
-AS_ROOT = ("qubes.PostInstall", "qubes.ResizeDisk", "qubes.SetDateTime", "qubes.VMRootExec", "qubes.VMRootShell")
+AS_ROOT = (
+    "insula.Update",
+    "qubes.PostInstall",
+    "qubes.ResizeDisk",
+    "qubes.SetDateTime",
+    "qubes.VMRootExec",
+    "qubes.VMRootShell",
+)
 AFTER_LOGIN = ("qubes.OpenInVM", "qubes.OpenURL", "qubes.StartApp", "qubes.VMExecGUI")
 
 
