@@ -319,6 +319,13 @@ async def test_request_answered_by_a_policy_that_hangs_is_taken_back_with_its_ca
     assert world.records()[-1]["decision"] == "withdrawn"
 
 
+async def test_broker_that_has_closed_refuses_at_once(world: CallWorld) -> None:
+    world.rules("test.Echo * work vault allow")
+    work, _ = await world.boot("work"), await world.boot("vault")
+    await world.broker.close()
+    assert await work.call("test.Echo", "vault") is None
+
+
 # --- limits --------------------------------------------------------------------------------------------------------
 
 

@@ -96,9 +96,11 @@ class Broker:
         self._calls: set[asyncio.Task[None]] = set()
         self._waiting: dict[tuple[RunningSession, int], asyncio.Task[None]] = {}
         """Requests that are not answered yet."""
+        self._is_closed = False
 
     async def close(self) -> None:
         """Let go of every call. Sessions end with the daemon, and data channels with them."""
+        self._is_closed = True
         for task in tuple(self._calls):
             task.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
@@ -126,6 +128,9 @@ class Broker:
                 task.cancel()
 
     def requested(self, session: RunningSession, message: ServiceRequested) -> None:
+        if self._is_closed:
+            session.refuse(message.request)
+            return
         task = asyncio.create_task(self._answer(session, message), name=f"request {message.request} of {session.name}")
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
