@@ -139,7 +139,8 @@ class CallWorld:
     async def end(self, name: str) -> None:
         """As a machine that is switched off."""
         await self.guests.pop(name).close()
-        await self.sessions.pop(name).close()
+        if name in self.sessions:  # else it was broken off while it started
+            await self.sessions.pop(name).close()
         self.set_state(name, "Halted")
 
     async def close(self) -> None:
