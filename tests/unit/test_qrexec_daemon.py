@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -411,3 +412,39 @@ def test_many_calls_of_the_host_at_once_all_succeed(world: World) -> None:
             assert rest[-1] == exit_code(0)
             seen.add((body[8:].rstrip(b"\0")[1:], rest[1][1].strip()))
         assert seen == {(b"%d" % number,) * 2 for number in range(24)}
+
+
+def test_requests_without_a_descriptor_left_are_refused_and_later_ones_served(world: World) -> None:
+    """MC-107: neither the daemon nor its CPU is lost to it."""
+    world.allow("dom0")
+    world.script(world.services / "test.Host", "echo x")
+    with world.agent() as accept, world.daemon() as daemon:
+        agent = accept()
+        agent.hello()
+        until((world.folder / f"qrexec.{DOMAIN}").exists)
+        in_use = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (in_use + 1, 4096))
+        ask(agent, b"test.Host", target=b"dom0")
+        assert refused(agent)
+        first = world.local()
+        second = connect(world.folder / f"qrexec.{DOMAIN}")
+        before = cpu_seconds(daemon.pid)
+        time.sleep(0.3)
+        assert cpu_seconds(daemon.pid) - before < 0.2
+        first.close()
+        assert second.receive()[0] == qrexec.HELLO
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (1024, 4096))
+        ask(agent, b"test.Host", target=b"dom0", name=b"S2")
+        assert agent.receive()[0] == qrexec.SERVICE_CONNECT
+        assert serve_vchan(world, 513).rest()[-1] == exit_code(0)
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_folder_that_cannot_be_written_is_exit_code_1(world: World) -> None:
+    with world.agent() as accept, world.daemon("--socket-dir=/proc") as daemon:
+        accept().hello()
+        assert daemon.wait() == 1

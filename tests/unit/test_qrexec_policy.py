@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -297,3 +298,34 @@ def test_daemon_ends_cleanly_while_somebody_is_asked(world: World) -> None:
             os.kill(process.pid, signal.SIGTERM)
             assert process.wait(WAIT_S) == 0
             assert peer.connection.recv(16) == b""
+
+
+@pytest.mark.usefixtures("qubesd")
+def test_program_with_five_words_makes_the_call(world: World) -> None:
+    target = "uuid:22222222-0000-0000-0000-000000000000"
+    command = [
+        PROGRAMS / "qrexec-policy-exec", f"--path={world.folder}/policy.d",
+        "42", "work", "vault", "test.Allow+x", "SOCKET7",
+    ]  # fmt: skip
+    with (
+        qube(world, "work") as source,
+        qube(world, target, 43) as vault,
+        subprocess.Popen(command, env=world.environment) as process,
+    ):
+        assert vault.answer() == (qrexec.EXEC_CMDLINE, params(42, 0, b"someone:QUBESRPC test.Allow+x work\0"))
+        assert source.hear() == (qrexec.SERVICE_CONNECT, params(43, 513, b"SOCKET7".ljust(32, b"\0")))
+        assert process.wait(WAIT_S) == 0
+
+
+@pytest.mark.usefixtures("qubesd")
+def test_daemon_without_a_descriptor_left_goes_on_when_there_is_one(world: World) -> None:
+    """MC-107."""
+    with daemon(world) as process:
+        assert ask(world, "test.Allow") == ALLOWED
+        in_use = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (in_use, 4096))
+        peer = connect(world.folder / "policy.sock")
+        peer.connection.sendall(b"source=work\nintended_target=vault\nservice_and_arg=test.Allow\n\n")
+        time.sleep(0.1)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (1024, 4096))
+        assert lines(peer.connection.recv(4096)) == ALLOWED

@@ -164,7 +164,11 @@ def _serve(options: Options, qube: Qube, place: Place, announce: Callable[[bytes
     # What was made so far lives as long as the process: not to be looked at, nor copied by errands for being counted.
     gc.collect()
     gc.freeze()
-    return Exchange(qube, place, options.policy_program, startup_limit_s(), announce).run()
+    try:
+        return Exchange(qube, place, options.policy_program, startup_limit_s(), announce).run()
+    except OSError as error:
+        say(str(error))
+        return EXIT_FAILED
 
 
 if __name__ == "__main__":

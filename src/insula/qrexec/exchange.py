@@ -284,10 +284,12 @@ class Exchange:
         assert self._listener is not None
         try:
             connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
         except OSError as error:
-            # None any more, or no descriptor is left for it: it waits.
-            if not isinstance(error, BlockingIOError):
-                say(f"a client could not be accepted: {error}")
+            say(f"a client could not be accepted: {error}")
+            # No descriptor is left (MC-107). It waits, and is not looked at again before one is free.
+            self._forget(self._listener.fileno())
             return
         if len(self._clients) >= MAX_CLIENTS:
             say("too many clients")
@@ -339,17 +341,20 @@ class Exchange:
         if connection is not None:
             self._forget(connection.fileno())
             connection.close()
+            if self._listener is not None and self._listener.fileno() not in self._handlers:
+                self._watch(self._listener.fileno(), self._accept)
 
     # errands
 
     def _start_errand(self, command: StartErrand) -> None:
-        ours, theirs = socket.socketpair()
-        pid = os.fork()
-        if not pid:
-            self._be_errand(command, theirs)
-        theirs.close()
+        try:
+            ours, pid, process = self._fork_errand(command)
+        except OSError as error:
+            # Descriptors or processes are used up (MC-107): this request is refused, others go on.
+            say(f"a request could not be served: {error}")
+            self._carry_out(self._switchboard.errand_ended(command.errand, EXIT_PROBLEM))
+            return
         client = self._add_client(ours)
-        process = os.pidfd_open(pid)
 
         def ended() -> None:
             found, status = os.waitpid(pid, os.WNOHANG)
@@ -365,6 +370,20 @@ class Exchange:
 
         self._watch(process, ended)
 
+    def _fork_errand(self, command: StartErrand) -> tuple[socket.socket, int, int]:
+        """Return our end of its connection, its pid and its process descriptor. :raise OSError:"""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if not pid:
+                self._be_errand(command, theirs)
+        # There is a number left: the one of the end that is closed by now.
+        return ours, pid, os.pidfd_open(pid)
+
     def _be_errand(self, command: StartErrand, connection: socket.socket) -> None:
         """Never returns."""
         code = EXIT_PROBLEM
@@ -372,8 +391,7 @@ class Exchange:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
-            os.closerange(3, connection.fileno())
-            os.closerange(connection.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+            _close_others(connection.fileno())
             qube, request = self._qube, command.request
             caller = errand.Caller(qube.domain, qube.name, request.ident, ".", self._place)
             source = request.claimed_source if command.has_source else None
@@ -399,3 +417,15 @@ def linger(connection: socket.socket) -> None:
     except OSError:
         # It is gone already.
         return
+
+
+def _close_others(kept: int) -> None:
+    """Close what a forked process has of its parent, but for the standard descriptors and one more."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
+        number = int(name)
+        if number > 2 and number != kept:
+            try:
+                os.close(number)
+            except OSError:
+                # The one that the list was read with.
+                continue

@@ -33,6 +33,7 @@ MAX_CONNECTIONS = 1024
 """At once, on all sockets: what some qubes may be asking at a time (MC-15). Others are closed."""
 REQUEST_LIMIT_S = 60.0
 """A question must be complete by then; qubes write part of it (MC-13)."""
+ACCEPT_PAUSE_S = 0.2
 SOCKET_MODE = 0o660
 GROUP = "qubes"
 BACKLOG = 128
@@ -87,6 +88,11 @@ class Server:
             connection, _ = listener.accept()
         except BlockingIOError:
             return
+        except OSError as error:
+            # No descriptor is left (MC-107). Who connected waits; it is tried again when some may be free.
+            log.warning("a question could not be taken: %s", error)
+            self._pause(listener, serve)
+            return
         connection.setblocking(False)
         if len(self._tasks) >= MAX_CONNECTIONS:
             log.warning("too many questions at once")
@@ -95,6 +101,16 @@ class Server:
         task = asyncio.get_running_loop().create_task(self._serve(connection, serve), name="question")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _pause(self, listener: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener.fileno())
+
+        def go_on() -> None:
+            if listener.fileno() >= 0:
+                loop.add_reader(listener.fileno(), partial(self._accept, listener, serve))
+
+        loop.call_later(ACCEPT_PAUSE_S, go_on)
 
     async def _serve(self, connection: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
         with connection:

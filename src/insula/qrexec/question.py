@@ -15,8 +15,20 @@ from insula.qrexec.policy_protocol import MAX_ANSWER, Answer, Question, decode_a
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 
 
+class CallerGone(Exception):
+    """Nobody is there to be told of an answer."""
+
+
 def ask(question: Question, program: str, caller: socket.socket) -> Answer | None:
     """Ask; None: refused. ``caller`` is closed by whoever we ask for when the answer is of no use any more (MC-24)."""
+    try:
+        return _ask_first(question, program, caller)
+    except CallerGone:
+        say("the qube's agent is gone, its request is taken back")
+        return None
+
+
+def _ask_first(question: Question, program: str, caller: socket.socket) -> Answer | None:
     try:
         return _ask_daemon(question, caller)
     except (OSError, LocalProtocolError, RemoteProtocolError) as error:
@@ -57,7 +69,7 @@ def _ask_program(question: Question, program: str, caller: socket.socket) -> Ans
 
 
 def _read_all(descriptor: int, caller: socket.socket) -> bytes:
-    """Everything up to the end; one byte too many is enough. :raise RemoteProtocolError: the caller went away."""
+    """Everything up to the end; one byte too many is enough. :raise CallerGone: :raise OSError:"""
     untrusted_data = b""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
@@ -65,7 +77,7 @@ def _read_all(descriptor: int, caller: socket.socket) -> bytes:
     while len(untrusted_data) <= MAX_ANSWER:
         ready = dict(poll.poll())
         if caller.fileno() in ready:
-            raise RemoteProtocolError("the qube's agent is gone")
+            raise CallerGone
         part = os.read(descriptor, MAX_ANSWER)
         if not part:
             break
