@@ -185,8 +185,7 @@ class Caller:
     def _deal_with(self, found: dict[int, int]) -> None:
         if not found and self._end.version is None:
             raise HandshakeFailed("the other end does not say HELLO")
-        program = self._program
-        if program is not None and (found.get(program.wakeup) or program.wants_single_socket):
+        if self._program is not None and found.get(self._program.wakeup):
             self._signalled()
         for sink in (self._sink, self._errors):
             self._look_at(sink, found.get(sink.fd, 0))
@@ -241,6 +240,8 @@ class Caller:
             self._exited()
         elif isinstance(message, Hello):
             self._out.extend(self._end.stdin(self._prefix))
+            if self._program is not None:
+                self._signalled()
             self._send()
 
     def _exited(self) -> None:
@@ -335,7 +336,7 @@ class Caller:
     def _signalled(self) -> None:
         assert self._program is not None
         self._program.look()
-        # Before HELLO nothing can be sent: the signal is remembered, and looked at again after each turn.
+        # Before HELLO nothing can be sent: the signal is remembered until then.
         if (
             self._program.wants_single_socket
             and self._end.version is not None

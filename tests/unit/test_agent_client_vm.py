@@ -293,6 +293,23 @@ def test_program_may_use_one_socket_after_sigusr1(world: World) -> None:
     assert program.wait(PATIENCE_S) == 0
 
 
+def test_signal_before_the_service_is_there_counts(world: World, tmp_path: Path) -> None:
+    script = f'kill -USR1 "$QREXEC_AGENT_PID"; echo out >&0; touch {tmp_path}/said; read x'
+    program = world.start("vault", "a.B", "/bin/sh", "-c", script)
+    agent, _ = world.asked()
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            socket.send_fds(agent.connection, [ANSWER.pack(9, 600)], [theirs.fileno()])
+        # Nothing more comes from the program that could wake its caller.
+        while not (tmp_path / "said").exists():
+            assert program.poll() is None
+        service = Peer(ours)
+        service.greet()
+        assert service.receive() == Stdin(b"out\n")
+        program.kill()
+
+
 def test_program_that_cannot_be_executed_fails_the_call(world: World) -> None:
     program = world.start("vault", "a.B", "/nowhere/program")
     service = world.service()
