@@ -32,7 +32,7 @@ from insula.gui.desktop import (
 )
 from insula.gui.geometry import POPUP_FRAME, Desk, Rect
 from insula.gui.settings import Settings
-from insula.gui.windows import MAX_DEPTH, MAX_SHOWN, MAX_WINDOWS, Windows
+from insula.gui.windows import MAX_DEPTH, MAX_SHOWN, MAX_WINDOWS, SHOWS_PER_SECOND, Windows
 from insula_proto import gui
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.gui import Message
@@ -191,6 +191,54 @@ def test_ten_thousand_windows_are_refused_and_hundreds_not_all_shown() -> None:
     book.said(create(MAX_WINDOWS + 1))
     with pytest.raises(RemoteProtocolError):
         book.said(create(MAX_WINDOWS + 2))
+
+
+def test_windows_that_would_take_gigabytes_are_not_all_shown() -> None:
+    """MC-35, MC-43: before anything is reserved for them."""
+    book = Playbook()
+    huge = Rect(100, 100, 16384, 6144)
+    commands = book.said(*[create(n, huge) for n in range(1, 6)], *[gui.Map(n) for n in range(1, 6)])
+    assert [c.window for c in commands if isinstance(c, Show)] == [1]
+    assert len(of(Tell, commands)) == 1
+    small = [create(n, Rect(0, 0, 4000, 4000)) for n in range(10, 20)]
+    commands = book.said(*small, *[gui.Map(n) for n in range(10, 20)])
+    assert [c.window for c in commands if isinstance(c, Show)] == [10, 11]
+    commands = book.said(configure(10, Rect(100, 100, 16384, 6144)))
+    assert of(Hide, commands) == [Hide(10)]
+
+
+def test_windows_that_come_and_go_appear_no_faster_than_a_desktop_can_bear() -> None:
+    """MC-43."""
+    windows = Windows(SETTINGS, DESK, memory_size=MEMORY)
+    windows.receive(create())
+    shown = 0
+    for n in range(1000):
+        windows.receive(gui.Map(1))
+        shown += len(of(Show, windows.settle(100.0 + n / 1000)))
+        windows.receive(gui.Unmap(1))
+    assert MAX_SHOWN < shown <= MAX_SHOWN + SHOWS_PER_SECOND + 1
+    for _ in range(2):  # One may be due just now, another one is not.
+        windows.receive(gui.Unmap(1))
+        windows.receive(gui.Map(1))
+        commands = windows.settle(101.0)
+    assert not of(Show, commands)
+    assert windows.wake_at == pytest.approx(101.0 + 1 / SHOWS_PER_SECOND)
+    assert of(Show, windows.settle(101.001 + 1 / SHOWS_PER_SECOND))
+
+
+def test_guests_wishes_change_a_window_once_for_each_picture_of_the_screen() -> None:
+    """MC-43; what the desktop itself did is put right at once."""
+    book = Playbook()
+    book.shown()
+    windows, now = book.windows, 100.0
+    windows.receive(gui.Title(1, b"one"))
+    assert windows.settle(now) == [SetTitle(1, "one")]
+    windows.receive(gui.Title(1, b"two"))
+    windows.receive(gui.WindowFlags(1, gui.FLAG_ATTENTION, 0))
+    assert windows.settle(now + 0.001) == []
+    assert windows.wake_at == pytest.approx(now + DESK.frame_s)
+    windows.receive(gui.Title(1, b"three"))
+    assert windows.settle(now + DESK.frame_s) == [SetTitle(1, "three"), SetState(1, State(wants_attention=True))]
 
 
 def test_clear_hides_everything() -> None:

@@ -14,7 +14,7 @@ SRC = Path(__file__).parents[2] / "src"
 
 WITHIN_A_LAYER = frozenset(
     {
-        ("gui", "rpc"),  # the process that shows windows runs as the host user of the qube's session
+        ("gui", "rpc"),  # the same host user as the qube's session; the same limits on how often something happens
         ("lifecycle", "rpc"),  # starting a qube starts the process that terminates its channel
         ("qrexec", "rpc"),  # a policy daemon asks the user as the broker does
         ("cli", "daemon"),  # the first command starts the daemon

@@ -25,7 +25,7 @@ from insula.rpc.spawn import session_uid
 GUI_PROGRAM = "insula.gui.process"
 GUI_FILES = 256
 """RLIMIT_NOFILE: a display, a guest, a daemon; two for each window's buffer would be more than Qt takes."""
-GUI_ADDRESS_SPACE = 2**33
+GUI_ADDRESS_SPACE = 2**32
 """RLIMIT_AS in bytes: Qt maps half a gigabyte of libraries and stacks, frame memory up to one, buffers of windows."""
 GUI_FILE_SIZE = 2**29
 """RLIMIT_FSIZE in bytes: memory that is shared with the display server, at most the largest window's."""

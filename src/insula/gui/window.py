@@ -46,6 +46,8 @@ class Window:
     """The guest waits for PAINTED."""
     is_exposed: bool = False
     painted_at: float = NEVER
+    changed_at: float = NEVER
+    """When the desktop was last told of another place, title or the like."""
     shown: Show | None = None
     """What the desktop was told, brought up to date; None: it is not shown."""
     shown_picture: Picture | None = None

@@ -48,6 +48,7 @@ from insula.gui.desktop import (
 from insula.gui.geometry import Desk, Rect, clamp_content, is_off_screen, place_popup, place_window
 from insula.gui.settings import Settings
 from insula.gui.window import NEVER, Window, size_hints
+from insula.rpc.pacing import RateLimit
 from insula_proto import gui, gui_channel, gui_wire
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.gui import Message
@@ -56,6 +57,11 @@ MAX_WINDOWS = 1024
 """Windows a qube may have, shown or not. Programs use a few dozen; the published limit of old was 500."""
 MAX_SHOWN = 128
 """Windows of a qube on the desktop; those above it appear when others are gone."""
+MAX_PIXELS = 1 << 27
+"""Of all windows of a qube on the desktop together, frames included: half a gigabyte of buffers. The largest window
+there can be fits."""
+SHOWS_PER_SECOND = 30
+"""Windows that may appear, after as many as may be shown at once: each is work for the desktop that all qubes share."""
 MAX_DEPTH = 16
 """Windows that belong to one another in a row; a relation that would make more is dropped (MC-42)."""
 
@@ -74,6 +80,7 @@ class Windows:
         self._focused: int | None = None
         self._out: list[Command] = []
         self._told: set[str] = set()
+        self._shows = RateLimit(MAX_SHOWN, SHOWS_PER_SECOND)
         self.wake_at: float | None = None
         """When to settle again though nothing happens: something waits for the screen's next picture."""
         self._messages: dict[type[Message], Callable[..., None]] = {
@@ -292,6 +299,7 @@ class Windows:
         assert window.shown is not None
         window.shown = replace(window.shown, place=event.place)
         window.place = event.place
+        window.changed_at = NEVER  # what the desktop did is not put right a picture later
         if window.style is Style.POPUP:
             self._arrange(window)  # nobody may put it where it must not be
         if not window.is_queued:
@@ -325,6 +333,7 @@ class Windows:
         for window in self._windows.values():
             if window.is_mapped and not window.is_docked:
                 self._arrange(window)
+                window.changed_at = NEVER
 
     # --- where it goes -------------------------------------------------------------------------------------------
 
@@ -356,28 +365,48 @@ class Windows:
     def settle(self, now: float) -> list[Command]:
         """Return what there is to do. ``now``: seconds of a clock that does not jump."""
         self.wake_at = None
+        pixels = 0
         for window in self._windows.values():
-            is_wrong = not self._is_to_be_seen(window) or (window.shown and window.shown.style is not window.style)
-            if window.shown is not None and is_wrong:
+            if window.shown is None:
+                continue
+            area = self._area(window)
+            is_wrong = not self._is_to_be_seen(window) or window.shown.style is not window.style
+            if is_wrong or pixels + area > MAX_PIXELS:
                 self._hide(window)
-        self._show_missing()
+            else:
+                pixels += area
+        self._show_missing(now)
         for window in self._windows.values():
             if window.shown is not None:
-                self._update(window, window.shown)
+                self._update(window, window.shown, now)
             self._answer(window, now)
         return self._taken()
 
-    def _show_missing(self) -> None:
-        room = MAX_SHOWN - sum(window.shown is not None for window in self._windows.values())
+    def _show_missing(self, now: float) -> None:
+        shown = [window for window in self._windows.values() if window.shown is not None]
+        room, pixels = MAX_SHOWN - len(shown), MAX_PIXELS - sum(map(self._area, shown))
         for window in self._windows.values():
-            if window.shown is None and self._is_to_be_seen(window):
-                row = self._with_hidden_ancestors(window)
-                if len(row) > room:
-                    self._tell(f"it has more than {MAX_SHOWN} windows; the others are not shown")
-                    return
-                room -= len(row)
-                for each in row:
-                    self._show(each)
+            if window.shown is not None or not self._is_to_be_seen(window):
+                continue
+            row = self._with_hidden_ancestors(window)
+            area = sum(map(self._area, row))
+            if len(row) > room or area > pixels:
+                self._tell("it has too many or too large windows; the others are not shown")
+                continue
+            if not all(self._shows.take(now) for _ in row):
+                self._wake(now + 1 / SHOWS_PER_SECOND)
+                return
+            room, pixels = room - len(row), pixels - area
+            for each in row:
+                self._show(each)
+
+    @staticmethod
+    def _area(window: Window) -> int:
+        """Pixels it takes on the desktop."""
+        return window.style.frame.around(window.place).area
+
+    def _wake(self, at: float) -> None:
+        self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
 
     def _is_to_be_seen(self, window: Window) -> bool:
         if not window.is_mapped or window.is_docked:
@@ -456,8 +485,19 @@ class Windows:
         """A popup has none: it cannot be maximised or minimised."""
         return window.state if window.style is Style.WINDOW else State()
 
-    def _update(self, window: Window, shown: Show) -> None:
+    def _update(self, window: Window, shown: Show, now: float) -> None:
         number = window.number
+        if window.picture != window.shown_picture:
+            self._out.append(SetPicture(number, window.picture))
+            window.shown_picture = window.picture
+        wanted = replace(shown, place=window.place, title=window.title, hints=window.hints, state=self._state(window))
+        if wanted == shown and window.cursor == window.shown_cursor:
+            return
+        # Each of these is work for the desktop: once for each picture of the screen is enough for a guest's wishes.
+        if now < window.changed_at + self._desk.frame_s:
+            self._wake(window.changed_at + self._desk.frame_s)
+            return
+        window.changed_at = now
         if window.place != shown.place:
             self._out.append(Move(number, window.place))
         if window.title != shown.title:
@@ -466,14 +506,9 @@ class Windows:
             self._out.append(SetHints(number, window.hints))
         if self._state(window) != shown.state:
             self._out.append(SetState(number, self._state(window)))
-        if window.picture != window.shown_picture:
-            self._out.append(SetPicture(number, window.picture))
         if window.cursor != window.shown_cursor:
             self._out.append(SetCursor(number, window.cursor))
-        window.shown = replace(
-            shown, place=window.place, title=window.title, hints=window.hints, state=self._state(window)
-        )
-        window.shown_picture, window.shown_cursor = window.picture, window.cursor
+        window.shown, window.shown_cursor = wanted, window.cursor
 
     def _answer(self, window: Window, now: float) -> None:
         """What the guest waits for: acknowledgements come after the commands they speak of."""
@@ -505,7 +540,7 @@ class Windows:
             return
         ready_at = window.painted_at + self._desk.frame_s
         if now < ready_at:
-            self.wake_at = ready_at if self.wake_at is None else min(self.wake_at, ready_at)
+            self._wake(ready_at)
             return
         rects = window.damage.take(window.content)
         window.painted_at = now

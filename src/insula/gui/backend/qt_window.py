@@ -273,7 +273,7 @@ class QtWindow(QWindow):
         if self._store.size() != self.size():
             self._store.resize(self.size())
             parts, with_frame = [self._inner], True
-        region = QRegion(self._whole) if with_frame else QRegion()
+        region = QRegion(self._whole) - QRegion(self._inner) if with_frame else QRegion()
         for part in parts:
             region += part
         self._store.beginPaint(region)
