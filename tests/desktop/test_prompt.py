@@ -272,3 +272,20 @@ def test_mc32_prompt_comes_up_over_a_full_screen_window(prompt: PromptProgram) -
     assert prompt.picture(window).share(0x00FF00) == 0.0
     prompt.screen.click(*prompt.deny_button(window))
     assert asking.answer() == b"deny"
+
+
+def test_mc32_buttons_do_not_come_under_the_pointer(prompt: PromptProgram) -> None:
+    """Somebody is told to click in a certain place in a moment."""
+    asking = prompt.ask(QUESTION)
+    places = (prompt.allow_button(prompt.settled()), prompt.deny_button(prompt.settled()))
+    asking.close()
+    for x, y in places:
+        prompt.screen.wait(lambda: not prompt.screen.windows(TITLE), "it is still there")
+        prompt.screen.do("mousemove", x, y)
+        asking = prompt.ask(QUESTION)
+        window = prompt.settled()
+        assert not window.y + window.height - 80 <= y < window.y + window.height + 20
+        time.sleep(1.5 * ARM_DELAY_S)
+        prompt.screen.do("click", 1)
+        assert asking.is_open
+        asking.close()

@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from PySide6.QtCore import QEvent, QObject, QPoint, QSize, Qt
-from PySide6.QtGui import QCloseEvent, QColor, QKeyEvent, QPainter, QPaintEvent, QPalette
+from PySide6.QtCore import QEvent, QObject, QPoint, QRect, QSize, Qt
+from PySide6.QtGui import QCloseEvent, QColor, QCursor, QKeyEvent, QPainter, QPaintEvent, QPalette
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QApplication,
@@ -54,6 +54,10 @@ _PADDING = 16
 _TITLE_WIDTH = 76
 """Of the column "Service", "Argument", "Command"."""
 _TEXT_WIDTH = WIDTH - 2 * BORDER - 2 * _PADDING
+_BUTTONS_HEIGHT = 110
+"""Of the lower part of the window, where its buttons are."""
+_DECORATION = 40
+"""What a window manager may move the window by, to put a frame around it."""
 _BREAK_EVERY = 8
 """Characters after which a word may be broken, so that a long one does not leave the window."""
 FILTER_FROM = 6
@@ -152,9 +156,7 @@ class PromptDialog(QWidget):
             assert layout is not None
             layout.invalidate()
             layout.activate()
-        size = self.sizeHint()
-        area = self.screen().availableGeometry()
-        self.move(area.center() - QPoint(size.width() // 2, size.height() // 2))
+        self.move(_place(self.screen().availableGeometry(), self.sizeHint(), QCursor.pos()))
         self.show()
         self.raise_()
         self.activateWindow()
@@ -374,6 +376,19 @@ class PromptDialog(QWidget):
         title, value = detail
         title.setVisible(bool(text))
         _set_text(value, text, _TEXT_WIDTH - _TITLE_WIDTH - self._details.horizontalSpacing())
+
+
+def _place(area: QRect, size: QSize, pointer: QPoint) -> QPoint:
+    """The middle of the screen, but never with the buttons under the pointer: somebody who was told to click there in a
+    moment would click on one of them (MC-32). Window managers follow it, compositors do what they want.
+    """
+    corner = area.center() - QPoint(size.width() // 2, size.height() // 2)
+    buttons = QRect(corner + QPoint(0, size.height() - _BUTTONS_HEIGHT), QSize(size.width(), _BUTTONS_HEIGHT))
+    if not buttons.adjusted(-_DECORATION, -_DECORATION, _DECORATION, _DECORATION).contains(pointer):
+        return corner
+    step = QPoint(0, _BUTTONS_HEIGHT + 2 * _DECORATION)
+    has_room_above = corner.y() - step.y() >= area.top()
+    return corner - step if has_room_above else corner + step
 
 
 def _text(text: str = "", *, bold: bool = False, scale: float = 1.0) -> QLabel:
