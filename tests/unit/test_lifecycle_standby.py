@@ -15,6 +15,7 @@ from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.standby import FEATURE, FIRST_NUMBER, MAX_WAITING, StandbyCount, wanted
 from insula.model.errors import QubesMemoryError
 from insula.model.names import ADMIN_NAME, QubeName
+from insula.model.properties import set_property
 from insula.model.state import PowerState
 from insula.testing.lifecycle_bench import TEMPLATE, WORK, Bench, engine_bench
 
@@ -213,6 +214,45 @@ async def test_other_settings_are_another_seed_and_do_not_take_it(bench: Bench) 
     await bench.engine.start(WORK)
     assert bench.guest("work") is not guest
     assert guest.exit is None
+
+
+async def networked(bench: Bench, **properties: str | bool) -> None:
+    """``work`` behind a net qube, with a seed of that kind."""
+    net = QubeName("sys-net")
+    await bench.engine.create(CreateRequest("AppVM", net, "red", template=TEMPLATE))
+    values = (
+        (net, "provides_network", True),
+        (WORK, "netvm", net),
+        *((WORK, key, properties[key]) for key in properties),
+    )
+    for name, key, value in values:
+        system = bench.host.store.system
+        bench.host.store.commit(set_property(system, name, key, value, bench.engine.power_state))
+    await bench.engine.start(net)
+    await bench.engine.build_seed(WORK)
+
+
+async def test_qube_behind_a_net_qube_takes_one_with_an_interface(bench: Bench) -> None:
+    await networked(bench)
+    want(bench, 1)
+    await bench.engine.start(WORK)
+    await bench.engine.kill(WORK)
+    await until(lambda: [guest for guest in waiting(bench) if guest.mac is not None])
+    await until(lambda: bench.engine.standby is not None and not bench.engine.standby._making.locked())
+    await bench.engine.start(WORK)
+    guest = bench.guest("work")
+    assert guest.spec.host_number is not None
+    assert guest.linked_to is not None
+
+
+async def test_none_waits_for_an_address_of_its_own_or_to_become_a_net_qube(bench: Bench) -> None:
+    await networked(bench, mac="00:16:3e:00:00:01")
+    want(bench, 1)
+    await bench.engine.start(WORK)
+    assert bench.engine.standby is not None
+    kinds = [kind for kind in bench.engine.standby._kinds.values() if kind.plan.nic is not None or kind.plan.links]
+    assert kinds
+    assert [bench.engine.standby._wanted(kind) for kind in kinds] == [0] * len(kinds)
 
 
 async def test_none_is_made_when_memory_is_short(bench: Bench) -> None:

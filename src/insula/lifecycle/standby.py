@@ -31,6 +31,7 @@ from insula.lifecycle.seeds import Seed
 from insula.model.block import MIB, BlockSource, VolumeSpec
 from insula.model.errors import InsulaError, QubesException
 from insula.model.names import ADMIN_NAME, QubeName
+from insula.model.property_defaults import DEFAULT_MAC
 from insula.model.qube import MAX_QID
 from insula.model.qubesdb_keys import RANDOM_SEED_BYTES, rehearsal_keys
 from insula.model.system import System
@@ -228,8 +229,9 @@ class Standby:
     # -- keeping them
 
     def _wanted(self, kind: _Kind) -> int:
-        if kind.plan.nic is not None:
-            # A seed of one qube's own, for its interface has that qube's address: what waited would wait for it alone.
+        if kind.plan.links or (kind.plan.nic is not None and kind.plan.nic.mac != DEFAULT_MAC):
+            # A net qube, which is started once, or a seed of one qube's own, for its interface has that qube's address:
+            # what waited would wait for it alone.
             return 0
         if kind not in sorted(self._kinds.values(), key=_used_at, reverse=True)[:MAX_KINDS]:
             return 0
@@ -339,6 +341,7 @@ class Standby:
                         cmdline=kind.seed.key.cmdline,
                         disks=tuple(disks),
                         runtime_dir=runtime,
+                        nic=plan.nic,
                         host_number=number,
                         seed=kind.seed.machine,
                     )
