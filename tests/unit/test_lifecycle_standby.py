@@ -237,8 +237,9 @@ async def test_qube_behind_a_net_qube_takes_one_with_an_interface(bench: Bench) 
     want(bench, 1)
     await bench.engine.start(WORK)
     await bench.engine.kill(WORK)
-    await until(lambda: [guest for guest in waiting(bench) if guest.mac is not None])
-    await until(lambda: bench.engine.standby is not None and not bench.engine.standby._making.locked())
+    standby = bench.engine.standby
+    assert standby is not None
+    await until(lambda: [kind for kind in standby._kinds.values() if kind.plan.nic is not None and kind.machines])
     await bench.engine.start(WORK)
     guest = bench.guest("work")
     assert guest.spec.host_number is not None
