@@ -280,6 +280,21 @@ def test_user_of_another_desktop_is_asked_there(world: World, said: bytes, resul
         assert lines(peer.connection.recv(4096))["result"] == result
 
 
+def test_user_of_another_desktop_is_told_there(world: World) -> None:
+    info = system_info(work={"guivm": "gui"})
+    with (
+        Server(world.folder / "qubesd.internal.sock", lambda _: info),
+        daemon(world),
+        qube(world, "gui") as desktop,
+    ):
+        assert ask(world, "test.Notify") == {"result": "deny"}, "whether or not somebody is told"
+        assert desktop.answer() == (qrexec.EXEC_CMDLINE, params(0, 0, b"DEFAULT:QUBESRPC policy.Notify dom0\0"))
+        channel = desktop.channel()
+        notice = json.loads(channel.receive()[1])
+        assert (notice["resolution"], notice["source"], notice["target"]) == ("deny", "work", "vault")
+        channel.send(*exit_code(0))
+
+
 @pytest.mark.parametrize("arguments", [["work", "vault"], ["--wrong"], ["a", "b", "c", "d"], ["--path=a"] * 3])
 def test_program_wrongly_used_is_exit_code_2(world: World, arguments: list[str]) -> None:
     command = [PROGRAMS / "qrexec-policy-exec", *arguments]

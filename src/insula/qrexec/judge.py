@@ -15,7 +15,7 @@ from pathlib import Path
 
 from insula.model.names import ADMIN_NAME
 from insula.policy import agent
-from insula.policy.agent import Resolution
+from insula.policy.agent import Notice, Resolution
 from insula.policy.current import CurrentPolicy
 from insula.policy.decisions import Allow, Ask, Deny, Reason, Request
 from insula.policy.engine import answer as answer_question
@@ -37,6 +37,8 @@ log = logging.getLogger("insula.qrexec.policy")
 DENY = "result=deny\n"
 _JUST_ALLOW = "result=allow\n"
 CLIENT = "qrexec-client"
+MAX_NOTICES = 32
+NOTICE_LIMIT_S = 10.0
 
 
 def store_of(folders: list[str]) -> PolicyStore:
@@ -54,10 +56,13 @@ class Judge:
     def __init__(self, store: PolicyStore) -> None:
         self._policy = CurrentPolicy(store, _report)
         self._prompts = Prompts(Path(policy_agent_socket()))
+        self._notices: set[asyncio.Task[None]] = set()
+        """On their way to desktops in other qubes."""
 
     async def close(self) -> None:
         """Notices that are on their way still arrive."""
         await self._prompts.drain()
+        await asyncio.gather(*self._notices, return_exceptions=True)
 
     async def answer(self, question: Question) -> str:
         """The lines of the answer. Cancelling takes a question to the user back (MC-24)."""
@@ -106,8 +111,11 @@ class Judge:
                 choice = await self._prompts.ask(question)
             # It may have taken the user minutes: the answer counts for the system of now (MC-20).
             snapshot = await self.snapshot()
-        except (NobodyToAsk, QubesdError, QuestionError) as error:
+        except NobodyToAsk as error:
             log.warning("%s from %s: nobody was asked: %s", question.request.service, source, error)
+            return Deny(Reason.NOBODY_TO_ASK, notify=error.notify, rule=question.rule)
+        except (QubesdError, QuestionError) as error:
+            log.warning("%s from %s is denied: the system is unknown: %s", question.request.service, source, error)
             return Deny(Reason.NOBODY_TO_ASK, notify=False, rule=question.rule)
         if choice is None:
             return Deny(Reason.RULE, notify=question.notify, rule=question.rule)
@@ -118,13 +126,19 @@ class Judge:
         log.info(
             "qrexec: %s%s: %s -> %s: %s", request.service, request.argument, request.source, request.target, verdict
         )
-        facts = snapshot.find(request.requested_source or request.source)
-        if not outcome.notify or facts is None or facts.guivm != ADMIN_NAME:
+        source = request.requested_source or request.source
+        facts = snapshot.find(source)
+        if not outcome.notify or facts is None or facts.guivm is None:
             return
-        if isinstance(outcome, Deny):
-            self._prompts.notify(Resolution.DENY, request, request.target)
-        else:
-            self._prompts.notify(Resolution.ALLOW, request, outcome.target)
+        resolution = Resolution.DENY if isinstance(outcome, Deny) else Resolution.ALLOW
+        target = outcome.target if isinstance(outcome, Allow) else request.target
+        if facts.guivm == ADMIN_NAME:
+            self._prompts.notify(resolution, request, target)
+        elif len(self._notices) < MAX_NOTICES:
+            notice = Notice(resolution, request.service, request.argument, source, target)
+            task = asyncio.get_running_loop().create_task(_notify_in(facts.guivm, notice), name="notice")
+            self._notices.add(task)
+            task.add_done_callback(self._notices.discard)
 
 
 async def _ask_in(guivm: str, question: Ask) -> str | None:
@@ -139,6 +153,16 @@ async def _ask_in(guivm: str, question: Ask) -> str | None:
     except (OSError, LocalProtocolError, RemoteProtocolError) as error:
         reason = str(error)
     raise NobodyToAsk(reason, notify=False)
+
+
+async def _notify_in(guivm: str, notice: Notice) -> None:
+    """Tell the user in the qube that has the caller's desktop; nobody there is no fault of the call."""
+    try:
+        _, _, body = agent.encode(notice).partition(b"\0")
+        async with asyncio.timeout(NOTICE_LIMIT_S):
+            await _call_service(guivm, "policy.Notify", body)
+    except (OSError, TimeoutError, LocalProtocolError) as error:
+        log.info("a notice was not shown in %s: %s", guivm, error or "not in time")
 
 
 async def _call_service(qube: str, service: str, data: bytes) -> tuple[int, bytes]:
