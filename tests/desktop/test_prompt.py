@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from insula.manager.prompt import ARM_DELAY_S
 from insula.model.labels import BUILTIN_LABELS
 from insula.policy.agent import Notice, Question, Resolution
 from insula.testing.desktop import Desktop, Window, desktop
@@ -30,6 +29,8 @@ QUESTION = Question("untrusted", "qubes.Filecopy", "+", ("personal", "vault", "w
 MANY = Question(
     "personal", "qubes.Gpg", "+", ("finance", "mail", "personal-web", "shop", "vault", "web", "work"), None, ICONS
 )
+ARM_DELAY_S = 1.0
+"""What is promised, not what is set."""
 OTHER_MARK = "fedcba9876543210\n"
 
 
