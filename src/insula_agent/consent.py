@@ -9,6 +9,7 @@ A yes can be remembered for some time, for one kind of use by one qube: the age 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import stat
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ANSWER_LIMIT_S = 120
 """Seconds to answer; then it is a no, and the question goes away."""
+NO_LASTS_S = 10
+"""Seconds after a no in which the same is refused without being asked."""
 MAX_QUESTION = 2048
 """Bytes."""
 ALLOW = b"allow\n"
@@ -132,12 +135,26 @@ def ask(question: str, environment: Mapping[str, str]) -> bool:
 
 
 def ask_or_remember(use: str, source: str, question: str, seconds: int, environment: Mapping[str, str]) -> bool:
-    """Ask unless a yes is remembered; remember a yes for so many seconds. :raise NobodyToAsk, OSError:"""
+    """Ask unless a yes is remembered; remember a yes for so many seconds, a no for :data:`NO_LASTS_S`.
+
+    One question of a use by a qube at a time: what comes meanwhile waits, and finds the answer remembered. So a qube
+    that asks without end shows one question after another at most, and none for a while after a no.
+
+    :raise NobodyToAsk, OSError:
+    """
     folder = private_folder(environment)
-    if is_remembered(folder, use, source, seconds, time.time()):
-        return True
-    if not ask(question, environment):
-        return False
-    if seconds:
-        remember(folder, use, source)
-    return True
+    lock = os.open(f"{folder}/{use}.{source}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_remembered(folder, use, source, seconds, time.time()):
+            return True
+        if is_remembered(folder, f"{use}-no", source, NO_LASTS_S, time.time()):
+            return False
+        is_allowed = ask(question, environment)
+        if not is_allowed:
+            remember(folder, f"{use}-no", source)
+        elif seconds:
+            remember(folder, use, source)
+        return is_allowed
+    finally:
+        os.close(lock)

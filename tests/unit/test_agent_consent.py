@@ -119,6 +119,44 @@ def test_nobody_to_ask(env: dict[str, str]) -> None:
         consent.ask_or_remember("gpg", "work", "?", 300, env)
 
 
+def test_after_a_no_nobody_is_asked_for_a_while(
+    tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MC-33."""
+    fake(tmp_path, "zenity", f"echo asked >>'{tmp_path}/asked'; exit 1")
+    monkeypatch.setenv("PATH", env["PATH"])
+    env["DISPLAY"] = ":0"
+    for _ in range(5):
+        assert not consent.ask_or_remember("gpg", "work", "?", 300, env)
+    assert not consent.ask_or_remember("gpg", "other", "?", 300, env)
+    assert (tmp_path / "asked").read_text() == "asked\n" * 2
+    old = time.time() - consent.NO_LASTS_S
+    os.utime(f"{consent.private_folder(env)}/gpg-no.work", (old, old))
+    assert not consent.ask_or_remember("gpg", "work", "?", 300, env)
+    assert (tmp_path / "asked").read_text() == "asked\n" * 3
+
+
+def test_questions_of_one_qube_at_once_are_one(
+    tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MC-33."""
+    fake(tmp_path, "zenity", f"echo asked >>'{tmp_path}/asked'; while [ ! -e '{tmp_path}/go' ]; do sleep 0.05; done")
+    monkeypatch.setenv("PATH", env["PATH"])
+    env["DISPLAY"] = ":0"
+    answers: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(consent.ask_or_remember("gpg", "work", "?", 300, env)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    (tmp_path / "go").touch()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert answers == [True] * 8
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
 # --- the terminal ----------------------------------------------------------------------------------------------------
 
 
