@@ -1,7 +1,8 @@
 """QubesDB for programs of this qube: the published socket, its messages answered from the keys the agent has.
 
 Programs read what the host told this qube, and write the few keys a qube may write, which the host is told; whether it
-takes them is the host's to say, and shows in what is read later. Any user may: inside a qube users are no boundary.
+takes them is the host's to say, later, and this qube does not learn it. Any user may: inside a qube users are no
+boundary.
 
 It is opened once the host has answered the agent for the first time, so no start waits for it.
 """

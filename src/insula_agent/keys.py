@@ -96,12 +96,14 @@ class Keys(StreamHandler):
 
     def tell(self, path: str, value: bytes) -> None:
         """Tell the host of a key that this qube has set."""
+        self._client.keys[path] = value
         if self._writer is not None:
             self._writer.write(self._client.write(path, value))
         self._show(path, value)
 
     def take_back(self, path: str) -> None:
         """Tell the host that this qube has removed a key."""
+        self._client.keys.pop(path, None)
         if self._writer is not None:
             self._writer.write(self._client.remove(path))
         self._hide(file_name(path))

@@ -159,9 +159,7 @@ while True:
         shown = b""
         os.write(terminal, b"{words}" + bytes([10]))
 """
-    reset = (
-        "if [ -e /tmp/asker ]; then kill $(cat /tmp/asker); rm /tmp/asker; fi; rm -rf /tmp/insula-1000/{gpg*,cons*}"
-    )
+    reset = "if [ -e /tmp/asker ]; then kill $(cat /tmp/asker); rm /tmp/asker; fi; rm -rf /tmp/insula-1000/{gpg*,cons*}"
     await sh(daemon, VAULT, reset)
     start = f"setsid python3 -c {shlex.quote(script)} </dev/null >/dev/null 2>&1 &"
     await sh(daemon, VAULT, start + " while [ ! -S /tmp/insula-1000/consent.sock ]; do sleep 0.1; done")
