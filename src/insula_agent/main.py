@@ -61,6 +61,8 @@ GATE_WAIT = 1.0
 """Seconds it waits for a first command to come…"""
 GATE_LIMIT = 3.0
 """…and to end."""
+KEY_SOCKET_DELAY = 0.3
+"""Seconds from the host's answer to the socket for keys: not in the way of a first command."""
 BOOT_STEP = 0.1
 """Seconds between looks whether a seed has booted."""
 
@@ -308,11 +310,12 @@ class Agent:
     def _ready(self, version: int) -> None:
         log(f"ready, qrexec version {version}")
         self._announce()
-        if self.key_socket is None:
-            self._show_keys()
+        self.loop.after(KEY_SOCKET_DELAY, self._show_keys)
 
     def _show_keys(self) -> None:
-        """Let programs of this qube read and write keys; in a seed already, so that no fork has to."""
+        """Let programs of this qube read and write keys, if they cannot yet."""
+        if self.key_socket is not None:
+            return
         from insula_agent.key_socket import KeySocket  # noqa: PLC0415 - no boot waits for it
 
         self.key_socket = KeySocket(self.loop, self.keys, self._key_socket_path)
@@ -349,6 +352,8 @@ class Agent:
                 return
             identity.rehearse()
             self.commands.rehearse()
+            # Here, so that no fork has to.
+            self._show_keys()
             seed.settle()
             self.loop.after(seed.REPORTING_TIME, say_hello)
 
