@@ -37,6 +37,8 @@ HANDSHAKE_TIMEOUT = 120.0
 READ_SIZE = 65536 - qrexec.HEADER.size
 """Bytes read of the source at once: with their header 64 KiB."""
 CHANNEL_READ_SIZE = 262144
+MOVES = 32
+"""Messages moved before others get their turn."""
 SIGUSR1, SIGCHLD = 10, 17
 EXIT_BROKEN = 1
 """Published ends leave with this when the other one breaks the protocol."""
@@ -123,6 +125,10 @@ class Caller:
         self._out: list[bytes | memoryview] = [self._end.hello()]
         self._splicing = 0
         """Bytes of the source that belong behind a header already sent."""
+        self._moves_output = conveyor.IS_POSSIBLE and _is_pipe(self._input)
+        """Pages of the channel may go into the sink, where that is a pipe too."""
+        self._is_sink_full = False
+        """It took no more pages."""
         self._buffer = memoryview(bytearray(CHANNEL_READ_SIZE))
         self._is_lost = False
         """No more comes over the channel."""
@@ -170,7 +176,9 @@ class Caller:
             # Not at all, rather than without interest, while there is none: that the other end has gone is known then.
             if not is_idle:
                 want(self._output, select.POLLOUT)
-            if not self._sink.is_busy and not self._errors.is_busy and self._end.exit_code is None:
+            if self._is_sink_full:
+                want(self._sink.fd, select.POLLOUT)
+            elif not self._sink.is_busy and not self._errors.is_busy and self._end.exit_code is None:
                 want(self._input, select.POLLIN)
         if self._source >= 0 and is_idle and self._end.version is not None:
             want(self._source, select.POLLIN)
@@ -191,7 +199,10 @@ class Caller:
             self._look_at(sink, found.get(sink.fd, 0))
         if (self._out or self._splicing) and found.get(self._output):
             self._send()
-        if not self._is_lost and found.get(self._input, 0) & ~select.POLLOUT:
+        if self._is_sink_full and found.get(self._sink.fd):
+            self._is_sink_full = False
+            self._receive()
+        elif not self._is_lost and found.get(self._input, 0) & ~select.POLLOUT:
             self._receive()
         if found.get(self._source, 0) & ~select.POLLOUT:
             self._read_source()
@@ -215,18 +226,54 @@ class Caller:
         if self._sink.is_busy or self._errors.is_busy:
             # The end of the channel is behind what is still in it.
             return
+        if self._moves_output and self._sink.pipe >= 0 and self._end.version is not None:
+            self._move_output()
+        else:
+            self._read_channel(CHANNEL_READ_SIZE)
+
+    def _read_channel(self, limit: int) -> bool:
+        """Read once; whether anything was there."""
         try:
-            size = os.readv(self._input, [self._buffer])
+            size = os.readv(self._input, [self._buffer[:limit]])
         except BlockingIOError:
-            return
+            return False
         except OSError:
             size = 0
         if not size:
             self._lose()
-            return
+            return False
         # A view, not a copy: the buffer is not used again before the sinks have taken what is in it.
         for message in self._end.receive(self._buffer[:size]):  # type: ignore[arg-type]
             self._take(message)
+        return True
+
+    def _move_output(self) -> None:
+        """Read headers only, and have pages of output moved on."""
+        for _ in range(MOVES):
+            if self._end.output_left >= conveyor.SMALLEST:
+                if not self._move_pages():
+                    return
+            elif not self._read_channel(min(self._end.missing, CHANNEL_READ_SIZE)):
+                return
+            if self._sink.is_busy or self._errors.is_busy or self._sink.pipe < 0:
+                return
+
+    def _move_pages(self) -> bool:
+        """Move once; whether it is worth to go on at once."""
+        try:
+            count = os.splice(self._input, self._sink.pipe, self._end.output_left, flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            self._is_sink_full = conveyor.waiting(self._input) > 0
+            return False
+        except OSError:
+            # Nobody reads our output any more; what comes is swallowed from here on.
+            self._sink.close()
+            return False
+        if not count:
+            self._lose()
+            return False
+        self._end.skip_output(count)
+        return True
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Stdout):

@@ -42,6 +42,11 @@ class Sink:
         self._may_block = self._socket is None and self._own_pipe < 0 and not stat.S_ISREG(mode)
 
     @property
+    def pipe(self) -> int:
+        """A pipe into which pages may be moved past us while we are not busy; -1: none, or output is changed here."""
+        return -1 if self._is_filtered or not self.is_open or self._is_ending else self._own_pipe
+
+    @property
     def is_busy(self) -> bool:
         """Whether something waits; :meth:`writable` is to be called when ``fd`` is."""
         return bool(self._pending)

@@ -455,6 +455,16 @@ class Decoder:
             return HEADER.size - have
         return HEADER.size + int(HEADER.unpack_from(self._partial)[1]) - have
 
+    def left_of(self, kind: int) -> int:
+        """Bytes that come next and are data of this type; 0: something else comes."""
+        return self._body_left if self._kind == kind else 0
+
+    def skip(self, count: int) -> None:
+        """So many bytes of the data that comes next went another way. :raise LocalProtocolError: more than come."""
+        if count > self._body_left:
+            raise LocalProtocolError(f"{count} bytes went by, {self._body_left} were to come")
+        self._body_left -= count
+
     def receive(self, untrusted_data: bytes) -> list[Message]:
         """Return what is complete. :raise RemoteProtocolError: and nothing else; the decoder is of no use then."""
         end = len(untrusted_data)

@@ -277,6 +277,22 @@ class CallerEnd(_DataEnd):
     def stdin_end(self) -> bytes:
         return self._end(STDIN)
 
+    @property
+    def missing(self) -> int:
+        """Bytes up to the end of the next header, or of the message it began: one at a time for who feeds no more."""
+        return self._decoder.missing
+
+    @property
+    def output_left(self) -> int:
+        """Bytes that come next and are STDOUT, for callers who do not want to read them; 0: something else comes."""
+        return self._decoder.left_of(STDOUT) if self.version is not None else 0
+
+    def skip_output(self, count: int) -> None:
+        """So many of them went another way. :raise RemoteProtocolError: they may not come any more."""
+        if self.exit_code is not None or Stdout in self._peer_ended:
+            raise RemoteProtocolError("Stdout after its end")
+        self._decoder.skip(count)
+
     def _check(self, messages: list[Message]) -> list[Message]:
         checked: list[Message] = []
         for message in messages:

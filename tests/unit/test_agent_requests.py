@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -133,6 +134,59 @@ def test_ten_megabytes_each_way_arrive_whole(qube: tuple[Agent, Host], tmp_path:
     feeder.wait(PATIENCE_S)
     assert program.returncode == 0
     assert (tmp_path / "out").read_bytes() == data
+
+
+@pytest.mark.parametrize("size", [65536, 61440, 9001, 4096, 1])
+def test_output_into_a_pipe_arrives_whole_whatever_its_pieces(qube: tuple[Agent, Host], size: int) -> None:
+    agent, host = qube
+    data = os.urandom(min(4_000_000, 3000 * size))
+    program = agent.program("vault", "a.B")
+    service = Service(host, grant(host, asked(host)[0]))
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(program.stdout.read()))  # type: ignore[union-attr]
+    reader.start()
+    for start in range(0, len(data), size):
+        for part in service.end.stdout(data[start : start + size]):
+            host.send(service.stream, part)
+    service.finish(3)
+    host.wait_for(lambda: program.poll() is not None)
+    reader.join(PATIENCE_S)
+    assert program.returncode == 3
+    assert received == [data]
+
+
+def test_output_nobody_reads_any_more_does_not_fail_the_call(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    program = agent.program("vault", "a.B")
+    service = Service(host, grant(host, asked(host)[0]))
+    program.stdout.close()  # type: ignore[union-attr]
+    for _ in range(60):
+        for part in service.end.stdout(bytes(65536)):
+            host.send(service.stream, part)
+    service.finish(4)
+    host.wait_for(lambda: program.poll() is not None)
+    assert program.returncode == 4
+
+
+def test_slow_reader_paces_the_service_and_gets_all(qube: tuple[Agent, Host]) -> None:
+    """MC-14."""
+    agent, host = qube
+    program = agent.program("vault", "a.B")
+    service = Service(host, grant(host, asked(host)[0]))
+    message = service.end.stdout(bytes(65536))[0]
+    sent = 0
+    while host.mux.writable(service.stream) >= len(message):
+        host.mux.send(service.stream, message)
+        sent += 65536
+        host.turn(0.1)
+    assert sent < 5_000_000
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(program.stdout.read()))  # type: ignore[union-attr]
+    reader.start()
+    service.finish(0)
+    host.wait_for(lambda: program.poll() is not None)
+    reader.join(PATIENCE_S)
+    assert len(received[0]) == sent
 
 
 def test_program_killed_ends_the_call_and_frees_the_port(qube: tuple[Agent, Host]) -> None:

@@ -338,3 +338,33 @@ def test_local_client_answer_of_another_type_or_unasked_drops_daemon() -> None:
 def test_local_server_answer_before_a_request_refused_locally() -> None:
     with pytest.raises(LocalProtocolError):
         LocalServer().answer(1, 513)
+
+
+def test_caller_output_that_goes_another_way_is_counted_and_then_messages_go_on() -> None:
+    caller = CallerEnd()
+    assert caller.output_left == 0
+    caller.receive(wire(Hello(4)))
+    caller.receive(wire(Stdout(b"x" * 100))[:18])
+    assert (caller.output_left, caller.missing) == (90, 90)
+    caller.skip_output(60)
+    assert caller.output_left == 30
+    with pytest.raises(LocalProtocolError):
+        caller.skip_output(31)
+    caller.skip_output(30)
+    assert caller.receive(wire(ExitCode(3))) == [ExitCode(3)]
+
+
+def test_caller_output_after_its_end_is_refused_though_it_goes_another_way() -> None:
+    """MC-21."""
+    caller = CallerEnd()
+    caller.receive(wire(Hello(4)) + wire(Stdout(b"")))
+    caller.receive(wire(Stdout(b"x" * 100))[:8])
+    with pytest.raises(RemoteProtocolError):
+        caller.skip_output(1)
+
+
+def test_caller_error_output_is_never_taken_for_output() -> None:
+    caller = CallerEnd()
+    caller.receive(wire(Hello(4)))
+    caller.receive(wire(Stderr(b"x" * 100))[:8])
+    assert caller.output_left == 0
