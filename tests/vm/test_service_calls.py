@@ -117,3 +117,14 @@ async def test_many_calls_at_once_all_answer(daemon: DaemonProcess, pair: Pair) 
     command = f"for n in 1 2 3 4 5 6 7 8; do echo $n | qrexec-client-vm {pair.target} test.Echo & done; wait"
     result = await run(daemon, pair.caller, command)
     assert sorted(line for line in result.text.split("\n") if line.isdigit()) == list("12345678")
+
+
+async def test_fork_of_a_seed_asks_as_itself(daemon: DaemonProcess, pair: Pair) -> None:
+    """MC-67: its socket was made in the seed, when it was nobody."""
+    name = f"test-fork-{next(_numbers)}"
+    await create_app_qube(daemon.client, name)
+    await daemon.client.set_property("start_mode", "warm", name)
+    await daemon.client.start(name)
+    result = await run(daemon, name, f"echo question | qrexec-client-vm {pair.target} test.Echo")
+    assert result.text.split("\n") == [f"{name} test.Echo [] user", "question"]
+    await discard(daemon, name)
