@@ -125,8 +125,8 @@ class Relay(StreamHandler):
         except OSError:
             self._program_gone()
             return
-        if events & HANGUP and not self._ends.is_socket:
-            # Nobody reads the pipe any more.
+        if events & HANGUP:
+            # Nobody reads any more. What the program may have said before that is for a call that is over.
             self._program_gone()
             return
         # Without interest: that the program goes away is noticed all the same.

@@ -56,6 +56,12 @@ def grant(host: Host, request: ServiceRequested, port: int = PORT) -> int:
     return stream
 
 
+def cpu_ticks(agent: Agent) -> int:
+    """Time the agent has used, in hundredths of a second."""
+    fields = Path(f"/proc/{agent.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
 class Service:
     """The service's end of a call, written by the test."""
 
@@ -415,6 +421,33 @@ def test_program_that_takes_pipes_gets_two_others_a_socket(qube: tuple[Agent, Ho
         os.close(outgoing)
         host.wait_for(lambda: stream in host.reset)
         os.close(incoming)
+
+
+@pytest.mark.parametrize("pipes", [0, 1])
+def test_program_that_leaves_while_the_host_takes_nothing_ends_its_call_and_costs_no_time(
+    qube: tuple[Agent, Host], pipes: int
+) -> None:
+    """MC-14: the agent is asleep meanwhile."""
+    agent, host = qube
+    host.is_read = False
+    with agent.connect() as connection:
+        socket.send_fds(connection, [REQUEST], [0] * pipes)
+        stream = grant(host, asked(host)[0])
+        _, descriptors, _, _ = socket.recv_fds(connection, 8, 2)
+        os.set_blocking(descriptors[-1], False)
+        try:
+            while True:
+                os.write(descriptors[-1], bytes(65536))
+                host.turn(0.02)
+        except BlockingIOError:
+            pass
+        for fd in descriptors:
+            os.close(fd)
+    host.wait_for(lambda: stream in host.reset)
+    before = cpu_ticks(agent)
+    for _ in range(25):
+        host.turn(0.02)
+    assert cpu_ticks(agent) - before < 10
 
 
 def test_program_that_only_stops_reading_ends_its_call(qube: tuple[Agent, Host]) -> None:
