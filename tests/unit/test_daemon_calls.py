@@ -16,6 +16,8 @@ from insula.daemon.paths import Paths
 from insula.model.names import QubeName
 from insula.policy.decisions import Allow, Ask, Deny, Request
 from insula.policy.engine import evaluate
+from insula.policy.folders import MemoryFolder
+from insula.policy.loader import Sources, load
 from insula.policy.store import PolicyStore
 from insula.rpc.launcher import SessionLauncher
 from insula.testing.admin_daemon import AdminDaemon, admin_daemon
@@ -213,6 +215,22 @@ async def test_default_policy(
         assert policy.problems == ()
         snapshot = calls.SystemQubes(daemon.context).snapshot()
         assert isinstance(evaluate(Request(service, "+", source, target), policy, snapshot), decision)
+
+
+async def test_disposable_is_a_caller_of_its_own_with_no_rights_of_its_template_or_opener(tmp_path: Path) -> None:
+    """MC-34: rules for a disposable say so, by its class or by who opened it."""
+    async with admin_daemon(tmp_path) as daemon:
+        await daemon.client.create_qube("AppVM", "opener", "red", template="debian-12")
+        await daemon.client.call("admin.vm.property.Set", "work", arg="template_for_dispvms", payload=b"True")
+        name = await daemon.context.engine.create_disposable(QubeName("work"), QubeName("opener"))
+        snapshot = calls.SystemQubes(daemon.context).snapshot()
+        for source, is_allowed in (
+            ("work", False), ("opener", False), ("@type:AppVM", False),
+            (name, True), ("@type:DispVM", True), ("@tag:disp-created-by-opener", True),
+        ):  # fmt: skip
+            policy = load(Sources([MemoryFolder({"50-a.policy": f"a.B * {source} debian-12 allow\n"})]))
+            decision = evaluate(Request("a.B", "+", name, "debian-12"), policy, snapshot)
+            assert isinstance(decision, Allow) == is_allowed, source
 
 
 async def test_snapshot_is_the_same_value_until_the_system_or_a_state_changes(tmp_path: Path) -> None:

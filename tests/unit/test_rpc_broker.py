@@ -349,7 +349,7 @@ async def test_calls_over_the_quota_are_refused_and_another_qube_still_succeeds(
     assert result is not None
     assert result.code == 7
     refused = sum(answer is None for answer in await asyncio.gather(*answers))
-    assert refused == 300 - limits.MAX_CALLS
+    assert refused == 300 - (limits.MAX_CALLS - quota.LAST_PLACES)
 
 
 async def test_two_qubes_that_call_each_other_without_end_are_stopped(world: CallWorld) -> None:

@@ -237,9 +237,9 @@ class Broker:
     async def _to_qube(self, call: _Call, way: ToQube, place: Place) -> None:
         """Have the target's session serve, then the caller's connect; wait until one of them has finished."""
         target = await self._session_of(way)
-        caller_end, service_end = _socket_pair()
         call.record.server = way.qube
-        with ExitStack() as undo, self._quota.serving(way.qube, place):
+        with self._quota.serving(way.qube, call.request.source, place), ExitStack() as undo:
+            caller_end, service_end = _socket_pair()
             undo.callback(caller_end.close)
             serving = target.serve(call.record.number, call.session.qid, way.user, way.command, service_end)
             if not await _in_time(serving.accepted):

@@ -12,8 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from insula_proto import limits
+
+T = TypeVar("T")
 
 MAX_CALLS_OF_QUBE = limits.MAX_CALLS
 """Calls a qube makes at a time, those that wait for an answer included (MC-15)."""
@@ -21,6 +24,12 @@ MAX_DEPTH = 16
 """Calls inside calls. A file opened in a disposable whose link is opened in another that fetches a key is three."""
 MAX_DISPOSABLES_OF_ORIGIN = 16
 """Disposables alive at a time for calls that one qube began."""
+
+
+LAST_PLACES = 32
+"""Of the calls a qube can serve: kept for callers with fewer than :data:`FEW` of them, so that one caller alone cannot
+keep a service from all others (MC-15)."""
+FEW = 8
 
 
 class QuotaExceeded(Exception):
@@ -40,6 +49,8 @@ class Place:
 class _Load:
     made: int = 0
     serving: Counter[Place] = field(default_factory=Counter)
+    callers: Counter[str] = field(default_factory=Counter)
+    """Who makes the calls it serves."""
 
     @property
     def is_idle(self) -> bool:
@@ -72,16 +83,18 @@ class Quota:
             self._forget_idle(caller, load)
 
     @contextmanager
-    def serving(self, server: str, place: Place) -> Iterator[None]:
-        """For as long as ``server`` serves a call."""
+    def serving(self, server: str, caller: str, place: Place) -> Iterator[None]:
+        """For as long as ``server`` serves a call of ``caller``. :raise QuotaExceeded:"""
         load = self._loads.setdefault(server, _Load())
-        load.serving[place] += 1
+        if load.callers.total() >= limits.MAX_CALLS - LAST_PLACES and load.callers[caller] >= FEW:
+            raise QuotaExceeded(f"{server} serves {load.callers[caller]} of its calls, and has few places left")
+        _add(load.serving, place)
+        _add(load.callers, caller)
         try:
             yield
         finally:
-            load.serving[place] -= 1
-            if not load.serving[place]:
-                del load.serving[place]
+            _take(load.serving, place)
+            _take(load.callers, caller)
             self._forget_idle(server, load)
 
     @contextmanager
@@ -89,14 +102,23 @@ class Quota:
         """For as long as a disposable is there for a call. :raise QuotaExceeded:"""
         if self._disposables[place.origin] >= MAX_DISPOSABLES_OF_ORIGIN:
             raise QuotaExceeded(f"{MAX_DISPOSABLES_OF_ORIGIN} disposables are there for {place.origin}")
-        self._disposables[place.origin] += 1
+        _add(self._disposables, place.origin)
         try:
             yield
         finally:
-            self._disposables[place.origin] -= 1
-            if not self._disposables[place.origin]:
-                del self._disposables[place.origin]
+            _take(self._disposables, place.origin)
 
     def _forget_idle(self, qube: str, load: _Load) -> None:
         if load.is_idle and self._loads.get(qube) is load:
             del self._loads[qube]
+
+
+def _add(counter: Counter[T], key: T) -> None:
+    counter[key] += 1
+
+
+def _take(counter: Counter[T], key: T) -> None:
+    """Nothing is kept of what is not there any more."""
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
