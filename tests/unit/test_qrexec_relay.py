@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.qrexec.relay import CallerRelay, Local, Modes, Outlet, ServiceRelay, drop
+from insula.qrexec.descriptors import Local, Modes, Outlet, drop
+from insula.qrexec.relay import CallerRelay, ServiceRelay
 from insula.qrexec.sockets import Deadline, handshake
 from insula_proto import qrexec
 from insula_proto.qrexec import OLDEST_VERSION

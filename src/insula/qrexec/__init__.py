@@ -19,6 +19,7 @@ machines of the channels, and the rules for services are those of :mod:`insula_p
     places        names and folders, and what overrides them
     sockets       vchans and connections to daemons
     relay         a data channel joined to descriptors, either end
+    descriptors   these: what is read, what is written and what waits to be
     host_service  a service or command of the host, as a process or a socket
     question      asking policy from a daemon's end
     policy_protocol   questions and answers on the wire

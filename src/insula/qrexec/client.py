@@ -12,12 +12,14 @@ import socket
 import stat
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from insula.qrexec import errand, host_service, qubesd
+from insula.qrexec.descriptors import Local, Modes, Outlet
 from insula.qrexec.errors import QrexecError
 from insula.qrexec.log import name_program, say
 from insula.qrexec.places import ADMIN_NAMES, daemon_folder
-from insula.qrexec.relay import CallerRelay, Local, Modes, Outlet
+from insula.qrexec.relay import CallerRelay
 from insula.qrexec.sockets import DaemonClient, Deadline, ServedVchan, handshake
 from insula_proto import limits, qrexec
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
@@ -204,16 +206,13 @@ def serve_qube(options: Options, command: bytes, request: Request, place: Place)
     return errand.serve_here(daemon, caller, command, request.name, options.limit_s)
 
 
-def call_host(options: Options, command: bytes) -> int:
-    """Become a service of the host; return only if that failed."""
+def call_host(options: Options, command: bytes) -> NoReturn:
+    """Become a service of the host. :raise StartFailed: this is still the same program."""
     if options.program is not None:
-        say("calls from the host to the host take no -l")
-        return EXIT_PROBLEM
+        raise host_service.StartFailed("calls from the host to the host take no -l", EXIT_PROBLEM)
     if not command.startswith(_DEFAULT_USER):
-        say("the user of a call from the host to the host is DEFAULT")
-        return EXIT_PROBLEM
+        raise host_service.StartFailed("the user of a call from the host to the host is DEFAULT", EXIT_PROBLEM)
     host_service.replace_process(command[len(_DEFAULT_USER) :])
-    return EXIT_PROBLEM
 
 
 # --- the process ---------------------------------------------------------------------------------------------------
@@ -254,7 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Options, command: bytes, place: Place) -> int:
     is_for_host = options.qube in ADMIN_NAMES
     if options.request is None:
-        code = call_host(options, command) if is_for_host else call_qube(options, command, place)
+        if is_for_host:
+            call_host(options, command)
+        code = call_qube(options, command, place)
     elif is_for_host:
         code = serve_qube(options, command, options.request, place)
     else:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NoReturn
 
+from insula.qrexec.descriptors import Local, Outlet
 from insula.qrexec.log import say
 from insula.qrexec.places import config_path, service_path
-from insula.qrexec.relay import Local, Outlet
 from insula_proto.qrexec import EXIT_NOT_FOUND, EXIT_PROBLEM
 from insula_proto.services import (
     Executable,
@@ -56,45 +58,53 @@ class Started:
 
 def start(command: bytes, remote: str) -> Started:
     """Start ``[nogui:]QUBESRPC …``, or other text by the shell, for a caller named ``remote``. :raise StartFailed:"""
-    try:
+    with _failures():
         call = parse_call(command)
         if call is None:
             return _start_program(SHELL, [b"bash", b"-c", command], {"QREXEC_REMOTE_DOMAIN": remote})
-        settings = find_settings(call, config_path())
-        if settings.wait_for_session and not command.startswith(_NO_GUI):
-            wait_for_session(call.source)
+        settings = _prepare(call, command)
         found = locate(call, service_path())
         if isinstance(found, Executable):
             return _start_program(found.path, vector(found, call), call.environment(os.getpid()))
         started = _connect(found)
-    except ServiceNotFound as error:
-        raise StartFailed(f"no service {error}", EXIT_NOT_FOUND) from error
-    except (ServiceBroken, OSError, ValueError) as error:
-        raise StartFailed(str(error), EXIT_PROBLEM) from error
     started.settings = settings
     if not settings.skip_descriptor:
         started.before = call.descriptor
     return started
 
 
-def replace_process(command: bytes) -> None:
+def replace_process(command: bytes) -> NoReturn:
     """Become an executable service: a call from the host to the host. :raise StartFailed: it is still this program."""
-    try:
+    with _failures():
         call = parse_call(command)
-        settings = Settings() if call is None else find_settings(call, config_path())
-        if call is not None and settings.wait_for_session and not command.startswith(_NO_GUI):
-            wait_for_session(call.source)
-        found = None if call is None else locate(call, service_path())
-        if isinstance(found, Executable) and call is not None:
-            # What Python ignores, a program must not.
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            variables = environment(call.environment(os.getpid()))
-            os.execve(found.path, vector(found, call), variables)  # noqa: S606 - an argument vector, no shell
+        if call is not None:
+            _prepare(call, command)
+            found = locate(call, service_path())
+            if isinstance(found, Executable):
+                # What Python ignores, a program must not.
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                variables = environment(call.environment(os.getpid()))
+                os.execve(found.path, vector(found, call), variables)  # noqa: S606 - an argument vector, no shell
+    raise StartFailed("from host to host only services that are programs can be called", EXIT_PROBLEM)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What can go wrong before a service runs, as what its caller is told. :raise StartFailed:"""
+    try:
+        yield
     except ServiceNotFound as error:
         raise StartFailed(f"no service {error}", EXIT_NOT_FOUND) from error
     except (ServiceBroken, OSError, ValueError) as error:
         raise StartFailed(str(error), EXIT_PROBLEM) from error
-    raise StartFailed("from host to host only services that are programs can be called", EXIT_PROBLEM)
+
+
+def _prepare(call: ServiceCall, command: bytes) -> Settings:
+    """Settings of the service, once it may start. :raise ServiceBroken: :raise OSError:"""
+    settings = find_settings(call, config_path())
+    if settings.wait_for_session and not command.startswith(_NO_GUI):
+        wait_for_session(call.source)
+    return settings
 
 
 def vector(found: Executable, call: ServiceCall) -> list[str]:
