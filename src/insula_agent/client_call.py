@@ -18,6 +18,8 @@ CLIENT = "qrexec-client-vm"
 PIPE_SIZE = 1 << 20
 """Bytes; a user may have as much. The fewer changes between the two programs the better."""
 EXIT_REFUSED = 126
+EXIT_INTERRUPTED = 130
+"""The person pressed Ctrl-C: said by no traceback."""
 _SIGPIPE = 13
 """Python ignores it; other programs need not."""
 

@@ -11,7 +11,7 @@ import select
 import socket
 import sys
 
-from insula_agent.client_call import CLIENT
+from insula_agent.client_call import CLIENT, EXIT_INTERRUPTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,5 +106,8 @@ def main(arguments: Sequence[str]) -> int:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
-    serve(listener, target, port)
+    try:
+        serve(listener, target, port)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return 0

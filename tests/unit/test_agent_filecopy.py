@@ -261,6 +261,27 @@ def test_move_is_not_done_when_the_service_fails_after_a_good_answer(qubes: TwoQ
     assert (qubes.here / "f").exists()
 
 
+def test_interrupted_copy_says_nothing_and_moves_nothing(qubes: TwoQubes, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    replace_service(qubes, tmp_path, f'exec cat "{gate}"')
+    (qubes.here / "f").write_bytes(bytes(5_000_000))
+    with subprocess.Popen(
+        qubes.command("qvm-move", "--with-progress", "f"), cwd=qubes.here, env=qubes.environment(),
+        stderr=subprocess.PIPE, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        seen = b""
+        while b"sent 0/" not in seen:
+            seen += os.read(process.stderr.fileno(), 100)
+        # As a terminal does: everybody in the group.
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert b"Traceback" not in rest
+    assert (qubes.here / "f").exists()
+
+
 def test_early_answer_stops_the_sender(qubes: TwoQubes) -> None:
     """A gigabyte is not sent to find out what the first header would have told."""
     (qubes.room / "a").mkdir(parents=True)

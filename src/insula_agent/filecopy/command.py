@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from insula_agent.client_call import EXIT_REFUSED, ClientCall
+from insula_agent.client_call import EXIT_INTERRUPTED, EXIT_REFUSED, ClientCall
 from insula_agent.filecopy import tree
 from insula_agent.filecopy.outgoing import Outgoing, SendFailed
 from insula_proto.file_names import shown
@@ -109,6 +109,8 @@ def main(name: str, arguments: Sequence[str]) -> int:
     except SendFailed as error:
         sys.stderr.write(f"{name}: {error}\n")
         return EXIT_REFUSED if isinstance(error, CallRefused) else 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     for path in outgoing.left_out:
         sys.stderr.write(f"{name}: left out: {shown(path)} is neither file, folder nor link\n")
     if is_move:

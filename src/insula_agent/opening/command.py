@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 
-from insula_agent.client_call import EXIT_REFUSED, ClientCall, write_all
+from insula_agent.client_call import EXIT_INTERRUPTED, EXIT_REFUSED, ClientCall, write_all
 from insula_proto import open_in_vm
 from insula_proto.file_names import shown
 
@@ -67,6 +67,8 @@ def main(name: str, arguments: Sequence[str]) -> int:
     except (Failed, OSError) as error:
         sys.stderr.write(f"{name}: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def open_address(target: str, address: str) -> int:
