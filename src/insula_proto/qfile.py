@@ -250,38 +250,41 @@ class Decoder:
         partial = self._partial
         if not partial and len(view) - position >= HEADER.size:
             # Most often all is there: nothing needs to be kept.
-            wanted = self._wanted(view[position : position + HEADER.size])
+            fields = HEADER.unpack_from(view, position)
+            wanted = self._wanted(fields)
             if len(view) - position >= wanted:
-                return position + wanted, self._record(bytes(view[position : position + wanted]))
-        wanted = HEADER.size if len(partial) < HEADER.size else self._wanted(partial)
+                rest = bytes(view[position + HEADER.size : position + wanted])
+                return position + wanted, self._record(fields, rest)
+        wanted = HEADER.size if len(partial) < HEADER.size else self._wanted(HEADER.unpack_from(partial))
         taken = view[position : position + wanted - len(partial)]
         partial += taken
         position += len(taken)
         if len(partial) == HEADER.size:
-            wanted = self._wanted(partial)
+            wanted = self._wanted(HEADER.unpack_from(partial))
         if len(partial) < wanted:
             return position, None
         record = bytes(partial)
         partial.clear()
-        return position, self._record(record)
+        return position, self._record(HEADER.unpack_from(record), record[HEADER.size :])
 
-    def _wanted(self, header: bytearray | memoryview) -> int:
+    def _wanted(self, fields: tuple[int, ...]) -> int:
         """Bytes of header, name and, for a link, target; checked before anything is kept for them (MC-11)."""
-        name_size, mode, size = HEADER.unpack_from(header)[:3]
+        name_size, mode, size = fields[:3]
         if name_size > limits.QFILE_MAX_PATH:
             raise StreamRefused(f"a name of {name_size} bytes", errno.ENAMETOOLONG, None)
         if name_size and stat.S_ISLNK(mode):
             if size > limits.QFILE_MAX_PATH:
                 raise StreamRefused(f"a target of {size} bytes", errno.ENAMETOOLONG, None)
-            return HEADER.size + int(name_size) + int(size)
-        return HEADER.size + int(name_size)
+            return HEADER.size + name_size + size
+        return HEADER.size + name_size
 
-    def _record(self, record: bytes) -> Event:
-        name_size, mode, size, atime_s, atime_ns, mtime_s, mtime_ns = HEADER.unpack_from(record)
+    def _record(self, fields: tuple[int, ...], rest: bytes) -> Event:
+        """``rest``: name and target."""
+        name_size, mode, size, atime_s, atime_ns, mtime_s, mtime_ns = fields
         if name_size == 0:
             self.is_ended = True
             return End()
-        name = record[HEADER.size : HEADER.size + name_size]
+        name = rest[:name_size]
         if name.endswith(b"\0"):
             name = name[:-1]
         self.last_name = name
@@ -291,7 +294,7 @@ class Decoder:
         if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
             raise StreamRefused(f"a file of type {kind:#o}", errno.EINVAL, name)
         is_link = kind == stat.S_IFLNK
-        target = record[HEADER.size + name_size :]
+        target = rest[name_size:]
         try:
             path = self._parts(name)
             if is_link:

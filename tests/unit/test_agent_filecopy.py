@@ -23,6 +23,7 @@ from insula_proto import qfile
 from insula_proto.qfile import Answer, AnswerDecoder, Decoder, Encoder, Quota
 
 S = 1_000_000_000
+MIB = 1 << 20
 ENOUGH_ROUNDS = 300
 MAX_DISTURBED = 500
 
@@ -155,6 +156,16 @@ def test_existing_name_is_never_replaced(qubes: TwoQubes) -> None:
         assert done.returncode == 1
         assert f'has "{name}" already'.encode() in done.stderr
     assert snapshot(qubes.room) == before
+
+
+def test_sizes_around_the_blocks_of_direct_writes(qubes: TwoQubes) -> None:
+    """Whole blocks go to the disk directly, the rest of a file through the cache; no byte more or less."""
+    top = qubes.here / "top"
+    top.mkdir()
+    for size in (1, 65_536, 65_537, MIB - 1, MIB, MIB + 1, MIB + 4096, 2 * MIB, 3 * MIB + 4095, 3 * MIB + 8192):
+        (top / str(size)).write_bytes(os.urandom(size))
+    assert qubes.run("qvm-copy", "top").returncode == 0
+    assert snapshot(qubes.room) == snapshot(qubes.here)
 
 
 # links
