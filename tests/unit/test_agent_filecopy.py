@@ -17,6 +17,7 @@ import pytest
 
 from insula.testing.qube_calls import TwoQubes
 from insula_agent.filecopy import confinement, receive
+from insula_agent.filecopy import incoming as incoming_module
 from insula_agent.filecopy.confinement import NotConfined
 from insula_agent.filecopy.incoming import Incoming
 from insula_proto import qfile
@@ -592,6 +593,24 @@ def test_without_namespaces_the_open_folders_are_the_only_line(
     assert answer.code == 0
     assert (qubes.room / "d" / "f").read_bytes() == b"abc"
     assert capsys.readouterr().err == "qubes.Filecopy: not confined: no namespaces\n"
+
+
+def test_direct_write_that_the_disk_refuses_goes_through_the_cache(
+    qubes: TwoQubes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk with larger blocks than we think would: here the odd end of a file is tried directly."""
+    monkeypatch.setattr(incoming_module, "_ALIGNMENT", 1)
+    monkeypatch.setattr(confinement, "separate", lambda: (_ for _ in ()).throw(NotConfined("not here")))
+    folder, descriptors = receive.open_destination(str(qubes.home), "work")
+    data = os.urandom(3 * MIB + 77)
+    decoder = Decoder(Quota(), all_names=False)
+    answer = receive.receive(
+        stream_of(headed(b"f", FILE, len(data)) + data + END), Incoming(folder, descriptors), decoder
+    )
+    os.close(folder)
+    os.close(descriptors)
+    assert answer.code == 0
+    assert (qubes.room / "f").read_bytes() == data
 
 
 def stream_of(data: bytes) -> int:

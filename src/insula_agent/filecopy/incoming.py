@@ -213,7 +213,7 @@ class Incoming:
                 self._make_whole(entry, data)
                 return
             self._open_file(entry)
-        if self._is_direct:
+        if self._is_direct or self._filled:
             self._collect(data)
         else:
             _write_all(self._file, data)
@@ -240,6 +240,7 @@ class Incoming:
         folder = self._enter(entry.path[:-1])
         self._is_named = False
         self._is_direct = False
+        self._filled = 0
         if self._has_temporaries:
             try:
                 self._file = os.open(".", _TEMPORARY_FLAGS, 0o600, dir_fd=folder)
@@ -252,7 +253,6 @@ class Incoming:
             self._is_named = True
         if entry.size >= DIRECT_SIZE:
             self._is_direct = self._set_direct(os.O_DIRECT)
-            self._filled = 0
             if self._block is None:
                 self._block = mmap.mmap(-1, DIRECT_SIZE)
 
@@ -280,18 +280,26 @@ class Incoming:
                 self._write_block(DIRECT_SIZE)
 
     def _write_block(self, size: int) -> None:
+        """:raise OSError: not for being direct: a file system may find at any write that it cannot do that."""
         assert self._block is not None
-        with memoryview(self._block) as block, block[:size] as data:
-            _write_all(self._file, data)
+        done = 0
+        with memoryview(self._block) as block:
+            while done < size:
+                try:
+                    with block[done:size] as data:
+                        done += os.write(self._file, data)
+                except OSError as error:
+                    if error.errno != errno.EINVAL or not self._is_direct:
+                        raise
+                    self._is_direct = not self._set_direct(0)
         self._filled = 0
 
     def _end_file(self, entry: Entry) -> None:
         """Give a complete file its name. :raise OSError: something has that name."""
-        if self._is_direct and self._filled:
-            size, self._filled = self._filled, 0
-            if size % _ALIGNMENT:
-                self._set_direct(0)
-            self._write_block(size)
+        if self._filled:
+            if self._filled % _ALIGNMENT:
+                self._is_direct = not self._set_direct(0)
+            self._write_block(self._filled)
         _finish(self._file, entry)
         if not self._is_named:
             os.link(
