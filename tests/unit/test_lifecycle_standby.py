@@ -241,7 +241,7 @@ async def test_qube_behind_a_net_qube_takes_one_with_an_interface(bench: Bench) 
     assert standby is not None
     await until(lambda: [kind for kind in standby._kinds.values() if kind.plan.nic is not None and kind.machines])
     await bench.engine.start(WORK)
-    guest = bench.guest("work")
+    [guest] = [guest for guest in bench.computer.living() if guest.spec.name == "work"]
     assert guest.spec.host_number is not None
     assert guest.linked_to is not None
 
