@@ -93,13 +93,16 @@ def is_hardware() -> bool:
     return os.access("/dev/kvm", os.R_OK | os.W_OK) and (" vmx" in flags or " svm" in flags)
 
 
+def accelerator_options() -> list[str]:
+    emulated = ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
+    return ["-accel", "kvm", "-cpu", "host"] if is_hardware() else emulated
+
+
 def command(built: BuiltTemplate, initrd: Path, extra: list[str]) -> list[str]:
     hardware = is_hardware()
-    emulated = ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
-    accelerator = ["-accel", "kvm", "-cpu", "host"] if hardware else emulated
     options = [built.cmdline, "" if hardware else EMULATED_KERNEL_OPTIONS, "systemd.machine_id=" + "5" * 32]
     return [
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", *accelerator,
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", *accelerator_options(),
         "-machine", "q35,hpet=off,smm=off,vmport=off,i8042=off,sata=off,usb=off",
         "-smp", "1", "-m", str(MEMORY_MIB), "-no-reboot",
         "-kernel", str(built.kernel), "-initrd", str(initrd), "-append", " ".join(filter(None, options)),

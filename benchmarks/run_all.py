@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
-NOT_BENCHMARKS = frozenset({"processes", "raw_port", "report", "run_all"})
+NOT_BENCHMARKS = frozenset({"processes", "raw_port", "report", "run_all", "untrimmed"})
 
 
 def run(script: Path) -> list[dict[str, object]] | None:
