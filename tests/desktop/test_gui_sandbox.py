@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from insula.gui.spawn import GUI_ADDRESS_SPACE, GUI_FILE_SIZE, NoDesktop, view
 from insula.rpc.spawn import SESSION_UID_BASE
 from insula.testing import gui_host
 from insula.testing.desktop import Desktop, desktop
-from insula.testing.gui_guest import ScriptedGuest, scripted_guest
+from insula.testing.gui_guest import ScriptedGuest, scripted_guest, scripted_guests
 from insula_proto import gui
 
 pytestmark = pytest.mark.desktop
@@ -67,7 +66,7 @@ def test_it_has_its_own_namespace(process: Path, kind: str) -> None:
 def test_it_has_no_network_and_is_a_host_user_of_its_own(process: Path) -> None:
     lines = (process / "net/dev").read_text().splitlines()[2:]
     assert [line.split(":")[0].strip() for line in lines] == ["lo"]
-    expected = SESSION_UID_BASE + gui_host.QID if os.geteuid() == 0 else os.geteuid()
+    expected = SESSION_UID_BASE + gui_host.FIRST_QID if os.geteuid() == 0 else os.geteuid()
     assert status(process)["Uid"].split() == [str(expected)] * 4
 
 
@@ -116,12 +115,10 @@ def test_it_does_nothing_while_nothing_happens(guest: ScriptedGuest, process: Pa
 
 
 def test_memory_of_qubes_without_a_window_is_small(screen: Desktop) -> None:
-    with contextlib.ExitStack() as stack:
-        guests = [stack.enter_context(scripted_guest(screen, f"empty{n}", 0x3465A4)) for n in range(4)]
-        for guest in guests:
-            lines = Path("/proc", str(guest.pid), "smaps_rollup").read_text().splitlines()
+    with scripted_guests(screen, *[(f"empty{n}", 0x3465A4) for n in range(4)]) as (host, _):
+        for pid in host.pids:
+            lines = Path("/proc", str(pid), "smaps_rollup").read_text().splitlines()
             [kib] = [int(line.split()[1]) for line in lines if line.startswith("Pss:")]
-            # (These share libraries alone: each has a parent of its own here. Those of one daemon share more.)
             assert kib / 1024 <= MAX_PROPORTIONAL_MIB
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.preload import last_words
 from insula.preload.forks import PreloadedParent
 from insula.rpc import control, spawn
 from insula.rpc.control import Configure
@@ -59,7 +60,7 @@ async def test_session_that_breaks_ends_with_a_traceback_though_it_has_no_file(p
 async def test_session_that_prints_without_end_is_remembered_by_its_last_words(
     parent: PreloadedParent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spawn, "MAX_STDERR", 20)
+    monkeypatch.setattr(last_words, "MAX_KEPT", 20)
     channel, guest = socket.socketpair()
     with channel, guest, socket.socket(socket.AF_UNIX) as listener:
         session = await spawn_session(parent, SessionSpec("work", 7, "user"), channel, listener)

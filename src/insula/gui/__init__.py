@@ -13,4 +13,7 @@ Everything that decides is pure: messages of the guest and events of the desktop
 
 What does: ``frame_memory`` maps the pixels, ``session`` joins a guest's channel, its machine and a back end,
 ``backend`` shows windows, ``process`` is the program of one qube.
+
+The daemon's part: ``spawn`` starts such a process in its sandbox, ``control`` is what the two tell each other,
+``clip_file`` what is copied, ``launcher`` owns all of them and the board.
 """

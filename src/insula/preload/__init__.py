@@ -5,5 +5,6 @@
 ``messages``  what the two tell each other
 ``sandbox``   what a forked process goes through before its program runs; ``seccomp`` and ``syscalls`` serve it
 ``trial``     whether a process gets into its sandbox on this machine
+``last_words``  what a process prints, kept for the log
 ``title``     what such a process is called in a list of processes
 """

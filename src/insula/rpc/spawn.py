@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from insula.preload.forks import ForkedProcess, PreloadedParent
+from insula.preload.last_words import LastWords
 from insula.preload.messages import Fork
 from insula.rpc import control
 from insula.rpc.control import FromSession, ToSession
@@ -27,8 +28,6 @@ SESSION_FILES = 2048
 """RLIMIT_NOFILE: a connection and two ends of a data channel for each of ``limits.MAX_CALLS``, and twice that spare."""
 SESSION_ADDRESS_SPACE = 2**30
 """RLIMIT_AS in bytes: some 50 MiB of programs, and all windows and queues of a guest that fills its bounds."""
-MAX_STDERR = 65536
-"""Bytes of a session's last words that are kept for the log."""
 
 
 @dataclass(frozen=True)
@@ -47,37 +46,10 @@ def session_uid(qid: int) -> int | None:
     return SESSION_UID_BASE + qid if os.geteuid() == 0 else None
 
 
-class _LastWords:
-    """Reads what the process prints, keeps the end of it; takes over ``reader``, a pipe."""
-
-    def __init__(self, reader: int) -> None:
-        self._reader = reader
-        self._loop = asyncio.get_running_loop()
-        self._ended = asyncio.Event()
-        self.data = b""
-        self._loop.add_reader(reader, self._readable)
-
-    def _readable(self) -> None:
-        data = os.read(self._reader, 4096)
-        self.data = (self.data + data)[-MAX_STDERR:]
-        if not data:
-            self.close()
-
-    def close(self) -> None:
-        if not self._ended.is_set():
-            self._loop.remove_reader(self._reader)
-            os.close(self._reader)
-            self._ended.set()
-
-    async def wait(self) -> None:
-        """Return when nobody can print any more."""
-        await self._ended.wait()
-
-
 class SessionProcess:
     """A running session; owns the process and the control socket."""
 
-    def __init__(self, process: ForkedProcess, connection: socket.socket, words: _LastWords) -> None:
+    def __init__(self, process: ForkedProcess, connection: socket.socket, words: LastWords) -> None:
         self._process = process
         self._connection = connection
         self._outbox = Outbox(connection)
@@ -155,7 +127,7 @@ async def spawn_session(
     ours.setblocking(False)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(writer, True)
-    words = _LastWords(reader)
+    words = LastWords(reader)
     try:
         with theirs:
             try:

@@ -16,8 +16,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import xcffib
 
@@ -34,34 +35,36 @@ _PAGE = 4096
 
 
 class Host:
-    """The daemon's part for one qube (:mod:`insula.testing.gui_host`), and what it said."""
+    """The daemon's part for some qubes (:mod:`insula.testing.gui_host`), and what it said."""
 
     def __init__(self, process: subprocess.Popen[bytes], said: Path, screen: Desktop) -> None:
         self.process = process
         self._said = said
         screen.wait(lambda: "\n" in self.said() or process.poll() is not None, "the host says nothing")
         if process.poll() is not None:
-            raise RuntimeError("the process that shows windows did not start")
+            raise RuntimeError("the processes that show windows did not start")
 
     def said(self) -> str:
         return self._said.read_text()
 
     @property
-    def pid(self) -> int:
-        """Of the process that shows windows."""
-        return int(self.said().partition("\n")[0])
+    def pids(self) -> list[int]:
+        """Of the processes that show windows, in the order of their qubes."""
+        return [int(word) for word in self.said().partition("\n")[0].split()]
 
 
 class ScriptedGuest:
-    def __init__(self, screen: Desktop, channel: socket.socket, memory: mmap.mmap, host: Host):
+    def __init__(
+        self, screen: Desktop, channel: socket.socket, memory: mmap.mmap, process: subprocess.Popen[bytes], pid: int
+    ):
         self._screen = screen
         self._channel = channel
         self._memory = memory
         self._end = AgentEnd(uses_frames=True)
         self._used = 0
         self._pictures: dict[int, tuple[int, int, int]] = {}
-        self.process = host.process
-        self.pid = host.pid
+        self.process = process
+        self.pid = pid
         """Of the process that shows its windows."""
         self.heard: list[Message | Hello] = []
 
@@ -133,44 +136,62 @@ class ScriptedGuest:
         return self.process.wait(WAIT_S)
 
 
+class Line(NamedTuple):
+    """A qube's end: its channel and its frame memory."""
+
+    channel: socket.socket
+    memory: int
+
+
 @contextlib.contextmanager
-def shown_by_host(screen: Desktop, qube: str, colour: int) -> Iterator[tuple[Host, int, socket.socket]]:
-    """The host's side of a qube; with the descriptor of its frame memory, and the guest's end of its channel."""
-    descriptor = frame_memory.make(MEMORY)
-    ours, theirs = socket.socketpair()
+def shown_by_host(
+    screen: Desktop, qubes: Sequence[tuple[str, int]], policy: str = "allow"
+) -> Iterator[tuple[Host, list[Line]]]:
+    """The host's side of qubes of these names and colours."""
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, descriptor)
-        stack.callback(ours.close)
+        lines, words, theirs = [], [], []
+        for name, colour in qubes:
+            memory = frame_memory.make(MEMORY)
+            stack.callback(os.close, memory)
+            ours, other = socket.socketpair()
+            stack.callback(ours.close)
+            lines.append(Line(ours, memory))
+            theirs.append(other)
+            words += [name, hex(colour), str(other.fileno()), str(memory)]
         said = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="insula-host-"))) / "said"
-        with theirs, said.open("wb") as out:
+        with said.open("wb") as out:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "insula.testing.gui_host",
-                    qube,
-                    hex(colour),
-                    str(theirs.fileno()),
-                    str(descriptor),
-                ],
+                [sys.executable, "-m", "insula.testing.gui_host", policy, *words],
                 env=screen.environment,
-                pass_fds=(theirs.fileno(), descriptor),
+                pass_fds=[*(line.memory for line in lines), *(other.fileno() for other in theirs)],
                 stdout=out,
             )
+        for other in theirs:
+            other.close()
         stack.callback(process.wait)
         stack.callback(process.kill)
-        yield Host(process, said, screen), descriptor, ours
+        yield Host(process, said, screen), lines
+
+
+@contextlib.contextmanager
+def scripted_guests(
+    screen: Desktop, *qubes: tuple[str, int], policy: str = "allow"
+) -> Iterator[tuple[Host, list[ScriptedGuest]]]:
+    """Qubes of these names and colours under one daemon, greeted."""
+    with shown_by_host(screen, qubes, policy) as (host, lines), contextlib.ExitStack() as stack:
+        guests = []
+        for line, pid in zip(lines, host.pids, strict=True):
+            memory = stack.enter_context(mmap.mmap(line.memory, MEMORY))
+            guests.append(ScriptedGuest(screen, line.channel, memory, host.process, pid))
+        for guest in guests:
+            guest.greet()
+        yield host, guests
 
 
 @contextlib.contextmanager
 def scripted_guest(screen: Desktop, qube: str, colour: int) -> Iterator[ScriptedGuest]:
     """A qube of that name and colour, greeted; its process ends with the block."""
-    with (
-        shown_by_host(screen, qube, colour) as (host, descriptor, channel),
-        mmap.mmap(descriptor, MEMORY) as memory,
-    ):
-        guest = ScriptedGuest(screen, channel, memory, host)
-        guest.greet()
+    with scripted_guests(screen, (qube, colour)) as (_, [guest]):
         yield guest
 
 
@@ -194,18 +215,26 @@ class RealGuest:
 def real_guest(screen: Desktop, qube: str, colour: int, *, width: int = 1000, height: int = 700) -> Iterator[RealGuest]:
     """A qube whose windows the host shows on ``screen``."""
     with (
-        desktop(width, height, window_manager=None) as inside,
-        shown_by_host(screen, qube, colour) as (host, descriptor, channel),
+        shown_by_host(screen, [(qube, colour)]) as (host, [line]),
+        real_agent(line, host, width=width, height=height) as guest,
     ):
+        yield guest
+
+
+@contextlib.contextmanager
+def real_agent(line: Line, host: Host, *, width: int = 1000, height: int = 700) -> Iterator[RealGuest]:
+    """An X server and the agent at a qube's end."""
+    with desktop(width, height, window_manager=None) as inside:
         folders = dict.fromkeys(str(Path(module.__file__ or "").parents[1]) for module in (insula_proto, xcffib))
+        channel = line.channel.fileno()
         agent = subprocess.Popen(
             [
                 *(sys.executable, "-S", "-E", "-c", AGENT, ":".join(folders)),
-                *("--channel", f"fd:{channel.fileno()}", "--frames", f"fd:{descriptor}", "--display", inside.display),
+                *("--channel", f"fd:{channel}", "--frames", f"fd:{line.memory}", "--display", inside.display),
             ],
-            pass_fds=(channel.fileno(), descriptor),
+            pass_fds=(channel, line.memory),
         )
-        channel.close()
+        line.channel.close()
         try:
             yield RealGuest(inside, host, agent)
         finally:

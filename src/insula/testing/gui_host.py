@@ -1,8 +1,8 @@
-"""``python -m insula.testing.gui_host QUBE COLOUR CHANNEL MEMORY``: the daemon's part for a process that shows windows.
+"""``python -m insula.testing.gui_host POLICY QUBE COLOUR CHANNEL MEMORY …``: the daemon's part of windows, for tests.
 
-It starts the process as the daemon would, in its sandbox, prints its process id, then what it says, and ends with its
-exit code. For tests of windows; the two numbers are descriptors. What is copied is printed, and what is pasted is
-:data:`PASTED`, whoever asks: who may is not decided here.
+It starts the processes as the daemon would, in their sandboxes, prints their process ids on a line, then what the user
+would be told, a line each, and ends when the last one has ended. CHANNEL and MEMORY are numbers of descriptors. POLICY:
+``allow`` or ``deny``, for all text between qubes.
 """
 
 from __future__ import annotations
@@ -11,53 +11,36 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Sequence
 
-from insula.gui import clip_file, control
-from insula.gui.control import Configure, CopyOffered, Deliver, FromGui, PasteAsked
-from insula.gui.spawn import GUI_PROGRAM, spawn_gui
-from insula.preload.forks import PreloadedParent
+from insula.gui.control import Configure
+from insula.gui.launcher import GuiLauncher
 
-QID = 7
-PASTED = "pasted by the user: \N{SNOWMAN}"
-_LIMIT = 64000
-_STDERR = 2
+FIRST_QID = 7
 
 
-async def serve(qube: str, colour: int, channel: int, memory: int) -> int:
-    async with PreloadedParent([GUI_PROGRAM]) as parent:
-        process, daemon = await spawn_gui(parent, QID, Configure(qube, colour), (_STDERR, channel, memory))
-        socket.socket(fileno=channel).close()
-        print(process.pid, flush=True)
-        with daemon:
-            loop = asyncio.get_running_loop()
-            while True:
-                await _readable(loop, daemon)
-                data, descriptors, _, _ = socket.recv_fds(daemon, control.MAX_MESSAGE, 1)
-                if not data:
-                    break
-                _answer(daemon, control.decode_from_gui(data), descriptors)
-        return await process.wait()
+def _notify(about: str, text: str) -> None:
+    print(f"{about}: {text}", flush=True)
 
 
-async def _readable(loop: asyncio.AbstractEventLoop, daemon: socket.socket) -> None:
-    ready = loop.create_future()
-    loop.add_reader(daemon, ready.set_result, None)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(daemon)
+async def serve(policy: str, qubes: Sequence[tuple[str, str, str, str]]) -> None:
+    async def judge(source: str, target: str) -> bool:
+        print(f"judged: {source} to {target}", flush=True)
+        return policy == "allow"
 
-
-def _answer(daemon: socket.socket, message: FromGui, descriptors: list[int]) -> None:
-    print(message, flush=True)
-    if isinstance(message, CopyOffered):
-        print("copied:", ascii(clip_file.read(descriptors[0], _LIMIT).decode()), flush=True)
-        os.close(descriptors[0])
-    elif isinstance(message, PasteAsked):
-        clip = clip_file.make(PASTED.encode())
-        socket.send_fds(daemon, [control.encode(Deliver(message.number))], [clip])
-        os.close(clip)
+    async with GuiLauncher(judge, _notify) as launch:
+        running = []
+        for number, (name, colour, channel, memory) in enumerate(qubes):
+            with socket.socket(fileno=int(channel)) as connection:
+                configure = Configure(name, int(colour, 16))
+                running.append(await launch(configure, FIRST_QID + number, connection, int(memory)))
+            os.close(int(memory))
+        print(*(gui.pid for gui in running), flush=True)
+        for gui in running:
+            print(f"{gui.name} ended: {await gui.wait_closed()}", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(serve(sys.argv[1], int(sys.argv[2], 16), int(sys.argv[3]), int(sys.argv[4]))))
+    given = sys.argv[2:]
+    groups = [tuple(given[at : at + 4]) for at in range(0, len(given), 4)]
+    asyncio.run(serve(sys.argv[1], groups))  # type: ignore[arg-type] # of four
