@@ -474,6 +474,33 @@ def test_receiver_killed_in_the_middle_leaves_nothing_under_its_name(qubes: TwoQ
         assert list(qubes.room.iterdir()) == []
 
 
+def test_sender_killed_in_the_middle_leaves_nothing_under_its_name(qubes: TwoQubes) -> None:
+    """MC-07."""
+    top = qubes.here / "top"
+    top.mkdir()
+    (top / "whole").write_bytes(b"whole")
+    # Longer than everything in between can hold, so that it cannot be sent before the kill.
+    with (top / "zero").open("wb") as file:
+        file.truncate(1 << 40)
+    with subprocess.Popen(qubes.command("qvm-move", "top"), cwd=qubes.here, env=qubes.environment()) as process:
+        wait_until(lambda: qubes.room.exists() and any((f / "top").exists() for f in incomplete(qubes)))
+        process.kill()
+    wait_until(lambda: not [line for line in Path("/proc").glob("[0-9]*/cmdline") if is_receiver(line, qubes)])
+    assert [path for path in qubes.room.iterdir() if not path.name.startswith("incomplete-")] == []
+    assert {path.name for folder in incomplete(qubes) for path in (folder / "top").iterdir()} <= {"whole"}
+    assert sorted(path.name for path in top.iterdir()) == ["whole", "zero"]
+
+
+def is_receiver(command_line: Path, qubes: TwoQubes) -> bool:
+    """Whether a process is the service of these two qubes."""
+    try:
+        if b"qubes.Filecopy" not in command_line.read_bytes():
+            return False
+        return f"OTHER_HOME={qubes.home}".encode() in command_line.with_name("environ").read_bytes()
+    except OSError:
+        return False
+
+
 def wait_until(is_so: object) -> None:
     assert callable(is_so)
     pause = threading.Event()

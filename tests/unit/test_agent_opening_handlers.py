@@ -103,6 +103,17 @@ def test_nothing_opens_it(home: Home) -> None:
         home.find("a/b")
 
 
+def test_what_was_sent_here_is_not_passed_on(home: Home) -> None:
+    """MC-23: also where that is what the person's own files and links are opened with."""
+    home.application("other", "a/b", execute="/usr/bin/qvm-open-in-dvm %u")
+    (home.folder / "config" / "mimeapps.list").write_text("[Default Applications]\na/b=other.desktop\n")
+    with pytest.raises(NoHandler):
+        home.find("a/b")
+    home.application("real", "a/b")
+    (home.applications / "mimeinfo.cache").write_text("[MIME Cache]\na/b=other.desktop;real.desktop;\n")
+    assert home.find("a/b") == "prog-real"
+
+
 @pytest.mark.parametrize(
     ("execute", "expected"),
     [

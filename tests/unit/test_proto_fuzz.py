@@ -15,6 +15,7 @@ FUZZ_TARGETS = [
     "fuzz_fork_server",
     "fuzz_gui",
     "fuzz_mux",
+    "fuzz_open_in_vm",
     "fuzz_pixels",
     "fuzz_qfile",
     "fuzz_qrexec",

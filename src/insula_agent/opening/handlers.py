@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 TERMINAL = "x-terminal-emulator"
+PASSES_ON = "qvm-open-in-"
+"""Commands that have another qube open something. What was sent here to be opened is not passed on: where that is the
+person's own default, each disposable would make the next one, without end (MC-23)."""
 MAX_CANDIDATES = 64
 """Applications looked at for one file."""
 _DEFAULT, _ADDED, _REMOVED, _CACHE = "Default Applications", "Added Associations", "Removed Associations", "MIME Cache"
@@ -123,10 +126,12 @@ def find(wanted: Sequence[str], what: str, environment: Mapping[str, str]) -> li
         if path is None:
             continue
         try:
-            return command(dict(entries.read_file(path)), path, what)
+            found = command(dict(entries.read_file(path)), path, what)
         except (OSError, entries.EntryError):
             # Broken; another one may do.
             continue
+        if not os.path.basename(found[0]).startswith(PASSES_ON):
+            return found
     raise NoHandler(f"no application here opens {wanted[0]}")
 
 
