@@ -84,6 +84,13 @@ async def test_private_volume_grows_while_it_is_used(daemon: DaemonProcess, qube
     await sh(daemon, qube, "dd if=/dev/zero of=~/large bs=1M count=64 && sync && rm ~/large")
 
 
+async def test_root_volume_grows_while_it_is_used(daemon: DaemonProcess, qube: str) -> None:
+    size = "df --output=size -B1 / | tail -1"
+    before = int(await sh(daemon, qube, size))
+    await daemon.client.volume_resize(qube, "root", 12 << 30)
+    assert int(await sh(daemon, qube, size)) > before + (1 << 30)
+
+
 async def test_document_is_rendered_to_pixels(daemon: DaemonProcess, shared_qube: str) -> None:
     done = await call(daemon, shared_qube, "qubes.PdfConvert+72", PDF.encode())
     assert done.code == 0, done.err
