@@ -127,18 +127,35 @@ def test_mc32_other_window_does_not_cover_it(prompt: PromptProgram) -> None:
 
 
 def test_mc32_next_question_does_not_take_the_second_click_of_two(prompt: PromptProgram) -> None:
-    first, second = prompt.ask(QUESTION), prompt.ask(QUESTION)
+    first, second, third = prompt.ask(QUESTION), prompt.ask(QUESTION), prompt.ask(QUESTION)
     window = prompt.armed()
     x, y = prompt.allow_button(window)
     prompt.screen.do("mousemove", x, y, "click", "--repeat", "3", "--delay", "50", "1")
     assert first.answer() == b"allow:work"
     assert second.is_open
-    # The window is smaller now, as nothing waits: the last click may have gone below it.
-    window = prompt.settled()
-    prompt.screen.click(window.x + 100, window.y + 20)
-    window = prompt.armed()
+    assert prompt.armed() == window
     prompt.screen.click(*prompt.deny_button(window))
     assert second.answer() == b"deny"
+    assert third.is_open
+
+
+def test_mc32_no_button_moves_when_another_question_comes_or_is_withdrawn(prompt: PromptProgram) -> None:
+    """A guest takes a question back at the moment of a click on "Deny all": Allow must not come there."""
+    first = prompt.ask(QUESTION)
+    alone = prompt.armed()
+    assert not prompt.is_enabled(prompt.deny_all_button(alone)), "it is shown though nothing waits"
+    other = prompt.ask(QUESTION)
+    prompt.screen.wait(lambda: prompt.is_enabled(prompt.deny_all_button(alone)), "it is not shown")
+    assert prompt.armed() == alone
+    other.close()
+    prompt.screen.wait(lambda: not prompt.is_enabled(prompt.deny_all_button(alone)), "it is still shown")
+    assert prompt.armed() == alone
+    prompt.screen.click(*prompt.deny_all_button(alone))
+    assert first.is_open
+    other = prompt.ask(QUESTION)
+    prompt.screen.wait(lambda: prompt.is_enabled(prompt.deny_all_button(alone)), "it is not shown")
+    prompt.screen.click(*prompt.deny_all_button(alone))
+    assert (first.answer(), other.answer()) == (b"deny", b"deny")
 
 
 def test_mc24_prompt_disappears_with_its_caller(prompt: PromptProgram) -> None:

@@ -17,7 +17,7 @@ import pytest
 from insula.policy.agent import Notice, Question, Resolution
 from insula.testing.cli_runner import served_cli
 from insula.testing.desktop import Desktop, desktop
-from insula.testing.prompt_program import TITLE, WAIT_S, Asking, running_prompt
+from insula.testing.prompt_program import TITLE, WAIT_S, Asking, is_listening, running_prompt
 
 pytestmark = pytest.mark.desktop
 
@@ -177,7 +177,7 @@ def test_wayland_shows_question_and_notice_without_a_complaint_of_qt(tmp_path: P
         program = process_on(
             stack, [sys.executable, "-m", "insula.cli.main", "prompt"], {**environment, "WAYLAND_DEBUG": "1"}
         )
-        wait_for((tmp_path / "run" / "policy-agent.sock").exists)
+        wait_for(lambda: is_listening(tmp_path / "run" / "policy-agent.sock"))
         said = program.stderr
         assert said is not None
         patience = threading.Timer(WAIT_S, program.kill)  # then all has been said

@@ -352,6 +352,12 @@ class PromptDialog(QWidget):
         buttons.addWidget(self._status)
         buttons.addWidget(self._deny)
         buttons.addWidget(self._allow)
+        # Their place stays while nothing waits: were the buttons to move when a question comes or is withdrawn, a guest
+        # could put Allow under a click that was meant for another button.
+        for widget in (self._waiting, self._deny_all):
+            policy = widget.sizePolicy()
+            policy.setRetainSizeWhenHidden(True)
+            widget.setSizePolicy(policy)
         others = QHBoxLayout()
         others.addWidget(self._waiting)
         others.addStretch()

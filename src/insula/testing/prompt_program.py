@@ -35,6 +35,12 @@ app.exec()
 """
 
 
+def is_listening(path: Path) -> bool:
+    """The file is there a moment before anybody listens."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 class Asking:
     """The caller's end of a question."""
 
@@ -77,7 +83,7 @@ class PromptProgram:
             **environment,
         }
         self.process = self.start([sys.executable, "-m", "insula.cli.main", "prompt"])
-        screen.wait(self._socket.exists, "no socket")
+        screen.wait(lambda: is_listening(self._socket), "nobody listens")
 
     def start(self, command: list[str]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(command, env=self._environment)
@@ -116,9 +122,12 @@ class PromptProgram:
     def deny_button(self, window: Window) -> tuple[int, int]:
         return window.x + window.width - 188, window.y + window.height - 38
 
+    def deny_all_button(self, window: Window) -> tuple[int, int]:
+        return window.x + window.width - 100, window.y + window.height - 82
+
     def row(self, window: Window, number: int, rows: int) -> tuple[int, int]:
         """The middle of a row of the list, from 0; ``rows``: how many are shown."""
-        return window.x + 120, window.y + window.height - 67 - 26 * (rows - number) + 13
+        return window.x + 120, window.y + window.height - 111 - 26 * (rows - number) + 13
 
     def is_enabled(self, place: tuple[int, int]) -> bool:
         """Whether the text of a button is black; that of one that is disabled is grey."""
