@@ -59,7 +59,11 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     if is_worth_setting(wanted, time.time()):
-        time.clock_settime(time.CLOCK_REALTIME, wanted)
+        try:
+            time.clock_settime(time.CLOCK_REALTIME, wanted)
+        except PermissionError as error:
+            sys.stderr.write(f"the clock is root's to set: {error}\n")
+            return 1
     return 0
 
 

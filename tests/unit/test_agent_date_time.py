@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pixel_files import SRC, local_client
 
 from insula_agent.date_time import MAX_LINE, is_worth_setting, parse
 
@@ -47,3 +51,22 @@ def test_parse_no_such_time_refused(line: bytes) -> None:
 @pytest.mark.parametrize(("off", "worth"), [(0, False), (2, False), (-2, False), (2.1, True), (-2.1, True)])
 def test_two_seconds_are_not_worth_it(off: float, worth: bool) -> None:
     assert is_worth_setting(1_800_000_000, 1_800_000_000 + off) == worth
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("date -u -Iseconds", 0),
+        ("echo yesterday", 1),
+        (":", 1),
+        ("date -u -Iseconds; exit 126", 126),
+        ("exit 255", 255),
+    ],
+)
+def test_sync_clock_takes_only_a_time_of_a_call_that_went_well(tmp_path: Path, answer: str, code: int) -> None:
+    env = local_client(tmp_path, answer)
+    before = time.time()
+    command = SRC / "insula_agent" / "bin" / "qvm-sync-clock"
+    assert subprocess.run([command], env=env, capture_output=True, check=False, timeout=30).returncode == code
+    assert (tmp_path / "calls").read_text() == "@default qubes.GetDate\n"
+    assert abs(time.time() - before) < 30
