@@ -603,13 +603,17 @@ def test_name_taken_while_files_come_is_not_replaced(qubes: TwoQubes) -> None:
         shutil.rmtree(qubes.room)
 
 
+@pytest.mark.parametrize("step", ["separate", "bind"])
 def test_without_namespaces_the_open_folders_are_the_only_line(
-    qubes: TwoQubes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    qubes: TwoQubes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
 ) -> None:
-    def refuse() -> None:
+    def refuse(*arguments: object) -> None:
         raise NotConfined("no namespaces")
 
-    monkeypatch.setattr(confinement, "separate", refuse)
+    # In a process of the test's own nothing can be left of namespaces: in the second case they were made, and no mount.
+    monkeypatch.setattr(confinement, "separate", refuse if step == "separate" else lambda: None)
+    monkeypatch.setattr(confinement, "bind", refuse)
+    monkeypatch.setattr(confinement, "drop_capabilities", lambda: None)
     folder, descriptors = receive.open_destination(str(qubes.home), "work")
     answer = receive.receive(
         stream_of(headed(b"d", FOLDER) + headed(b"d/f", FILE, 3) + b"abc" + headed(b"d", FOLDER) + END),

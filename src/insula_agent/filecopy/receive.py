@@ -91,11 +91,11 @@ def open_destination(home: str, remote: str) -> tuple[int, int]:
     :return: the folder, and ``/proc/self/fd``.
     :raise OSError: one of the two is no folder (``REMOTE`` no link either), or cannot be made.
     """
+    is_separate = True
     try:
         confinement.separate()
-        is_separate = True
     except NotConfined as error:
-        sys.stderr.write(f"qubes.Filecopy: not confined: {error}\n")
+        _say_not_confined(error)
         is_separate = False
     descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     room = os.open(_made(None, f"{home}/{ROOM}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -105,12 +105,19 @@ def open_destination(home: str, remote: str) -> tuple[int, int]:
             return folder, descriptors
         try:
             bound = confinement.bind(folder, room, remote)
-        finally:
-            os.close(folder)
+        except NotConfined as error:
+            _say_not_confined(error)
+            confinement.drop_capabilities()
+            return folder, descriptors
+        os.close(folder)
     finally:
         os.close(room)
     confinement.enclose(bound)
     return bound, descriptors
+
+
+def _say_not_confined(error: NotConfined) -> None:
+    sys.stderr.write(f"qubes.Filecopy: not confined: {error}\n")
 
 
 def _made(folder: int | None, name: str) -> str:
@@ -155,7 +162,7 @@ def main(arguments: Sequence[str]) -> int:
         options = parse(arguments, os.environ)
         folder, descriptors = open_destination(os.environ.get("HOME", ""), options.remote)
         incoming = Incoming(folder, descriptors, options.margin)
-    except (Unusable, NotConfined) as error:
+    except Unusable as error:
         sys.stderr.write(f"qubes.Filecopy: {error}\n")
         return EXIT_PROBLEM
     except OSError as error:
