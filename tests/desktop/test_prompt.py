@@ -29,6 +29,7 @@ QUESTION = Question("untrusted", "qubes.Filecopy", "+", ("personal", "vault", "w
 MANY = Question(
     "personal", "qubes.Gpg", "+", ("finance", "mail", "personal-web", "shop", "vault", "web", "work"), None, ICONS
 )
+SHORT = Question("personal", "qubes.Gpg", "+", ("vault", "work"), None, ICONS)
 ARM_DELAY_S = 1.0
 """What is promised, not what is set."""
 OTHER_MARK = "fedcba9876543210\n"
@@ -201,6 +202,16 @@ def test_by_keyboard_alone_filter_choose_allow(prompt: PromptProgram) -> None:
     prompt.screen.wait(lambda: prompt.screen.picture().part(*status).difference(unarmed) > 0, "it is not armed")
     prompt.screen.type("wor")
     prompt.screen.key("Down", "Tab", "Tab", "space")
+    assert asking.answer() == b"allow:work"
+
+
+def test_by_keyboard_alone_from_a_short_list(prompt: PromptProgram) -> None:
+    asking = prompt.ask(SHORT)
+    window = prompt.settled()
+    status = (window.x + 22, window.y + window.height - 50, 150, 26)
+    unarmed = prompt.screen.picture().part(*status)
+    prompt.screen.wait(lambda: prompt.screen.picture().part(*status).difference(unarmed) > 0, "it is not armed")
+    prompt.screen.key("Down", "Down", "Tab", "Tab", "space")
     assert asking.answer() == b"allow:work"
 
 

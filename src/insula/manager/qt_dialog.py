@@ -148,6 +148,9 @@ class PromptDialog(QWidget):
         if is_armed_now:
             # What was disabled lost the focus; never does it begin on a button.
             (self._filter if self._filter.isVisibleTo(self) else self._list).setFocus()
+            if view.selected is None:
+                # A list that gets the focus marks its first row, which looks as if it were chosen.
+                self._list.selectionModel().clearCurrentIndex()
 
     def present(self) -> None:
         """In the middle of the screen, on top, with the focus if the desktop gives it."""
