@@ -273,6 +273,20 @@ def test_move_is_not_done_when_the_service_fails_after_a_good_answer(qubes: TwoQ
     assert (qubes.here / "f").exists()
 
 
+def test_move_keeps_what_changed_since_it_was_sent(qubes: TwoQubes, tmp_path: Path) -> None:
+    real = f"{qubes.services}/qubes.Filecopy"
+    script = f'"{real}" > "{tmp_path}/answer"; echo more >> "{qubes.here}/top/f"; cat "{tmp_path}/answer"'
+    replace_service(qubes, tmp_path, script)
+    (qubes.here / "top").mkdir()
+    (qubes.here / "top" / "f").write_text("text\n")
+    (qubes.here / "top" / "g").touch()
+    done = qubes.run("qvm-move", "top")
+    assert (done.returncode, done.stderr) == (1, b"qvm-move: kept: top/f has changed\n")
+    assert (qubes.here / "top" / "f").read_text() == "text\nmore\n"
+    assert not (qubes.here / "top" / "g").exists()
+    assert (qubes.room / "top" / "f").read_text() == "text\n"
+
+
 def test_interrupted_copy_says_nothing_and_moves_nothing(qubes: TwoQubes, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
