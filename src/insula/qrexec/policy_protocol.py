@@ -109,7 +109,7 @@ class QuestionDecoder:
     """Reads one question, in any split: lines up to an empty one, or the end of the stream."""
 
     def __init__(self) -> None:
-        self._partial = b""
+        self._partial = bytearray()
         self._fields: dict[str, str] = {}
         self._size = 0
         self._is_complete = False
@@ -124,8 +124,11 @@ class QuestionDecoder:
         self._size += len(untrusted_data)
         if self._size > MAX_QUESTION:
             raise RemoteProtocolError(f"a question has at most {MAX_QUESTION} bytes")
-        *untrusted_lines, self._partial = (self._partial + untrusted_data).split(b"\n")
-        for untrusted_line in untrusted_lines:
+        self._partial += untrusted_data
+        if b"\n" not in untrusted_data:
+            return None
+        *untrusted_lines, self._partial = self._partial.split(b"\n")
+        for untrusted_line in map(bytes, untrusted_lines):
             if not untrusted_line:
                 return self._complete()
             self._take(untrusted_line)
@@ -134,7 +137,7 @@ class QuestionDecoder:
     def finish(self) -> Question:
         """The stream has ended. :raise RemoteProtocolError:"""
         if self._partial:
-            self._take(self._partial)
+            self._take(bytes(self._partial))
         return self._complete()
 
     def _take(self, untrusted_line: bytes) -> None:
