@@ -94,3 +94,15 @@ def test_full_port_keeps_the_rest(pipe: tuple[int, int], belt: Conveyor) -> None
 )
 def test_frame_has_whole_pages(available: int, size: int) -> None:
     assert frame_size(available) == size
+
+
+def test_frame_of_framed_bytes_is_a_message_with_its_header_or_whole_pages() -> None:
+    assert conveyor.frame_size(1 << 20, is_framed=True) == conveyor.FRAMED_SIZE
+    assert conveyor.frame_size(conveyor.FRAMED_SIZE - 1, is_framed=True) % 4096 == 0
+    assert conveyor.frame_size(conveyor.SMALLEST - 1, is_framed=True) == 0
+
+
+def test_framed_bytes_never_fill_our_pipe() -> None:
+    """A message has a page for its header and one for each of ours: the pipe counts pages, not bytes."""
+    pages = 1 + 1 + -(-conveyor.FRAME_SIZE // 4096)
+    assert conveyor.MAX_FRAMED * pages <= conveyor.OWN_PIPE // 4096
