@@ -53,8 +53,10 @@ from insula_proto.qrexec_channel import ServiceRequested
 
 MAX_UNTOLD = 256
 """Messages the daemon has not taken yet; above it guests may not cause more."""
-COUNT_INTERVAL = 0.1
-"""Seconds for which changes of the counters of calls are collected: they are for people."""
+COUNTS_BURST = 8
+COUNTS_PER_SECOND = 2
+COUNT_INTERVAL = 0.5
+"""How often changes of the counters of calls are told at once, else collected for this long: they are for people."""
 LOG_BURST = 20
 LOG_PER_SECOND = 1
 EXIT_OK = 0
@@ -70,8 +72,8 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._daemon = daemon
         self._untold: deque[bytes] = deque()
-        self._calls_changed = False
         self._calls_untold = False
+        self._count_limit = RateLimit(COUNTS_BURST, COUNTS_PER_SECOND)
         self._count_timer: asyncio.TimerHandle | None = None
         self._name = ""
         self._log_limit = RateLimit(LOG_BURST, LOG_PER_SECOND)
@@ -115,7 +117,8 @@ class Session:
         if not data:
             self.finish(EXIT_OK)
             return
-        connection = socket.socket(fileno=descriptors[0]) if descriptors else None
+        # Its kind is known: asking the kernel costs three system calls.
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptors[0]) if descriptors else None
         try:
             self._take(control.decode_to_session(data), connection)
         except RemoteProtocolError as error:
@@ -233,18 +236,15 @@ class Session:
     # --- CallCounter ---------------------------------------------------------------------------------------------
 
     def calls_changed(self) -> None:
-        """The first change is told at once, those that follow it together."""
-        self._calls_changed = True
+        """Some changes are told at once, those of a busy qube together."""
         if self._count_timer is None:
-            self._count_timer = self._loop.call_later(0, self._count)
+            is_few = self._count_limit.take(self._loop.time())
+            self._count_timer = self._loop.call_later(0 if is_few else COUNT_INTERVAL, self._tell_counts)
 
-    def _count(self) -> None:
+    def _tell_counts(self) -> None:
         self._count_timer = None
-        if self._calls_changed:
-            self._calls_changed = False
-            self._calls_untold = True
-            self._count_timer = self._loop.call_later(COUNT_INTERVAL, self._count)
-            self._tell_all()
+        self._calls_untold = True
+        self._tell_all()
 
 
 async def serve(channel: socket.socket, listener: socket.socket, daemon: socket.socket) -> int:
