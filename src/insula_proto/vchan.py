@@ -16,9 +16,6 @@ MAX_PATH = 107
 MAX_DOMAIN = 0x7FFFFFFF
 """Published daemons hold domains as signed 32-bit numbers."""
 
-CONNECT_RETRY_S = 0.01
-"""A client tries again after this while nobody serves the name; published ones try far more often."""
-
 
 class Place:
     """The folder, and which domain this program runs in."""

@@ -14,12 +14,13 @@ from insula_proto import qrexec
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.qrexec import ExecCmdline, Hello, JustExec, Message, ServiceConnect
 from insula_proto.qrexec_channel import LocalClient
-from insula_proto.vchan import CONNECT_RETRY_S, MAX_PATH
+from insula_proto.vchan import MAX_PATH
 
 READ_SIZE = 65536
+_RETRIES = ((0.1, 0.0005), (5.0, 0.01))
+"""How long a vchan is looked for that often: at first its server is about to listen, then about to start…"""
 _SLOW_RETRY_S = 0.1
-_PATIENCE_S = 5.0
-"""After this a vchan that nobody serves is looked for less often: its qube is not about to come."""
+"""…and then its qube is not about to come."""
 
 
 class Deadline:
@@ -66,7 +67,7 @@ def try_vchan(path: str) -> socket.socket | None:
 
 def retry_after(waited: float) -> float:
     """Seconds to the next attempt, after that long without success."""
-    return CONNECT_RETRY_S if waited < _PATIENCE_S else _SLOW_RETRY_S
+    return next((interval for limit, interval in _RETRIES if waited < limit), _SLOW_RETRY_S)
 
 
 def connect_vchan(path: str, deadline: Deadline) -> socket.socket:
