@@ -46,6 +46,7 @@ from insula_proto.qrexec import (
     TriggerService,
 )
 from insula_proto.qrexec_channel import AgentControl
+from insula_proto.qrexec_channel import ServiceRequested as ServiceRequest
 
 PATIENCE = 30.0
 
@@ -409,6 +410,29 @@ async def test_service_requests_without_end_and_unread_answers_are_paced(world: 
     taken_back = sum(isinstance(message, RequestCancelled) for message in world.messages)
     assert asked - taken_back <= service_calls.MAX_REQUESTS
     assert asked <= service_calls.REQUESTS_BURST + PATIENCE * service_calls.REQUESTS_PER_SECOND
+
+
+@pytest.mark.parametrize("name", [b"a.B", b"a/B"])
+async def test_flood_of_requests_is_read_slowly(world: World, name: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MC-15: under one ident, each taking the last one back; or refused by its name. Windows, and pauses."""
+    read = 0
+    original = service_calls.ServiceCalls.requested
+
+    def counted(self: service_calls.ServiceCalls, request: ServiceRequest) -> None:
+        nonlocal read
+        read += 1
+        original(self, request)
+
+    monkeypatch.setattr(service_calls.ServiceCalls, "requested", counted)
+    monkeypatch.setattr(guest, "SLOW_DOWN", 1.0)
+    await world.open_control()
+    request = world.control.trigger_service(b"dom0", b"SOCKET1", name)
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        while world.mux.writable(world.control_stream) >= len(request):
+            world.send(request)
+        await world.exchange()
+    assert 0 < read <= 5 * limits.MUX_MAX_WINDOW / len(request)
 
 
 async def test_stream_to_another_port_is_refused_without_dropping(world: World) -> None:

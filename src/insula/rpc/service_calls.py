@@ -126,6 +126,8 @@ class ServiceCalls:
             self._waiting[number] = ServiceRequested(number, request.service, request.target, request.claimed_source)
             if self._turn is None:
                 self._tell_waiting()
+            else:
+                self._guest.slow_down()
 
     def _tell_waiting(self) -> None:
         """Pass on as many as may be; look again soon if some are left."""
@@ -155,7 +157,9 @@ class ServiceCalls:
         self._report(service, reason)
 
     def _report(self, service: str, reason: str) -> None:
-        if self._can_tell() and self._reports.take(self._loop.time()):
+        if not self._reports.take(self._loop.time()):
+            self._guest.slow_down()
+        elif self._can_tell():
             self._tell(RequestDropped(printable(service), printable(reason)))
 
     # --- from the daemon -----------------------------------------------------------------------------------------
