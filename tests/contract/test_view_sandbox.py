@@ -56,7 +56,8 @@ async def test_while_prepared_it_sees_its_paths_read_only_and_nothing_beside_the
 ) -> None:
     seen = (await report_of(parent, folder)).environment
     assert seen["SEEN"] == "in the view"
-    assert seen["ROOT"] == f"/{folder.parts[1]}"
+    assert seen["ROOT"] == f"/given /{folder.parts[1]}"
+    assert seen["GIVEN"] == "given 400"
     assert seen["BESIDE"] == "False"
     assert {seen["WRITE"], seen["CHANGE"]} <= {"EROFS", "EACCES", "EPERM"}
     assert seen["WRITE_ROOT"] in ("EROFS", "EACCES")
@@ -97,6 +98,6 @@ async def test_program_with_a_preparation_gets_no_sandbox_without_a_view_nor_ano
 
 @pytest.mark.parametrize("path", ["", "/", "relative", "/a//b", "/a/", "/a\0b", "/" + "a" * 200])
 def test_odd_path_is_refused_before_anything_is_done(path: str) -> None:
-    data = msgspec.msgpack.encode(View((path,), (), 0))
+    data = msgspec.msgpack.encode(View((path,), (), (), 0))
     with pytest.raises(msgspec.ValidationError):
         msgspec.msgpack.decode(data, type=View)

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from insula.gui import control
+from insula.gui import control, x_authority
 from insula.gui.control import Configure
 from insula.preload.forks import ForkedProcess, PreloadedParent
 from insula.preload.messages import Fork, View
@@ -31,6 +31,7 @@ GUI_FILE_SIZE = 2**29
 """RLIMIT_FSIZE in bytes: memory that is shared with the display server, at most the largest window's."""
 
 _X_SOCKETS = "/tmp/.X11-unix"  # noqa: S108 - where X servers listen
+_AUTHORITY = "/Xauthority"
 _DISPLAY = re.compile(r"(?:unix)?:([0-9]{1,5})(?:\.[0-9]+)?")
 _LOADED = ("/usr", "/lib", "/lib64", "/etc/fonts", "/etc/ld.so.cache", "/var/cache/fontconfig")
 """Libraries, plug-ins' dependencies, fonts, keyboard tables."""
@@ -53,7 +54,7 @@ def view(environment: Mapping[str, str]) -> View:
     if wayland and runtime and wayland_socket.is_socket() and environment.get("QT_QPA_PLATFORM") != "xcb":
         paths.append(str(wayland_socket))
         variables |= {"XDG_RUNTIME_DIR": runtime, "WAYLAND_DISPLAY": wayland, "QT_QPA_PLATFORM": "wayland"}
-        return View(tuple(paths), tuple(variables.items()), GUI_FILE_SIZE)
+        return View(tuple(paths), (), tuple(variables.items()), GUI_FILE_SIZE)
     display = environment.get("DISPLAY", "")
     local = _DISPLAY.fullmatch(display)
     if local is None:
@@ -63,11 +64,13 @@ def view(environment: Mapping[str, str]) -> View:
         raise NoDesktop(f"no X server listens at {x_socket}")
     paths.append(str(x_socket))
     variables |= {"DISPLAY": f"unix:{local[1]}", "QT_QPA_PLATFORM": "xcb"}
+    files: list[tuple[str, bytes]] = []
     authority = Path(environment.get("XAUTHORITY") or Path.home() / ".Xauthority")
     if authority.is_file():
-        paths.append(str(authority.resolve()))
-        variables["XAUTHORITY"] = str(authority.resolve())
-    return View(tuple(paths), tuple(variables.items()), GUI_FILE_SIZE)
+        # (The process may be of another user, who could not read it where it is.)
+        files.append((_AUTHORITY, x_authority.of_display(authority.read_bytes(), local[1])))
+        variables["XAUTHORITY"] = _AUTHORITY
+    return View(tuple(paths), tuple(files), tuple(variables.items()), GUI_FILE_SIZE)
 
 
 async def spawn_gui(

@@ -25,6 +25,7 @@ Number = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Reason = Annotated[str, Meta(max_length=MAX_REASON)]
 HostPath = Annotated[str, Meta(min_length=2, max_length=150, pattern=r"^(/[^/\x00]+)+$")]
+FileContent = Annotated[bytes, Meta(max_length=1024)]
 Variable = tuple[Annotated[str, Meta(pattern=r"^[A-Z_]{1,40}$")], Annotated[str, Meta(max_length=200)]]
 
 
@@ -43,6 +44,8 @@ class View(_Message, frozen=True, tag=True):
 
     paths: Annotated[tuple[HostPath, ...], Meta(max_length=MAX_VIEW)]
     """Folders, files and sockets, seen at the same place, read-only."""
+    files: Annotated[tuple[tuple[HostPath, FileContent], ...], Meta(max_length=MAX_VIEW)]
+    """Small files that are there beside these, for the program's user alone to read."""
     variables: Annotated[tuple[Variable, ...], Meta(max_length=MAX_VIEW)]
     file_size: Annotated[int, Meta(ge=0, le=2**32)]
     """RLIMIT_FSIZE in bytes: of memory files, too."""

@@ -190,7 +190,10 @@ class Parent:
             os.close(pipes.go_writer)
             if request.uid is not None:
                 sandbox.become(request.uid)
-            sandbox.leave_host(self._namespaces, request.view.paths if request.view else ())
+            if request.view is None:
+                sandbox.leave_host(self._namespaces)
+            else:
+                sandbox.leave_host(self._namespaces, request.view.paths, request.view.files)
             child = os.fork()
             if child == 0:
                 self._become_child(request, pipes, program, descriptors)

@@ -59,8 +59,8 @@ def become(uid: int) -> None:
     syscalls.set_dumpable(True)
 
 
-def leave_host(kinds: Namespaces, paths: Sequence[str] = ()) -> None:
-    """Enter new namespaces, with a read-only root that has ``paths`` of the host and nothing else.
+def leave_host(kinds: Namespaces, paths: Sequence[str] = (), files: Sequence[tuple[str, bytes]] = ()) -> None:
+    """Enter new namespaces, with a read-only root that has ``paths`` of the host, ``files``, and nothing else.
 
     :raise OSError: the kernel refuses, or a path is not there.
     """
@@ -78,7 +78,7 @@ def leave_host(kinds: Namespaces, paths: Sequence[str] = ()) -> None:
     _write("/proc/sys/user/max_user_namespaces", "0")
     socket.sethostname(HOST_NAME)
     if paths:
-        _root_with(paths)
+        _root_with(paths, files)
     else:
         _empty_root()
 
@@ -108,7 +108,7 @@ def _enter_root() -> None:
     os.chdir("/")
 
 
-def _root_with(paths: Sequence[str]) -> None:
+def _root_with(paths: Sequence[str], files: Sequence[tuple[str, bytes]]) -> None:
     """As :func:`_empty_root`, with some of the host in it, read-only."""
     syscalls.mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
     writable = _EMPTY & ~MountFlags.RDONLY
@@ -129,6 +129,12 @@ def _root_with(paths: Sequence[str]) -> None:
         kept = MountFlags(os.statvfs(target).f_flag & int(_EMPTY))
         flags = MountFlags.REMOUNT | MountFlags.BIND | MountFlags.RDONLY | MountFlags.NOSUID | MountFlags.NODEV
         syscalls.mount(None, target, None, flags | kept)
+    for path, content in files:
+        target = _MOUNT_POINT + path
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o400)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+            file.write(content)
     syscalls.mount(None, _MOUNT_POINT, None, MountFlags.REMOUNT | MountFlags.BIND | _EMPTY)
     _enter_root()
 

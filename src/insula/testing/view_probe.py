@@ -51,6 +51,7 @@ def prepare(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
     os.environ["SEEN"] = (folder / "seen").read_text()
     os.environ["ROOT"] = _tree()
+    os.environ["GIVEN"] = f"{Path('/given').read_text()} {Path('/given').stat().st_mode & 0o777:o}"
     os.environ["WRITE"] = sandbox_probe.outcome(lambda: (folder / "made").write_text("x"))
     os.environ["WRITE_ROOT"] = sandbox_probe.outcome(lambda: Path("/made").mkdir())
     os.environ["CHANGE"] = sandbox_probe.outcome(lambda: (folder / "seen").chmod(0o777))
@@ -68,5 +69,5 @@ def main(descriptors: Sequence[int]) -> int:
 
 def request(uid: int | None, folder: Path) -> Fork:
     """What to ask the parent for: a probe that sees a folder."""
-    seen = View((str(folder),), (("FOLDER", str(folder)),), FILE_SIZE)
+    seen = View((str(folder),), (("/given", b"given"),), (("FOLDER", str(folder)),), FILE_SIZE)
     return Fork(0, PROGRAM, uid, sandbox_probe.FILES, 2**30, view=seen)
