@@ -68,7 +68,10 @@ class Display:
             raise NoDisplay(f"{name}: {error}") from error
         self._atoms: dict[str, int] = {}
         self.segment = self._attach(frames)
+        self._modifier_keys: frozenset[int] = frozenset()
         self._modifiers = self._read_modifiers()
+        self._state: int | None = None
+        """Of the modifiers, if it is known: asking takes a way to the server and back for each key."""
 
     @property
     def fd(self) -> int:
@@ -152,14 +155,19 @@ class Display:
         reply = self.core.GetModifierMapping().reply()
         per = reply.keycodes_per_modifier
         codes = list(reply.keycodes)
+        self._modifier_keys = frozenset(codes)
         return [next((code for code in codes[bit * per : (bit + 1) * per] if code), 0) for bit in range(8)]
 
     def fake(self, kind: int, detail: int, x: int = 0, y: int = 0) -> None:
         """XTEST: a key, a button, or (absolutely) the pointer."""
+        if kind in (KEY_PRESS, KEY_RELEASE) and detail in self._modifier_keys:
+            self._state = None
         self._test.FakeInput(kind, detail, 0, self.root if kind == MOTION else 0, x, y, 0)
 
     def set_modifiers(self, state: int) -> None:
         """Make them those of the host: locks are pressed once, others held or let go."""
+        if state == self._state:
+            return
         mask = self.core.QueryPointer(self.root).reply().mask
         for bit, code in enumerate(self._modifiers):
             if not code or not (mask ^ state) >> bit & 1:
@@ -170,6 +178,7 @@ class Display:
                 self.fake(KEY_RELEASE, code)
             else:
                 self.fake(KEY_PRESS if state >> bit & 1 else KEY_RELEASE, code)
+        self._state = state
 
     def keys_down(self) -> list[int]:
         keys = bytes(self.core.QueryKeymap().reply().keys)

@@ -63,6 +63,8 @@ _NAME_PIXELS = 10
 _TEXT_MARGIN = 6
 _WHEEL_STEP = 120
 """Eighths of a degree, times fifteen: one click of an ordinary wheel (QWheelEvent)."""
+_NO_REPEAT_MS = 100
+"""Milliseconds within which no key repeats; people type the next one after as long."""
 MAX_WHEEL_CLICKS = 20
 """Of one event; smooth wheels spin fast."""
 
@@ -164,6 +166,10 @@ class QtWindow(QWindow):
         self._is_pointer_inside = False
         self._is_gone = False
         self._wheel = QPoint()
+        self._pointer = QPoint()
+        """Relative to the content, as far as events said."""
+        self._pressed: dict[int, int] = {}
+        """Key codes pressed here, and when (milliseconds of the display server)."""
         self.setSurfaceType(QSurface.SurfaceType.RasterSurface)
         if command.style is Style.POPUP:
             # Not Popup: that would grab pointer and keyboard on the host.
@@ -373,21 +379,29 @@ class QtWindow(QWindow):
         self._happened(FocusGained(self._number, self._held_keys()))
 
     def focusOutEvent(self, event: QFocusEvent) -> None:
+        self._pressed.clear()
         if not self._is_gone:
             self._happened(FocusLost(self._number))
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
+        if not event.isAutoRepeat():
+            self._pressed[event.nativeScanCode()] = event.timestamp()
         self._key(event, is_press=True)
 
     def keyReleaseEvent(self, event: QKeyEvent) -> None:
-        # (Of a key that repeats, X sends releases too; Qt does not always know them.)
-        if not event.isAutoRepeat() and event.nativeScanCode() not in self._held_keys():
+        if event.isAutoRepeat():
+            return
+        # Of a key that repeats, X sends releases too, and Qt does not always know them. Asking takes a way to the
+        # server and back, which a key that was just pressed here is spared: none repeats so soon.
+        pressed_at = self._pressed.pop(event.nativeScanCode(), None)
+        is_quick = pressed_at is not None and 0 <= event.timestamp() - pressed_at < _NO_REPEAT_MS
+        if is_quick or event.nativeScanCode() not in self._held_keys():
             self._key(event, is_press=False)
 
     def _key(self, event: QKeyEvent, *, is_press: bool) -> None:
         key = event.key()
         symbol = chr(key).lower() if 0x20 <= key < 0x7F else ""
-        pointer = self.mapFromGlobal(QCursor.pos()) - self._inner.topLeft()
+        pointer = self._pointer
         self._happened(
             KeyChanged(
                 self._number,
@@ -431,13 +445,13 @@ class QtWindow(QWindow):
         if known is None:
             return
         number, bit = known
-        at = event.position().toPoint() - self._inner.topLeft()
+        at = self._pointer = event.position().toPoint() - self._inner.topLeft()
         mask = self._mask(event, event.button()) | (0 if is_press else bit)
         self._happened(ButtonChanged(self._number, is_press, number, mask, at.x(), at.y()))
 
     def mouseMoveEvent(self, event: QMouseEvent) -> None:
         position = event.position().toPoint()
-        at = position - self._inner.topLeft()
+        at = self._pointer = position - self._inner.topLeft()
         mask = self._mask(event)
         self._cross(self._inner.contains(position), mask, at)
         if self._is_pointer_inside or event.buttons() != Qt.MouseButton.NoButton:
