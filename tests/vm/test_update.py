@@ -52,9 +52,12 @@ async def test_template_is_updated_through_the_net_qube_or_left_as_it_was(instal
         await anext(stream)
         assert (await in_template(daemon, "ls /sys/class/net")).split() == ["lo"]
         await in_template(daemon, "touch /half-an-update; sync")
+    async with asyncio.timeout(LIMIT_S):
+        while "insula-updating" in await daemon.client.list_features(TEMPLATE):
+            await asyncio.sleep(0.1)
     code, output = await insula(daemon, "update", TEMPLATE)
+    assert code == 0, output
     log = (daemon.paths.logs / f"update-{TEMPLATE}.log").read_text()
-    assert code == 0, f"{output}\n{log}"
     assert "nothing to update" in output or "updated in" in output
     assert "Get:" in log or "Hit:" in log
     await daemon.client.start(TEMPLATE)
