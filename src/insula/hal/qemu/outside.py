@@ -39,7 +39,8 @@ def passt_argv(program: str, cable: int, uid: int | None) -> Iterator[str]:
     """
     yield from (program, "--foreground", "--quiet", "--fd", str(cable))
     yield from ("--address", OUTSIDE_ADDRESS, "--netmask", OUTSIDE_NETMASK, "--gateway", OUTSIDE_GATEWAY)
-    yield from ("--dns", OUTSIDE_DNS, "--dns-forward", OUTSIDE_DNS, "--mtu", str(MTU))
+    # Questions to that address go to the first resolver of the host; one given by --dns would take its place.
+    yield from ("--dns-forward", OUTSIDE_DNS, "--mtu", str(MTU))
     # IPv4 alone: a net qube passes no other family on unless it is told to, and then it is told by its own uplink.
     yield from ("--ipv4-only", "--no-map-gw", "--no-dhcp-search", "--no-dhcp-dns")
     yield from ("--tcp-ports", "none", "--udp-ports", "none")
