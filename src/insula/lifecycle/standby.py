@@ -28,7 +28,7 @@ from insula.lifecycle import nobody
 from insula.lifecycle.host import Host, keep_console, log
 from insula.lifecycle.plan import StartPlan
 from insula.lifecycle.seeds import Seed
-from insula.model.block import MIB, BlockSource, VolumeSpec
+from insula.model.block import BlockSource, VolumeSpec
 from insula.model.errors import InsulaError, QubesException
 from insula.model.names import ADMIN_NAME, QubeName
 from insula.model.property_defaults import DEFAULT_MAC
@@ -64,8 +64,6 @@ SHORT_MIB = 768
 """With less available, those that wait are ended."""
 ANSWER_LIMIT_S = 30.0
 """For the rehearsal: a second on an idle machine."""
-PRIVATE_MIB = 64
-"""Size of the placeholder disks; the guest learns the true size when it becomes somebody."""
 
 
 @dataclass(eq=False)
@@ -369,7 +367,9 @@ class Standby:
                 raise QubesException("the template's root changed meanwhile")
             return seed.under(source)
         path = self._host.runtime_folder(RUNTIME_NAME.format(number)) / f"{volume.name}.raw"
-        source = nobody.placeholder(path, PRIVATE_MIB * MIB)
+        # As large as those of the qube that this seed was last used for: a guest that is told of another size by an
+        # interrupt has to wait for it.
+        source = nobody.placeholder(path, volume.size)
         if volume.name == "private":
             await asyncio.to_thread(format_disk, path)
         return source
