@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.lifecycle import nobody
 from insula.lifecycle.disposables import MAX_READY, ready_of, refill_delay_s, wanted_ready
 from insula.lifecycle.engine import CreateRequest
 from insula.model.errors import QubesException
@@ -20,7 +21,8 @@ DVM = QubeName("dvm")
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(nobody, "REST_STEP_S", 0.0)
     async with engine_bench(tmp_path) as made:
         await made.engine.create(CreateRequest("AppVM", DVM, "red", template=TEMPLATE))
         with_property(made, DVM, "template_for_dispvms", value=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from insula.hal.capabilities import Capability
 from insula.hal.driver import Machine, MachineStats
 from insula.hal.errors import HalError, MachineGone
+from insula.lifecycle import nobody
 from insula.lifecycle.create import disks_of, first_content, plan_create, require_unborrowed
 from insula.lifecycle.disposables import Disposables, wanted_ready
 from insula.lifecycle.engine import CreateRequest
@@ -163,6 +164,13 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
             seed = await self.seeds.find(plan)
             if seed is not None:
                 await self.standby.provide(plan, seed)
+
+    async def wait_until_at_rest(self, name: QubeName) -> None:
+        """Return once a running qube has little to do, or after a while."""
+        machine = self._machine(name)
+        if machine is not None:
+            with suppress(HalError):
+                await nobody.wait_until_at_rest(machine)
 
     async def start(self, name: QubeName) -> None:
         supervisor = self._supervisor(name)
