@@ -14,7 +14,8 @@ machines of the channels, and the rules for services are those of :mod:`insula_p
     errand        one request of a qube, in a process of its own: policy, target, the host's own services
     client        qrexec-client
     policy_daemon, policy_exec   the two that answer questions about policy
-    judge         how they do: policy as it is on disk, the system as it is, the user
+    verdicts      what policy says, where nobody need be asked
+    judge         …and where the user is asked or told
 
     places        names and folders, and what overrides them
     sockets       vchans and connections to daemons

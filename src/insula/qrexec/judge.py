@@ -7,8 +7,6 @@ Doubt means no: without a policy, without word of the system, without somebody t
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import shutil
 import sys
 from pathlib import Path
@@ -19,42 +17,28 @@ from insula.policy.agent import Notice, Resolution
 from insula.policy.current import CurrentPolicy
 from insula.policy.decisions import Allow, Ask, Deny, Reason, Request
 from insula.policy.engine import answer as answer_question
-from insula.policy.engine import evaluate, settle
-from insula.policy.evaluate import QuestionError, snapshot_from_json
-from insula.policy.ruleset import Policy
+from insula.policy.evaluate import QuestionError
 from insula.policy.snapshot import Snapshot
 from insula.policy.store import PolicyStore
-from insula.qrexec import qubesd
 from insula.qrexec.errors import QubesdError
-from insula.qrexec.places import OLD_POLICY_FOLDER, POLICY_FOLDERS, policy_agent_socket
+from insula.qrexec.log import say
+from insula.qrexec.places import policy_agent_socket
 from insula.qrexec.policy_protocol import Question
+from insula.qrexec.verdicts import DENY, checked, decide, read_snapshot, report, request_of, store_of, text_of
 from insula.rpc.ask import NobodyToAsk, Prompts, question_of
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 from insula_proto.qrexec import EXIT_CHANNEL_LOST
 
-log = logging.getLogger("insula.qrexec.policy")
-
-DENY = "result=deny\n"
-_JUST_ALLOW = "result=allow\n"
 CLIENT = "qrexec-client"
 MAX_NOTICES = 32
 NOTICE_LIMIT_S = 10.0
-
-
-def store_of(folders: list[str]) -> PolicyStore:
-    """The policy in one folder, or in two of which the first one's files win; none given: the published ones."""
-    *runtime, folder = folders or POLICY_FOLDERS
-    old = Path(OLD_POLICY_FOLDER)
-    return PolicyStore(
-        Path(folder), runtime=Path(runtime[0]) if runtime else None, compat=old if old.is_dir() else None
-    )
 
 
 class Judge:
     """Made in a running event loop."""
 
     def __init__(self, store: PolicyStore) -> None:
-        self._policy = CurrentPolicy(store, _report)
+        self._policy = CurrentPolicy(store, report)
         self._prompts = Prompts(Path(policy_agent_socket()))
         self._notices: set[asyncio.Task[None]] = set()
         """On their way to desktops in other qubes."""
@@ -69,37 +53,21 @@ class Judge:
         try:
             snapshot = await self.snapshot()
         except (QubesdError, QuestionError) as error:
-            log.warning("%s from %s is denied: the system is unknown: %s", question.service, question.source, error)
+            say(f"{question.service} from {question.source} is denied: the system is unknown: {error}")
             return DENY
         return await self.answer_in(question, snapshot)
 
     async def answer_in(self, question: Question, snapshot: Snapshot) -> str:
         """The same, about a system that is known."""
-        service, plus, argument = question.service.partition("+")
-        request = Request(
-            service, plus + argument or "+", question.source, question.target, question.requested_source or ""
-        )
-        decision = evaluate(request, await self._policy.get(), snapshot)
-        if question.just_evaluate or question.assume_yes:
-            settled = settle(decision, snapshot, assume_yes=question.assume_yes)
-        else:
-            settled = await self._ask(decision) if isinstance(decision, Ask) else decision
-        outcome = _checked(settled)
-        if question.just_evaluate:
-            return DENY if isinstance(outcome, Deny) else _JUST_ALLOW
-        self._tell(outcome, request, snapshot)
-        if isinstance(outcome, Deny):
-            return DENY
-        return "".join(f"{key}={value}\n" for key, value in outcome.response().items())
+        decision = decide(question, await self._policy.get(), snapshot)
+        outcome = checked(await self._ask(decision)) if isinstance(decision, Ask) else decision
+        if not question.just_evaluate:
+            self._tell(outcome, request_of(question), snapshot)
+        return text_of(question, outcome)
 
     async def snapshot(self) -> Snapshot:
         """The system now. :raise QubesdError: :raise QuestionError:"""
-        data = await asyncio.to_thread(qubesd.call, "internal.GetSystemInfo", ADMIN_NAME, internal=True)
-        try:
-            untrusted_info = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise QuestionError(f"no JSON: {error}") from error
-        return snapshot_from_json(untrusted_info)
+        return await asyncio.to_thread(read_snapshot)
 
     async def _ask(self, question: Ask) -> Allow | Deny:
         source = question.request.requested_source or question.request.source
@@ -112,20 +80,16 @@ class Judge:
             # It may have taken the user minutes: the answer counts for the system of now (MC-20).
             snapshot = await self.snapshot()
         except NobodyToAsk as error:
-            log.warning("%s from %s: nobody was asked: %s", question.request.service, source, error)
+            say(f"{question.request.service} from {source}: nobody was asked: {error}")
             return Deny(Reason.NOBODY_TO_ASK, notify=error.notify, rule=question.rule)
         except (QubesdError, QuestionError) as error:
-            log.warning("%s from %s is denied: the system is unknown: %s", question.request.service, source, error)
+            say(f"{question.request.service} from {source} is denied: the system is unknown: {error}")
             return Deny(Reason.NOBODY_TO_ASK, notify=False, rule=question.rule)
         if choice is None:
             return Deny(Reason.RULE, notify=question.notify, rule=question.rule)
         return answer_question(question, choice, snapshot)
 
     def _tell(self, outcome: Allow | Deny, request: Request, snapshot: Snapshot) -> None:
-        verdict = "denied" if isinstance(outcome, Deny) else f"allowed to {outcome.target}"
-        log.info(
-            "qrexec: %s%s: %s -> %s: %s", request.service, request.argument, request.source, request.target, verdict
-        )
         source = request.requested_source or request.source
         facts = snapshot.find(source)
         if not outcome.notify or facts is None or facts.guivm is None:
@@ -162,7 +126,7 @@ async def _notify_in(guivm: str, notice: Notice) -> None:
         async with asyncio.timeout(NOTICE_LIMIT_S):
             await _call_service(guivm, "policy.Notify", body)
     except (OSError, TimeoutError, LocalProtocolError) as error:
-        log.info("a notice was not shown in %s: %s", guivm, error or "not in time")
+        say(f"a notice was not shown in {guivm}: {error or 'not in time'}")
 
 
 async def _call_service(qube: str, service: str, data: bytes) -> tuple[int, bytes]:
@@ -192,17 +156,14 @@ async def _call_service(qube: str, service: str, data: bytes) -> tuple[int, byte
     return EXIT_CHANNEL_LOST, b""
 
 
-def _checked(outcome: Allow | Deny) -> Allow | Deny:
-    """What the published answer would hide must not happen."""
-    if isinstance(outcome, Allow) and outcome.objection is not None:
-        log.warning("%s from %s is denied: %s", outcome.request.service, outcome.request.source, outcome.objection)
-        return Deny(Reason.LOOP, notify=True, rule=outcome.rule)
-    return outcome
+def ask_once(question: Question, folders: list[str]) -> str:
+    """Answer one question, by a judge of its own."""
 
+    async def ask() -> str:
+        judge = Judge(store_of(folders))
+        try:
+            return await judge.answer(question)
+        finally:
+            await judge.close()
 
-def _report(policy: Policy) -> None:
-    if policy.problems:
-        problems = "; ".join(map(str, policy.problems))
-        log.error("the policy has problems, so everything is denied: %s", problems)
-    else:
-        log.info("policy loaded: %d rules", len(policy.rules))
+    return asyncio.run(ask())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import getopt
 import grp
-import logging
 import os
 import select
 import signal
@@ -23,9 +22,11 @@ from pathlib import Path
 from insula.policy.evaluate import QuestionError
 from insula.policy.snapshot import Snapshot
 from insula.qrexec.errors import QubesdError
-from insula.qrexec.judge import Judge, store_of
+from insula.qrexec.judge import Judge
+from insula.qrexec.log import name_program, say
 from insula.qrexec.places import EVAL_GUI_SOCKET, EVAL_SIMPLE_SOCKET, policy_socket
 from insula.qrexec.policy_protocol import MAX_EVAL_BODY, MAX_EVAL_HEAD, Question, QuestionDecoder, decode_eval
+from insula.qrexec.verdicts import store_of
 from insula_proto.errors import RemoteProtocolError
 
 READ_SIZE = 65536
@@ -37,8 +38,6 @@ ACCEPT_PAUSE_S = 0.2
 SOCKET_MODE = 0o660
 GROUP = "qubes"
 BACKLOG = 128
-
-log = logging.getLogger("insula.qrexec.policy")
 
 USAGE = """\
 Usage: qrexec-policy-daemon [options]
@@ -90,12 +89,12 @@ class Server:
             return
         except OSError as error:
             # No descriptor is left (MC-107). Who connected waits; it is tried again when some may be free.
-            log.warning("a question could not be taken: %s", error)
+            say(f"a question could not be taken: {error}")
             self._pause(listener, serve)
             return
         connection.setblocking(False)
         if len(self._tasks) >= MAX_CONNECTIONS:
-            log.warning("too many questions at once")
+            say("too many questions at once")
             connection.close()
             return
         task = asyncio.get_running_loop().create_task(self._serve(connection, serve), name="question")
@@ -117,7 +116,7 @@ class Server:
             try:
                 await serve(connection)
             except (OSError, TimeoutError, RemoteProtocolError, QubesdError, QuestionError) as error:
-                log.warning("not answered: %s", error or "not asked in time")
+                say(f"not answered: {error or 'not asked in time'}")
 
     # the protocols
 
@@ -236,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words or len(folders) > 2:
         print(f"qrexec-policy-daemon: takes no words, and two folders at most\n\n{USAGE}", end="", file=sys.stderr)
         return 2
-    logging.basicConfig(format="qrexec-policy-daemon: %(message)s", level=logging.INFO)
+    name_program("qrexec-policy-daemon")
     os.umask(0o007)
     _join_group()
     try:

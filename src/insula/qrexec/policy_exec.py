@@ -6,20 +6,21 @@ out: finds or starts the target and tells both ends.
 
 from __future__ import annotations
 
-import asyncio
 import getopt
-import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
+from insula.policy.decisions import Ask
+from insula.policy.evaluate import QuestionError
 from insula.qrexec import errand
-from insula.qrexec.errors import DaemonError
-from insula.qrexec.judge import Judge, store_of
+from insula.qrexec.errors import DaemonError, QubesdError
 from insula.qrexec.log import name_program, say
 from insula.qrexec.places import daemon_folder
 from insula.qrexec.policy_protocol import Answer, Question, decode_answer
 from insula.qrexec.sockets import DaemonClient
+from insula.qrexec.verdicts import DENY, decide, read_snapshot, report, store_of, text_of
 from insula_proto.vchan import MAX_DOMAIN, Place
 
 EXIT_DENIED = 1
@@ -41,12 +42,18 @@ Exits with 0 if the call is allowed, 1 if it is denied.
 """
 
 
-async def ask(question: Question, folders: list[str]) -> str:
-    judge = Judge(store_of(folders))
+def ask(question: Question, folders: list[str]) -> str:
+    """The lines of the answer. What talks to the user is loaded only where somebody is to be asked or told."""
+    policy = store_of(folders).load()
+    report(policy)
     try:
-        return await judge.answer(question)
-    finally:
-        await judge.close()
+        decision = decide(question, policy, read_snapshot())
+    except (QubesdError, QuestionError) as error:
+        say(f"{question.service} from {question.source} is denied: the system is unknown: {error}")
+        return DENY
+    if isinstance(decision, Ask) or (decision.notify and not question.just_evaluate):
+        return str(import_module("insula.qrexec.judge").ask_once(question, folders))
+    return text_of(question, decision)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     question = Question(
         source, target, service, just_evaluate=just_evaluate, assume_yes="--assume-yes-for-ask" in names
     )
-    logging.basicConfig(format="qrexec-policy-exec: %(message)s", level=logging.INFO)
-    text = asyncio.run(ask(question, folders))
+    text = ask(question, folders)
     if just_evaluate:
         return 0 if text.startswith("result=allow\n") else EXIT_DENIED
     answer = decode_answer(text.encode("ascii"))
