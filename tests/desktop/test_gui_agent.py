@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -9,7 +12,7 @@ import pytest
 
 from insula.gui.geometry import WINDOW_FRAME, Rect
 from insula.testing.desktop import Desktop, Picture, Window, desktop
-from insula.testing.gui_guest import RealGuest, program, real_agent, real_guest, shown_by_host
+from insula.testing.gui_guest import RealGuest, agent_of, program, real_agent, real_guest, shown_by_host
 
 pytestmark = pytest.mark.desktop
 
@@ -197,6 +200,30 @@ def test_users_close_reaches_the_program(screen: Desktop, guest: RealGuest) -> N
         screen.do("windowactivate", "--sync", screen.window(r"\[work\]").number)
         screen.key("alt+F4")
         assert editor.wait(20) == 0
+
+
+def test_windows_come_back_with_the_next_host_and_agent(screen: Desktop) -> None:
+    """MC-47: the process that shows windows was killed; programs go on, and nothing is shown without its frame."""
+    with desktop(1000, 700, window_manager=None) as inside:
+        with (
+            shown_by_host(screen, [("work", BLUE)]) as (host, [line]),
+            agent_of(inside, line, host) as guest,
+            contextlib.ExitStack() as later,
+        ):
+            editor = later.enter_context(program(guest, EDITOR))
+            wait_equal(screen, guest, r"\[work\] Editor")
+            os.kill(host.pids[0], signal.SIGKILL)
+            screen.wait(lambda: not screen.windows(r"\[work\]"), "the window stays")
+            assert guest.agent.wait(20) != 0
+            later_on = later.pop_all()
+        with later_on, shown_by_host(screen, [("work", BLUE)]) as (host, [line]), agent_of(inside, line, host) as guest:
+            place = wait_equal(screen, guest, r"\[work\] Editor")
+            screen.click(place.x + 300, place.y + 150)
+            screen.type("z")
+            assert editor.stdout is not None
+            assert editor.stdout.readline() == "shown\n"
+            assert editor.stdout.readline() == "'from the guestz'\n"
+    screen.wait(lambda: not screen.windows(r"\[work\]"), "the window stays")
 
 
 def test_host_that_goes_ends_the_agent_and_leaves_the_programs(screen: Desktop) -> None:

@@ -224,22 +224,28 @@ def real_guest(screen: Desktop, qube: str, colour: int, *, width: int = 1000, he
 @contextlib.contextmanager
 def real_agent(line: Line, host: Host, *, width: int = 1000, height: int = 700) -> Iterator[RealGuest]:
     """An X server and the agent at a qube's end."""
-    with desktop(width, height, window_manager=None) as inside:
-        folders = dict.fromkeys(str(Path(module.__file__ or "").parents[1]) for module in (insula_proto, xcffib))
-        channel = line.channel.fileno()
-        agent = subprocess.Popen(
-            [
-                *(sys.executable, "-S", "-E", "-c", AGENT, ":".join(folders)),
-                *("--channel", f"fd:{channel}", "--frames", f"fd:{line.memory}", "--display", inside.display),
-            ],
-            pass_fds=(channel, line.memory),
-        )
-        line.channel.close()
-        try:
-            yield RealGuest(inside, host, agent)
-        finally:
-            agent.kill()
-            agent.wait()
+    with desktop(width, height, window_manager=None) as inside, agent_of(inside, line, host) as guest:
+        yield guest
+
+
+@contextlib.contextmanager
+def agent_of(inside: Desktop, line: Line, host: Host) -> Iterator[RealGuest]:
+    """The agent at a qube's end, for an X server that is there."""
+    folders = dict.fromkeys(str(Path(module.__file__ or "").parents[1]) for module in (insula_proto, xcffib))
+    channel = line.channel.fileno()
+    agent = subprocess.Popen(
+        [
+            *(sys.executable, "-S", "-E", "-c", AGENT, ":".join(folders)),
+            *("--channel", f"fd:{channel}", "--frames", f"fd:{line.memory}", "--display", inside.display),
+        ],
+        pass_fds=(channel, line.memory),
+    )
+    line.channel.close()
+    try:
+        yield RealGuest(inside, host, agent)
+    finally:
+        agent.kill()
+        agent.wait()
 
 
 @contextlib.contextmanager
