@@ -126,5 +126,5 @@ async def test_fork_of_a_seed_asks_as_itself(daemon: DaemonProcess, pair: Pair) 
     await daemon.client.set_property("start_mode", "warm", name)
     await daemon.client.start(name)
     result = await run(daemon, name, f"echo question | qrexec-client-vm {pair.target} test.Echo")
-    assert result.text.split("\n") == [f"{name} test.Echo [] user", "question"]
+    assert result.text.split("\n") == [f"{name} test.Echo+ [] user", "question"]
     await discard(daemon, name)
