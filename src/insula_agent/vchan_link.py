@@ -32,8 +32,10 @@ MAX_CONTROL_QUEUE = 32 * 1024 * 1024
 """Bytes on the control channel that a daemon which does not read may leave us with; it is then taken for lost."""
 LINGER_TIME = 2.0
 """Seconds the other end has to close a stream we have finished."""
+RESTLESS_TRIES = 40
+"""First tries to connect, without a pause but for others to run: the other end is told at the same time as we are…"""
 EAGER_INTERVAL, EAGER_TRIES = 0.001, 100
-"""Seconds between the first tries to connect: the other end is about to listen…"""
+"""…then seconds between tries, as many…"""
 PATIENT_INTERVAL = 0.05
 """…and between those after."""
 
@@ -119,10 +121,10 @@ class VchanLink(Streams):
 
     def connect(self, domain: int, port: int, handler: StreamHandler) -> int:
         stream = self._add(handler, is_control=False)
-        self._try(stream, domain, port, EAGER_TRIES)
+        self._try(stream, domain, port, 0)
         return stream
 
-    def _try(self, stream: int, domain: int, port: int, tries: int) -> None:
+    def _try(self, stream: int, domain: int, port: int, count: int) -> None:
         state = self._streams.get(stream)
         if state is None:
             return
@@ -132,8 +134,11 @@ class VchanLink(Streams):
             connection.connect(self._place.served_by(domain, port))
         except (BlockingIOError, FileNotFoundError, ConnectionRefusedError):
             connection.close()
-            interval = EAGER_INTERVAL if tries else PATIENT_INTERVAL
-            state.timer = self._loop.after(interval, lambda: self._try(stream, domain, port, max(tries - 1, 0)))
+            interval = EAGER_INTERVAL if count < RESTLESS_TRIES + EAGER_TRIES else PATIENT_INTERVAL
+            if count < RESTLESS_TRIES:
+                os.sched_yield()
+                interval = 0.0
+            state.timer = self._loop.after(interval, lambda: self._try(stream, domain, port, count + 1))
         except (OSError, ValueError) as error:
             connection.close()
             log(f"vchan {domain}:{port}: {error}")
