@@ -14,7 +14,7 @@ import stat
 import struct
 import sys
 
-from insula_agent import sockets
+from insula_agent import conveyor, sockets
 from insula_proto import qrexec
 from insula_proto.errors import LocalProtocolError
 from insula_proto.qrexec import EXIT_PROBLEM, EXIT_REFUSED, TriggerService
@@ -24,6 +24,8 @@ MAX_NAME = 63
 """Bytes of a target's or source's name; the rest is cut off, as published."""
 ANSWER = struct.Struct("<II")
 _MAX_INHERITED = 1024
+_BUFFER_SIZE = 524288
+"""Bytes between us and the program each way, where that is allowed."""
 EXIT_USAGE = 2
 EXIT_FAILED = 1
 
@@ -226,12 +228,14 @@ def serve_vchan(domain: int, port: int, patience: float) -> int:
 
 
 def start_program(words: list[str]) -> tuple[int, int, int]:
-    """Start the program with a socket for its input and one for its output; return its pid and our ends.
+    """Start the program; return its pid and our ends. Its input is a socket, which it may use for output too (SIGUSR1),
+    its output a pipe, whose pages can be moved on.
 
     :raise OSError: no process could be made.
     """
-    theirs_in, ours_in = sockets.pair()
-    theirs_out, ours_out = sockets.pair()
+    theirs_in, ours_in = sockets.pair(_BUFFER_SIZE)
+    ours_out, theirs_out = os.pipe2(os.O_CLOEXEC)
+    conveyor.enlarge(theirs_out, _BUFFER_SIZE)
     agent_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -239,7 +243,7 @@ def start_program(words: list[str]) -> tuple[int, int, int]:
             environment = dict(os.environ)
             environment["QREXEC_AGENT_PID"] = str(agent_pid)
             # Ours are closed first: shells know descriptors below 10 only.
-            first, second = sorted((theirs_in.fileno(), theirs_out.fileno()))
+            first, second = sorted((theirs_in.fileno(), theirs_out))
             for start, end in ((3, first), (first + 1, second), (second + 1, _MAX_INHERITED)):
                 os.closerange(start, end)
             for fd in (0, 1, 2) if "PASS_LOCAL_STDERR" in os.environ else (0, 1):
@@ -247,7 +251,7 @@ def start_program(words: list[str]) -> tuple[int, int, int]:
                 os.set_inheritable(saved, True)
                 environment[f"SAVED_FD_{fd}"] = str(saved)
             os.dup2(theirs_in.fileno(), 0)
-            os.dup2(theirs_out.fileno(), 1)
+            os.dup2(theirs_out, 1)
             for number in (10, 13, 17):
                 _signal.signal(number, _signal.SIG_DFL)
             os.execve(words[0], [words[0].rpartition("/")[2], *words[1:]], environment)  # noqa: S606 - no shell
@@ -256,9 +260,9 @@ def start_program(words: list[str]) -> tuple[int, int, int]:
         finally:
             os._exit(255)
     theirs_in.close()
-    theirs_out.close()
-    os.set_blocking(ours_out.fileno(), False)
-    return pid, ours_in.detach(), ours_out.detach()
+    os.close(theirs_out)
+    os.set_blocking(ours_out, False)
+    return pid, ours_in.detach(), ours_out
 
 
 def _cover_standard_descriptors() -> None:
