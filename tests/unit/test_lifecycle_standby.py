@@ -310,7 +310,9 @@ async def test_failed_rehearsal_leaves_nothing_and_is_not_tried_again_at_once(
     assert waiting(bench) == []
 
 
-async def test_next_daemon_ends_what_waited_and_keeps_the_numbers_of_qubes(bench: Bench) -> None:
+async def test_next_daemon_ends_what_waited_and_keeps_the_numbers_of_qubes(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     await one_waits(bench)
     await bench.engine.start(WORK)
     await rested(bench, 1)
@@ -318,6 +320,8 @@ async def test_next_daemon_ends_what_waited_and_keeps_the_numbers_of_qubes(bench
     bench.computer.script.fail_next("kill")  # The first daemon dies before it can end it.
     await bench.reopen()
     assert guest.exit == MachineExit(ExitKind.KILLED, "discarded")
+    # It is what happens to each that waits when a daemon dies: nothing to warn of.
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
     assert bench.engine.power_state(WORK) is PowerState.RUNNING
     await bench.engine.start(OTHER)
     await rested(bench, 1)

@@ -24,6 +24,8 @@ from insula.model.errors import InsulaError
 from insula.model.qube import Qube
 from insula.storage.pool import StorageError
 
+WAITING_PREFIX = "waiting."
+"""Of the run-time folders of machines in waiting (:mod:`insula.lifecycle.standby`), which end with their daemon."""
 QUBE_VIDS = "qubes/"
 """Prefix of the volumes that belong to qubes; anything else in a pool is not ours to remove."""
 CRASHED_WITH_US = MachineExit(ExitKind.CRASHED, "ended while no daemon was there to see")
@@ -80,7 +82,10 @@ async def _end_unknown(host: Host, runtime_folders: Path, known: set[str]) -> No
     for folder in sorted(runtime_folders.iterdir()) if runtime_folders.is_dir() else []:
         if folder.name in known:
             continue
-        if await host.driver.discard(folder):
+        was_running = await host.driver.discard(folder)
+        if was_running and folder.name.startswith(WAITING_PREFIX):
+            log.info("%s: ended, it was in waiting", folder.name)
+        elif was_running:
             log.warning("%s: ended a machine whose start or stop was interrupted", folder.name)
         shutil.rmtree(folder, ignore_errors=True)
 

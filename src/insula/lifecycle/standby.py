@@ -27,6 +27,7 @@ from insula.hal.errors import HalError, MachineGone, SeedUnusable
 from insula.lifecycle import nobody
 from insula.lifecycle.host import Host, keep_console, log
 from insula.lifecycle.plan import StartPlan
+from insula.lifecycle.reconcile import WAITING_PREFIX
 from insula.lifecycle.seeds import Seed
 from insula.model.block import BlockSource, VolumeSpec
 from insula.model.errors import InsulaError, QubesException
@@ -48,7 +49,7 @@ DEFAULT_HARDWARE = 0
 """Where guests run on the CPU a fork is quick without a rehearsal."""
 FIRST_NUMBER = MAX_QID + 2
 """After the qubes and the machine that is being made into a seed."""
-RUNTIME_NAME = "waiting.{}"
+RUNTIME_NAME = WAITING_PREFIX + "{}"
 """Run-time folder; no qube's name has a dot at that place."""
 KEPT_S = 3600.0
 """After the last start from its seed."""

@@ -142,7 +142,8 @@ async def _end_noted(runtime_dir: Path) -> bool:
     try:
         if not is_named(note.pid, note.uuid):
             return False
-        _log.warning("ending VMM %d of %s, which nobody knows", note.pid, runtime_dir)
+        # Whether that is worth a warning is known to whoever asked.
+        _log.info("ending VMM %d of %s, which nobody knows", note.pid, runtime_dir)
         process.kill()
         await process.wait()
     finally:
