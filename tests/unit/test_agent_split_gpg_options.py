@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
@@ -103,8 +104,10 @@ def test_any_words_are_refused_or_name_nothing_of_the_server(words: list[str]) -
 
 
 def gpg(*arguments: str) -> str:
-    done = subprocess.run(["gpg", "--batch", *arguments], capture_output=True, text=True, check=False, timeout=30)
-    return done.stderr
+    """What it says to options, with no key ring to look at and no agent to start."""
+    env = {**os.environ, "GNUPGHOME": "/nonexistent", "LC_ALL": "C"}
+    argv = ["gpg", "--batch", "--no-autostart", *arguments]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=30).stderr
 
 
 @pytest.mark.parametrize("name", sorted(options.WITH_VALUE))
