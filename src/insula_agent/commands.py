@@ -214,21 +214,31 @@ class Commands(StreamHandler):
                 client.answer_and_stay(message.domain, message.port, end)
             return
         waiting = self._waiting.pop(message.port, None)
-        if waiting is None or waiting.is_closed or client is None:
-            if waiting is None:
-                log(f"no data stream for port {message.port}")
-            else:
-                self._link.reset(waiting.stream, RESET_FAILED)
-            if client is not None:
-                client.close()
-            end()
+        ends = None
+        if waiting is None:
+            log(f"no data stream for port {message.port}")
+        elif client is not None and not waiting.is_closed:
+            ends = self._make_ends(has_pipes=client.takes_pipes)
+        if waiting is not None and client is not None and ends is not None:
+            # A program that has gone meanwhile leaves a channel whose other end is closed: the relay ends the call.
+            client.answer(message.domain, message.port, ends.theirs)
+            ends.passed()
+            client.close()
+            waiting.hand_over(Relay(self._loop, self._link, waiting.stream, ends, end))
             return
-        ends = Ends(has_pipes=client.takes_pipes)
-        # A program that has gone meanwhile leaves a channel whose other end is closed: the relay ends the call.
-        client.answer(message.domain, message.port, ends.theirs)
-        ends.passed()
-        client.close()
-        waiting.hand_over(Relay(self._loop, self._link, waiting.stream, ends, end))
+        if waiting is not None:
+            self._link.reset(waiting.stream, RESET_FAILED)
+        if client is not None:
+            client.close()
+        end()
+
+    def _make_ends(self, *, has_pipes: bool) -> Ends | None:
+        """None: there are no more descriptors, and the call fails."""
+        try:
+            return Ends(has_pipes=has_pipes)
+        except OSError as error:
+            log(f"a program's data channel: {error}")
+            return None
 
     # --- commands and services of this qube ----------------------------------------------------------------------
 

@@ -37,7 +37,12 @@ class Ends:
         self.is_socket = not has_pipes
         if has_pipes:
             their_input, self.sink = os.pipe2(os.O_CLOEXEC)
-            self.source, their_output = os.pipe2(os.O_CLOEXEC)
+            try:
+                self.source, their_output = os.pipe2(os.O_CLOEXEC)
+            except OSError:
+                os.close(their_input)
+                os.close(self.sink)
+                raise
             self.theirs = (their_input, their_output)
             for fd in (self.sink, their_output):
                 conveyor.enlarge(fd, CHANNEL_SIZE)
