@@ -58,7 +58,17 @@ def test_every_thread_is_under_the_filter_without_any_right(process: Path) -> No
         assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd")} == {"0" * 16}
 
 
-@pytest.mark.parametrize("kind", ["user", "pid", "net", "ipc", "uts", "mnt", "cgroup"])
+def test_pixels_go_to_the_display_server_in_shared_memory(process: Path) -> None:
+    """Else each frame is written to its socket: eight megabytes for a large window."""
+    lines = (process / "maps").read_text().splitlines()
+    shared = [line for line in lines if "rw-s" in line.split()[1] and "insula-frames" not in line]
+    assert any(
+        int(line.split("-")[0], 16) + 4 * 1800 * 900 <= int(line.split("-")[1].split()[0], 16) for line in shared
+    )
+
+
+# (Not "ipc": View.keeps_ipc. No call of System V IPC passes the filter.)
+@pytest.mark.parametrize("kind", ["user", "pid", "net", "uts", "mnt", "cgroup"])
 def test_it_has_its_own_namespace(process: Path, kind: str) -> None:
     assert (process / "ns" / kind).readlink() != Path("/proc/self/ns", kind).readlink()
 

@@ -70,7 +70,8 @@ def view(environment: Mapping[str, str]) -> View:
         # (The process may be of another user, who could not read it where it is.)
         files.append((_AUTHORITY, x_authority.of_display(authority.read_bytes(), local[1])))
         variables["XAUTHORITY"] = _AUTHORITY
-    return View(tuple(paths), tuple(files), tuple(variables.items()), GUI_FILE_SIZE)
+    # Qt uses no shared memory at all if a System V segment cannot be tried, though it then takes the server's files.
+    return View(tuple(paths), tuple(files), tuple(variables.items()), GUI_FILE_SIZE, keeps_ipc=True)
 
 
 async def spawn_gui(

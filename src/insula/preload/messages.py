@@ -49,6 +49,9 @@ class View(_Message, frozen=True, tag=True):
     variables: Annotated[tuple[Variable, ...], Meta(max_length=MAX_VIEW)]
     file_size: Annotated[int, Meta(ge=0, le=2**32)]
     """RLIMIT_FSIZE in bytes: of memory files, too."""
+    keeps_ipc: bool = False
+    """Whether it stays in the host's namespace of System V IPC: for toolkits that try shared memory with the display
+    server once, when they connect. Afterwards no call is left that could use it."""
 
 
 class Fork(_Message, frozen=True, tag=True):

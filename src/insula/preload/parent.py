@@ -34,6 +34,7 @@ from typing import NoReturn
 
 from insula.preload import messages, sandbox, seccomp, syscalls, title
 from insula.preload.messages import Ended, Failed, Fork, Forked, FromParent
+from insula.preload.syscalls import Namespaces
 from insula_proto.errors import RemoteProtocolError
 
 Prepare = Callable[[Mapping[str, str]], None]
@@ -193,7 +194,8 @@ class Parent:
             if request.view is None:
                 sandbox.leave_host(self._namespaces)
             else:
-                sandbox.leave_host(self._namespaces, request.view.paths, request.view.files)
+                kinds = self._namespaces & ~Namespaces.IPC if request.view.keeps_ipc else self._namespaces
+                sandbox.leave_host(kinds, request.view.paths, request.view.files)
             child = os.fork()
             if child == 0:
                 self._become_child(request, pipes, program, descriptors)

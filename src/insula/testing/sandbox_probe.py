@@ -90,6 +90,9 @@ ATTEMPTS: dict[str, dict[str, Callable[[], object]]] = {
         "host name": lambda: socket.sethostname("x"),
         "personality": lambda: _call("personality", 0xFFFFFFFF),
         "prctl": lambda: syscalls.set_dumpable(True),
+        "System V shared memory": lambda: _call("shmget", 0, mmap.PAGESIZE, 0o1600),
+        "System V messages": lambda: _call("msgget", 0, 0o1600),
+        "System V semaphores": lambda: _call("semget", 0, 1, 0o1600),
     },
     "code": {
         "executable memory": lambda: mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_EXEC),
