@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 import os
 
+from insula.hal.capabilities import Capability
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import RUN_TIMEOUT_S, run, sh
 from insula_proto.vmexec import encode
 
 BULK = 8 * 1024 * 1024
 """Bytes of a bulk transfer each way."""
+RANDOMIZED = "cat /proc/sys/kernel/randomize_va_space"
 
 
 async def test_command_gets_its_user_home_and_shell(daemon: DaemonProcess, shared_qube: str) -> None:
@@ -68,3 +70,18 @@ async def test_cancelled_command_does_not_go_on_in_the_guest(daemon: DaemonProce
     async with asyncio.timeout(RUN_TIMEOUT_S):
         while (await run(daemon, shared_qube, "kill -0 $(cat /tmp/pid)")).code == 0:
             pass
+
+
+async def test_addresses_are_random_with_hardware_and_where_a_qube_asks_for_it(
+    daemon: DaemonProcess, qube: str, halted_qube: str
+) -> None:
+    """Decision 016: equal ones have code translated once, and are for emulation only."""
+    emulated = Capability.HARDWARE_VIRTUALIZATION not in (await daemon.client.status())["capabilities"]
+    assert await sh(daemon, qube, RANDOMIZED) == ("0" if emulated else "2")
+    await daemon.client.kill(qube)
+    await daemon.client.set_property("kernelopts", "sysctl.kernel.randomize_va_space=2", halted_qube)
+    await daemon.client.set_property("start_mode", "cold", halted_qube)
+    await daemon.client.start(halted_qube)
+    assert await sh(daemon, halted_qube, RANDOMIZED) == "2"
+    places = [await sh(daemon, halted_qube, "grep -m 1 libc.so /proc/self/maps") for _ in range(2)]
+    assert places[0] != places[1]
