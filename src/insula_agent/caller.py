@@ -37,6 +37,8 @@ HANDSHAKE_TIMEOUT = 120.0
 READ_SIZE = 65536 - qrexec.HEADER.size
 """Bytes read of the source at once: with their header 64 KiB."""
 CHANNEL_READ_SIZE = 262144
+PIPE_SIZE = 524288
+"""Bytes of the pipes of the programs on both sides of us, where that is allowed."""
 MOVES = 32
 """Messages moved before others get their turn."""
 SIGUSR1, SIGCHLD = 10, 17
@@ -118,6 +120,10 @@ class Caller:
         self._source = source
         self._may_splice = conveyor.IS_POSSIBLE and _is_pipe(source) and _is_pipe(self._output)
         """Pages of the source go into the channel. Into a socket they would go one by one, each waking its reader."""
+        for pipe in (source, sink.pipe):
+            if pipe >= 0 and _is_pipe(pipe):
+                # A shell's pipes hold 64 KiB: each time one is full or empty its program takes turns with us.
+                conveyor.enlarge(pipe, PIPE_SIZE)
         self._sink = sink
         self._errors = errors
         self._prefix = prefix
