@@ -88,11 +88,6 @@ def test_port_in_use_is_said(port: int, environment: dict[str, str]) -> None:
     assert b"in use" in done.stderr
 
 
-def test_connecttcp_is_a_link_the_agent_understands() -> None:
-    link = AGENT / "rpc" / "qubes.ConnectTCP"
-    assert str(link.readlink()) == "/dev/tcp/127.0.0.1"
-
-
 def test_in_the_background_it_holds_nothing_of_its_starter(environment: dict[str, str]) -> None:
     """A call that starts it ends; communicate() would not, were its output still held."""
     number = free_port()

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-from insula.templates.agent_package import LIBRARY, agent_package, boot_package, build_package
+from insula.templates.agent_package import (
+    ENABLED_UNITS,
+    LIBRARY,
+    PORT_SERVICES,
+    agent_package,
+    boot_package,
+    build_package,
+)
+from insula_proto.services import TcpService, locate, parse_call
 
 
 @pytest.fixture
@@ -76,6 +86,30 @@ def test_real_agent_is_packed_whole() -> None:
         "usr/lib/systemd/system/insula-agent.service",
         "usr/lib/systemd/system/sysinit.target.wants/insula-agent.service",
     } <= files
+
+
+def test_wheel_brings_the_same_agent(tmp_path: Path) -> None:
+    project = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=project, check=True, capture_output=True, timeout=60)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    assert agent_package(tmp_path / "installed").digest() == agent_package().digest()
+
+
+@pytest.mark.parametrize(("wanting", "unit"), [(w, unit) for w, units in ENABLED_UNITS.items() for unit in units])
+def test_enabled_unit_exists_and_says_who_wants_it(wanting: str, unit: str) -> None:
+    text = agent_package().files[PurePosixPath("usr/lib/systemd/system") / unit].content.decode()
+    assert f"WantedBy={wanting}" in text
+
+
+@pytest.mark.parametrize(("argument", "service"), [("+8080", "qubes.ConnectTCP"), ("", "qubes.UpdatesProxy")])
+def test_service_that_is_a_port_is_one_to_the_agent(argument: str, service: str, tmp_path: Path) -> None:
+    (tmp_path / service).symlink_to(PORT_SERVICES[service])
+    call = parse_call(f"QUBESRPC {service}{argument} work".encode())
+    assert call is not None
+    assert isinstance(locate(call, str(tmp_path)), TcpService)
 
 
 def test_boot_package_takes_the_place_of_an_initramfs_generator(tmp_path: Path) -> None:

@@ -35,11 +35,18 @@ def own_address() -> str:
         return str(probe.getsockname()[0])
 
 
+LARGE_MIB = 24
+
+
 class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b"the world outside\n")
+        if self.path == "/large":
+            for _ in range(LARGE_MIB):
+                self.wfile.write(bytes(2**20))
+        else:
+            self.wfile.write(b"the world outside\n")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -135,6 +142,16 @@ async def test_app_qube_reaches_the_world_through_two_net_qubes(
         (app, ["eth0", "lo"]),
     ):
         assert (await run(daemon, name, "ls /sys/class/net"))[1].split() == interfaces
+
+
+async def test_more_arrives_at_once_than_an_interface_takes(
+    daemon: DaemonProcess, names: tuple[str, str, str], page: str
+) -> None:
+    # It fills the socket between passt and the machine's interface: what is lost there takes the network along.
+    for qube in names[0], names[2]:
+        command = f"import urllib.request as r; print(len(r.urlopen('{page}large', timeout=30).read()))"
+        assert await run(daemon, qube, f'python3 -c "{command}"') == (0, f"{LARGE_MIB * 2**20}\n")
+        assert await fetches(daemon, qube, page)
 
 
 async def test_nobody_reaches_the_app_qube_from_a_net_qube(daemon: DaemonProcess, names: tuple[str, str, str]) -> None:

@@ -2,7 +2,8 @@
 
 ``insula-agent`` holds the packages ``insula_agent`` and ``insula_proto`` under ``/usr/lib/insula`` (not on Python's
 normal path: programs of the user neither see nor shadow it), the files of ``insula_agent/rootfs`` as they are, the
-service scripts of ``insula_agent/rpc`` and, in ``/usr/bin``, the commands of ``insula_agent/bin``. Python files are
+service scripts of ``insula_agent/rpc`` and, in ``/usr/bin``, the commands of ``insula_agent/bin``. Symbolic links are
+listed here: a wheel, from which this program may be installed, holds none. Python files are
 byte-compiled when the package is installed, by the very Python that will run them, with hashes that are not checked at
 run time: an import then reads one file.
 
@@ -29,6 +30,21 @@ LIBRARY = PurePosixPath("usr/lib/insula")
 EPOCH = 1_735_689_600
 """Time stamp of every packed file: 2025-01-01, any fixed past time will do."""
 DPKG_TIMEOUT_S = 60
+
+ENABLED_UNITS = {
+    "multi-user.target": (
+        "insula-console.service",
+        "insula-rc-local.service",
+        "insula-seed.service",
+        "insula-ssh-keys.service",
+        "insula-updates-forwarder.socket",
+        "insula-updates-proxy.service",
+    ),
+    "sysinit.target": ("insula-agent.service", "insula-identity.target"),
+}
+"""Target → units that it wants."""
+PORT_SERVICES = {"qubes.ConnectTCP": "/dev/tcp/127.0.0.1", "qubes.UpdatesProxy": "/dev/tcp/127.0.0.1/8082"}
+"""Services that are a TCP port of the qube: what the link in ``/etc/qubes-rpc`` says (qrexec §8)."""
 
 MAINTAINER = "Insula <insula@localhost>"
 """Debian wants an address; these packages are built on the machine that uses them."""
@@ -91,14 +107,27 @@ def _python_files(sources: Path, package: str) -> dict[PurePosixPath, PackedFile
     }
 
 
+def _links() -> dict[PurePosixPath, PackedFile]:
+    units = PurePosixPath("usr/lib/systemd/system")
+    links = {
+        # Published tools call it by this name.
+        PurePosixPath("usr/lib/qubes/qrexec-client-vm"): "/usr/bin/qrexec-client-vm",
+        **{PurePosixPath("etc/qubes-rpc") / service: target for service, target in PORT_SERVICES.items()},
+        **{
+            units / f"{wanting}.wants" / unit: f"../{unit}"
+            for wanting, wanted in ENABLED_UNITS.items()
+            for unit in wanted
+        },
+    }
+    return {path: PackedFile(b"", link=target) for path, target in links.items()}
+
+
 def _tree(folder: Path, target: PurePosixPath) -> dict[PurePosixPath, PackedFile]:
     """Files of a source folder; a script (first bytes ``#!``) is executable, whatever the checkout says."""
     files = {}
     for path in sorted(folder.rglob("*")):
         place = target / path.relative_to(folder)
-        if path.is_symlink():
-            files[place] = PackedFile(b"", link=str(path.readlink()))
-        elif path.is_file() and "__pycache__" not in path.parts:
+        if path.is_file() and "__pycache__" not in path.parts:
             content = path.read_bytes()
             files[place] = PackedFile(content, 0o755 if content.startswith(b"#!") else 0o644)
     return files
@@ -123,8 +152,7 @@ def agent_package(sources: Path = SOURCES) -> Package:
         **_tree(sources / "insula_agent" / "rootfs", PurePosixPath()),
         **_services(sources / "insula_agent" / "rpc"),
         **_tree(sources / "insula_agent" / "bin", PurePosixPath("usr/bin")),
-        # Published tools call it by this name.
-        PurePosixPath("usr/lib/qubes/qrexec-client-vm"): PackedFile(b"", link="/usr/bin/qrexec-client-vm"),
+        **_links(),
     }
     # sudo refuses files that others may read or write more than this.
     for path in list(files):

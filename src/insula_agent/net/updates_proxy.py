@@ -160,6 +160,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
 
     def _fail(self, error: Exception) -> None:
+        self.log_message("%s: %s", self.requestline[:200], error)
         self.send_error(403 if isinstance(error, Refused) else 502, explain=str(error))
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:

@@ -67,6 +67,9 @@ async def join(folder: Path, cable: socket.socket, user: HostUser | None) -> Non
     program = shutil.which(PASST)
     if program is None:
         raise DriverError("passt is missing: install the Debian package passt, which leads net qubes to the network")
+    # passt sends the rest of a frame that did not fit by waiting; told not to wait, it loses the rest and with it where
+    # frames begin, and the VMM hangs up.
+    cable.setblocking(True)
     output = sealed_output()
     try:
         process = _popen(tuple(passt_argv(program, cable.fileno(), None if user is None else user.uid)), cable, output)
