@@ -121,6 +121,23 @@ async def test_client_of_a_provider_that_died_is_linked_to_another(world: QemuWo
                 await until_ping(one, "10.1.0.1")
 
 
+async def test_provider_that_takes_no_frames_does_not_hold_its_client(world: QemuWorld, driver: QemuDriver) -> None:
+    async with shell(world, driver, provider(world)) as net, shell(world, driver, client(world, "one")) as one:
+        await driver.link(one, net, 0)
+        await give_address(net, link_mac(0), "10.1.0.1/24")
+        await give_address(one, MAC, "10.1.0.2/24")
+        await until_ping(one, "10.1.0.1")
+        await net.pause()
+        # Several times what the socket between the two takes.
+        large = "ping -c 1 -W 1 -s 60000 10.1.0.1 >/dev/null"
+        await run_in_guest(one, f"for i in $(seq 40); do {large} & done; wait")
+        async with asyncio.timeout(GUEST_LIMIT_S):
+            assert await run_in_guest(one, "echo alive") == b"alive\n"
+            assert await driver.links(one) == frozenset()
+        await net.resume()
+        await until_ping(one, "10.1.0.1")
+
+
 async def test_frames_of_one_link_are_not_seen_on_another(world: QemuWorld, driver: QemuDriver) -> None:
     async with (
         shell(world, driver, provider(world)) as net,

@@ -224,10 +224,16 @@ def short_path(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def connect(path: Path) -> socket.socket:
-    """Connect to a listening unix socket; non-blocking. :raise OSError: nobody listens, or its queue is full."""
+def connect(path: Path, *, is_named: bool = False) -> socket.socket:
+    """Connect to a listening unix socket; non-blocking.
+
+    :param is_named: give our end a name of its own first, by which the other end can be told from others.
+    :raise OSError: nobody listens, or its queue is full.
+    """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        if is_named:
+            client.bind("")  # the kernel chooses one that is free (unix(7), autobind)
         with short_path(path) as address:
             client.connect(address)
     except BaseException:

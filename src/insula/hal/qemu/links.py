@@ -5,6 +5,10 @@ becomes of its net qube. What the daemon does is lay the *cable*: it connects to
 connection to the provider's VMM, where a new interface is plugged on it. From then on the two VMMs exchange frames (a
 length of 4 bytes, then the frame) and the daemon has no part in it.
 
+QEMU 7.2 leaves a connection that it accepted blocking. Frames that nobody takes would then hold its whole process,
+monitor and all, for as long as a provider pleases (MC-117). The daemon makes the open socket non-blocking, which it
+shares with QEMU for a moment (pidfd_getfd(2)); QEMU then keeps what does not fit, and takes no more of the guest's.
+
 Pulling: first the network end goes (from that moment nothing passes), then the guest is asked to let go of the device.
 A guest that does not keeps its port occupied, and nothing else.
 
@@ -15,8 +19,10 @@ framing. The provider's is of the older kind: only that one takes a connection b
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
+from collections.abc import Callable
 
 from insula.hal.driver import MachineSpec, link_mac
 from insula.hal.errors import DriverError
@@ -31,7 +37,7 @@ from insula.hal.qemu.command import (
 )
 from insula.hal.qemu.descriptors import NIC_SOCKET, connect
 from insula.hal.qemu.monitor import Monitor
-from insula.hal.qemu.process import HostUser
+from insula.hal.qemu.process import HostUser, VmmProcess
 
 CABLE_LIMIT_S = 2.0
 """For QEMU to notice that the last cable is gone."""
@@ -49,9 +55,15 @@ _DESCRIPTOR = "cable{}"
 class MachineLinks:
     """Of one machine that runs. All methods raise MachineGone once it has ended."""
 
-    def __init__(self, spec: MachineSpec, monitor: Monitor, user: HostUser | None) -> None:
-        """:param user: of the machine's processes, where the daemon is root."""
+    def __init__(
+        self, spec: MachineSpec, monitor: Monitor, user: HostUser | None, process: Callable[[], VmmProcess]
+    ) -> None:
+        """
+        :param user: of the machine's processes, where the daemon is root.
+        :param process: its VMM.
+        """
         self._spec = spec
+        self._process = process
         self._monitor = monitor
         self._user = user
         self._plugging = asyncio.Lock()
@@ -108,12 +120,35 @@ class MachineLinks:
         deadline = asyncio.get_running_loop().time() + CABLE_LIMIT_S
         while True:
             try:
-                return connect(self._spec.runtime_dir / NIC_SOCKET)
+                cable = connect(self._spec.runtime_dir / NIC_SOCKET, is_named=True)
+                break
             except BlockingIOError:
                 if asyncio.get_running_loop().time() > deadline:
                     raise DriverError(f"the interface of machine {name!r} is linked already") from None
             except OSError as error:
                 raise DriverError(f"the interface of machine {name!r} refused", str(error)) from error
+            await asyncio.sleep(CABLE_POLL_S)
+        try:
+            await self._unblock_other_end(cable)
+        except BaseException:
+            cable.close()
+            raise
+        return cable
+
+    async def _unblock_other_end(self, cable: socket.socket) -> None:
+        name, process = self._spec.name, self._process()
+        deadline = asyncio.get_running_loop().time() + CABLE_LIMIT_S
+        while True:
+            try:
+                other_end = process.socket_to(cable.getsockname())
+            except OSError as error:
+                raise DriverError(f"the interface of machine {name!r} would block its VMM", str(error)) from error
+            if other_end is not None:
+                with other_end:
+                    os.set_blocking(other_end.fileno(), False)
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                raise DriverError(f"the interface of machine {name!r} takes no connection")
             await asyncio.sleep(CABLE_POLL_S)
 
     async def has_nic(self) -> bool:

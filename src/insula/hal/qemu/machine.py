@@ -108,7 +108,7 @@ class QemuMachine:
         self._console_log = ConsoleLog(spec.runtime_dir)
         self._console: ConsoleReader | None = None
         self._monitor = Monitor(spec.name, self._on_event)
-        self._links = MachineLinks(spec, self._monitor, self._host_user())
+        self._links = MachineLinks(spec, self._monitor, self._host_user(), self._require_started)
         self._process: VmmProcess | None = None
         self._keys = KeyFiles()
         self._fdsets: tuple[tuple[int, ...], ...] = ()
@@ -269,7 +269,7 @@ class QemuMachine:
                 own.runtime_dir.rename(spec.runtime_dir)
                 unlink_thrown_away(spec)
             self._spec = replace(spec, uuid=own.uuid, host_number=own.host_number)
-            self._links = MachineLinks(self._spec, self._monitor, self._host_user())
+            self._links = MachineLinks(self._spec, self._monitor, self._host_user(), self._require_started)
             self._log = logging.getLogger(f"{__name__}.{spec.name}")
             self._console_log.moved(spec.runtime_dir)
             self._log.info("was in waiting as %s", own.name)

@@ -11,10 +11,13 @@ that check refers to that process for ever.
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -38,6 +41,10 @@ NICE = "/usr/bin/nice"
 VMM_NICENESS = 10
 """Added to the daemon's own (nice(2)): guests may have every core that nobody else needs, but what serves the user
 comes first. It counts within one scheduling group: a cgroup, or a session where there is autogroup (sched(7))."""
+
+_PIDFD_GETFD = 438
+"""pidfd_getfd(2), the same number on every machine; Python 3.11 and older C libraries have no function for it."""
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -88,6 +95,17 @@ def is_named(pid: int, uuid: str) -> bool:
         return uuid.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
+
+
+def _descriptor_of(pidfd: int, number: int) -> int | None:
+    """A copy of another process's descriptor; None if it was closed meanwhile. :raise OSError:"""
+    found: int = _libc.syscall(ctypes.c_long(_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(number), ctypes.c_uint(0))
+    if found >= 0:
+        return found
+    error = ctypes.get_errno()
+    if error in (errno.EBADF, errno.ESRCH):
+        return None
+    raise OSError(error, f"pidfd_getfd: {os.strerror(error)}")
 
 
 def boot_id() -> str:
@@ -218,6 +236,30 @@ class VmmProcess:
         if self._pidfd is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def socket_to(self, peer: bytes | str) -> socket.socket | None:
+        """A descriptor of the VMM's unix socket that is connected to ``peer``; None if it has none (yet).
+
+        It is the same open socket as the VMM's own, flags included. The caller closes the copy.
+
+        :raise OSError: the kernel does not let us look into the VMM.
+        """
+        if self._pidfd is None:
+            return None
+        for entry in Path(f"/proc/{self.identity.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                if not str(entry.readlink()).startswith("socket:"):
+                    continue
+            found = _descriptor_of(self._pidfd, int(entry.name))
+            if found is None:
+                continue
+            with ExitStack() as stack:
+                copy = stack.enter_context(socket.socket(fileno=found))
+                with suppress(OSError):  # a socket that is not connected
+                    if copy.family == socket.AF_UNIX and copy.getpeername() == peer:
+                        stack.pop_all()
+                        return copy
+        return None
 
     def output(self) -> str:
         """What the VMM printed so far, at most :data:`OUTPUT_LIMIT` bytes; empty for an attached process."""
