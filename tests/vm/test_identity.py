@@ -202,7 +202,7 @@ async def test_services_are_the_types_changed_by_features(plain: Started, lived_
     on = set((await plain.sh(listing)).split()) - {"meminfo-writer"}
     assert on == defaults
     assert set((await lived_in.sh(listing)).split()) - {"meminfo-writer"} == defaults - {"tracker"} | {"mine"}
-    assert await plain.sh("ls /run/qubes") == "persistent-rw-only\nthis-is-appvm"
+    assert await plain.sh("ls /run/qubes") == "persistent-rw-only\nqrexec-agent\nqubesdb.sock\nthis-is-appvm"
 
 
 async def test_keys_are_shown_as_files_and_the_random_seed_is_not(qube: Started) -> None:
@@ -258,7 +258,7 @@ async def test_boot_script_of_the_user_ran_once_when_all_was_in_place(lived_in: 
 
 @pytest.mark.parametrize("user", ["user", "root"])
 async def test_command_finds_the_usual_surroundings(qube: Started, user: str) -> None:
-    surroundings = await qube.sh("env -u _ -u SHLVL | sort; nice; umask; pwd; ulimit -n", user=user)
+    surroundings = await qube.sh("env -u _ -u SHLVL | sort | sed s/^QREXEC_AGENT_PID=[0-9]*$/QREXEC_AGENT_PID=NUMBER/; nice; umask; pwd; ulimit -n", user=user)
     home = "/home/user" if user == "user" else "/root"
     assert surroundings.splitlines() == [
         f"HOME={home}",
@@ -266,6 +266,7 @@ async def test_command_finds_the_usual_surroundings(qube: Started, user: str) ->
         f"LOGNAME={user}",
         "PATH=" + ("/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games" if user == "user" else ROOT_PATH),
         f"PWD={home}",
+        "QREXEC_AGENT_PID=NUMBER",
         "SHELL=/bin/bash",
         f"USER={user}",
         "0",
