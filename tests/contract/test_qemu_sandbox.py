@@ -183,8 +183,8 @@ def test_vmm_holds_only_its_own_files(machine: Machine) -> None:
     assert files <= layers | {str(machine.spec.kernel), str(machine.spec.initrd)}
     assert layers <= files
     sockets = [link for link in links if link.startswith("socket:")]
-    # Listening: monitor, console, two channels; connected: monitor and console.
-    assert len(sockets) == 6
+    # Listening: monitor, console, two channels, the network end; connected: monitor and console.
+    assert len(sockets) == 7
 
 
 def test_vmm_writes_only_to_the_top_layer(machine: Machine) -> None:

@@ -31,11 +31,14 @@ def second_shell_block() -> list[list[str]]:
 
 @pytest.fixture
 async def installation() -> AsyncIterator[DaemonProcess]:
-    """What ``make run`` leaves, as far as the commands need it: the template and the qube ``personal``."""
+    """What ``make run`` leaves, as far as the commands need it: the template, a net qube and the qube ``personal``."""
     built = await build_template()
     async with DaemonProcess() as daemon:
         await install(daemon.client, built)
         await create_app_qube(daemon.client, "personal", "yellow")
+        await create_app_qube(daemon.client, "sys-net")
+        for prop, value in (("provides_network", "True"), ("netvm", ""), ("uplink", "host")):
+            await daemon.client.call("admin.vm.property.Set", "sys-net", arg=prop, payload=value.encode())
         yield daemon
 
 
@@ -72,11 +75,16 @@ async def test_readme_commands_work_one_after_the_other(installation: DaemonProc
             assert re.search(r"^\S.* fail  +\S", output, re.MULTILINE), output
         else:
             assert code == 0, f"{shlex.join(arguments)}: {output}"
-    assert list(printed) == ["ls", "run", "create", "start", "run --dispvm", "top", "doctor", "down"]
+    assert list(printed) == [
+        "ls", "run", "create", "start", "run --dispvm", "net", "update", "calls", "top", "doctor", "down",
+    ]  # fmt: skip
     assert re.search(r"^personal +AppVM ", printed["ls"], re.MULTILINE)
     assert "Linux personal " in printed["run"]
     assert "bank started" in printed["start"]
     assert "uid=1000(user)" in printed["run --dispvm"]
+    assert "sys-net" in printed["net"]
+    assert re.search(r"^debian-12 (has nothing to update|updated in )", printed["update"], re.MULTILINE)
+    assert "qubes.UpdatesProxy" in printed["calls"]
     assert re.search(r"^bank ", printed["top"], re.MULTILINE)
     assert not is_running(installation.paths)
     assert installation.process is not None
