@@ -130,6 +130,7 @@ def test_killed_while_the_tool_folds_leaves_content_and_no_process(tmp_path: Pat
         return source.layers[1].path, source.layers[0].path
 
     async def fold() -> None:
+        os.nice(19)  # whoever watches it must not come second
         pool = scenarios.open_pool(folder)
         await pool.recover(frozenset())
         await pool.settle()

@@ -292,8 +292,10 @@ def test_interrupted_copy_says_nothing_and_moves_nothing(qubes: TwoQubes, tmp_pa
     os.mkfifo(gate)
     replace_service(qubes, tmp_path, f'exec cat "{gate}"')
     (qubes.here / "f").write_bytes(bytes(5_000_000))
+    # Where these tests run in the background, they inherit that SIGINT is ignored.
+    command = ["env", "--default-signal=INT", *qubes.command("qvm-move", "--with-progress", "f")]
     with subprocess.Popen(
-        qubes.command("qvm-move", "--with-progress", "f"), cwd=qubes.here, env=qubes.environment(),
+        command, cwd=qubes.here, env=qubes.environment(),
         stderr=subprocess.PIPE, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stderr is not None
