@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -60,7 +61,11 @@ def test_program_that_is_missing_is_127(tmp_path: Path) -> None:
 def test_application_meets_signals_as_usual(tmp_path: Path) -> None:
     """Python ignores SIGPIPE; what it becomes must not, or its pipelines would not end."""
     place(tmp_path, "b.desktop", "[Desktop Entry]\nExec=grep SigIgn /proc/self/status\n")
-    assert start(tmp_path, "b").stdout.split()[1] == b"0" * 16
+    # (A machine's container may have signals of the C library ignored from its start.)
+    usual = subprocess.run(["/bin/grep", "SigIgn", "/proc/self/status"], capture_output=True, check=True, timeout=30)
+    met = start(tmp_path, "b").stdout
+    assert met == usual.stdout
+    assert not int(met.split()[1], 16) >> (signal.SIGPIPE - 1) & 1
 
 
 def test_plan_terminal_and_links() -> None:
