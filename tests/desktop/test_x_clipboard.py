@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from insula.gui.control import Configure
 from insula.gui.geometry import WINDOW_FRAME, Rect
 from insula.testing.desktop import Desktop, desktop
 from insula.testing.gui_guest import Host, ScriptedGuest, scripted_guests
@@ -64,12 +65,12 @@ def bench(screen: Desktop) -> Iterator[Bench]:
 
 def test_text_is_pasted_once_where_the_user_said(bench: Bench) -> None:
     """MC-53, MC-54."""
-    bench.copy("work", b"secret \xff\x00 bytes")
+    bench.copy("work", b"secret \xc3\xa4\x00 text")
     bench.wait_said("clipboard: 15 bytes copied from work")
     mail = bench.go_to("mail")
     assert mail.of(gui.ClipboardData) == []
     bench.screen.key("ctrl+shift+v")
-    mail.wait_for(gui.ClipboardData(1, b"secret \xff\x00 bytes"))
+    mail.wait_for(gui.ClipboardData(1, b"secret \xc3\xa4\x00 text"))
     bench.wait_said("judged: work to mail")
     bench.screen.key("ctrl+shift+v")
     bench.wait_said("there is nothing to paste")
@@ -128,7 +129,7 @@ def test_text_that_is_too_long_is_refused_as_a_whole_and_the_one_before_is_gone(
 
 def test_longest_text_arrives_whole(bench: Bench) -> None:
     """MC-52."""
-    text = bytes(range(256)) * 250
+    text = "öä\n\x7f€".encode() * 7111 + b"x"
     bench.copy("work", text)
     bench.wait_said("64000 bytes copied from work")
     mail = bench.go_to("mail")
@@ -145,3 +146,32 @@ def test_qube_that_ends_takes_what_was_copied_from_it(bench: Bench) -> None:
     bench.go_to("mail")
     bench.screen.key("ctrl+shift+v")
     bench.wait_said("there is nothing to paste")
+
+
+def test_what_is_no_text_is_refused_as_a_whole(bench: Bench) -> None:
+    """MC-52."""
+    bench.copy("work", b"no text \xff\xfe")
+    bench.wait_said("nothing was copied from work: what it gave is no text")
+    mail = bench.go_to("mail")
+    bench.screen.key("ctrl+shift+v")
+    bench.wait_said("there is nothing to paste")
+    assert mail.of(gui.ClipboardData) == []
+
+
+def test_keys_are_those_the_user_chose_and_a_qube_takes_no_more_than_its_limit(screen: Desktop) -> None:
+    """MC-52."""
+    work = Configure("work", BLUE, copy="Ctrl-Alt-k", paste="none")
+    mail = Configure("mail", RED, clipboard_limit=256, paste="Mod4-p")
+    with scripted_guests(screen, work, mail) as (host, guests):
+        bench = Bench(screen, host, guests)
+        guest = bench.go_to("work")
+        screen.key("ctrl+shift+c", "ctrl+shift+v", "ctrl+alt+k")
+        guest.wait(lambda: gui.ClipboardRequest(1) in guest.heard)
+        # The usual keys are the guest's now.
+        assert {54, 55} <= {m.code for m in guest.of(gui.Key)}  # type: ignore[attr-defined]
+        guest.say(gui.ClipboardData(0, b"x" * 257))
+        bench.wait_said("257 bytes copied from work")
+        other = bench.go_to("mail")
+        screen.key("super+p")
+        bench.wait_said("the text has 257 bytes, mail takes 256; nothing was pasted")
+        assert other.of(gui.ClipboardData) == []

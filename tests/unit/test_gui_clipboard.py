@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from insula.gui.clipboard import (
     COPY_TIMEOUT,
+    DELIVERY_TIMEOUT,
     KEPT,
     PASTE_TIMEOUT,
     Board,
@@ -21,7 +22,7 @@ from insula.gui.clipboard import (
     QubeClipboard,
     is_before,
 )
-from insula.gui.desktop import AskPaste, Command, FailCopy, OfferCopy, Send, StartCopy
+from insula.gui.desktop import AskPaste, Command, FailCopy, OfferCopy, Send, StartCopy, Tell
 from insula_proto import gui
 
 LIMIT = 1000
@@ -79,8 +80,29 @@ def test_too_long_or_empty_answer_is_refused_as_a_whole_and_answers_the_request(
 
 def test_answer_as_long_as_may_be_is_offered_unchanged() -> None:
     """MC-52."""
-    data = bytes(range(250)) * 4
+    data = "\0\n\u202e€".encode() * 125
+    assert len(data) == LIMIT
     assert asked().received(data, 1.0) == [OfferCopy(1, data)]
+
+
+NO_TEXTS = [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"cut \xe2\x82", b"\x80"]
+
+
+@pytest.mark.parametrize("data", NO_TEXTS)
+def test_what_is_no_utf8_is_refused_as_a_whole(data: bytes) -> None:
+    """MC-52: overlong forms, surrogates, what is beyond Unicode, a character that is cut."""
+    clipboard = asked()
+    assert clipboard.received(data, 1.0) == [FailCopy(1, "what it gave is no text")]
+    assert clipboard.received(b"text", 1.0) == []
+
+
+@pytest.mark.parametrize("data", NO_TEXTS)
+def test_what_is_no_utf8_is_not_pasted_though_the_sources_process_let_it_through(data: bytes) -> None:
+    clipboard = QubeClipboard(LIMIT)
+    clipboard.paste(7, 100, 0.0)
+    [told] = clipboard.deliver(1, data, 1.0)
+    assert isinstance(told, Tell)
+    assert clipboard.deliver(1, b"text", 1.0) == []
 
 
 def test_paste_delivers_to_the_window_of_the_key() -> None:
@@ -96,13 +118,14 @@ def test_deliver_without_paste_key_sends_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "size", "now"), [(2, 4, 1.0), (1, LIMIT + 1, 1.0), (1, 4, PASTE_TIMEOUT), (0, 4, 1.0)]
+    ("number", "size", "now"), [(2, 4, 1.0), (1, LIMIT + 1, 1.0), (1, 4, DELIVERY_TIMEOUT), (0, 4, 1.0)]
 )
 def test_deliver_for_another_key_too_long_or_late_sends_nothing(number: int, size: int, now: float) -> None:
     """MC-52, MC-53."""
     clipboard = QubeClipboard(LIMIT)
     clipboard.paste(7, 100, 0.0)
-    assert clipboard.deliver(number, b"x" * size, now) == []
+    commands = clipboard.deliver(number, b"x" * size, now)
+    assert all(isinstance(command, Tell) for command in commands)
 
 
 def test_deliver_twice_sends_once() -> None:
@@ -222,13 +245,57 @@ def test_copy_is_wiped_after_its_time() -> None:
     board = copied()
     assert board.expires_at == 0.1 + KEPT
     assert board.expire(KEPT) == []
-    assert board.expire(0.1 + KEPT) == [Drop("text")]
+    commands = board.expire(0.1 + KEPT)
+    assert without_notices(commands) == [Drop("text")]
+    assert notices(commands) == ["what was copied from work is wiped: it was not pasted"]
     assert board.holds is None
     board = copied()
     assert without_notices(board.paste_asked("mail", 1, 200, 0.1 + KEPT)) == [Drop("text")]
     board = copied()
     board.paste_asked("mail", 1, 200, KEPT)
-    assert board.judged(1, True, 0.1 + KEPT) == [Drop("text")]
+    assert without_notices(board.judged(1, True, 0.1 + KEPT)) == [Drop("text")]
+
+
+def test_guest_that_never_answers_a_copy_is_given_up_and_the_user_told() -> None:
+    """MC-51."""
+    board: Board[str] = Board()
+    board.copy_started("work", 1, 100, 0.0)
+    assert board.expires_at == COPY_TIMEOUT
+    assert board.expire(COPY_TIMEOUT - 0.1) == []
+    assert notices(board.expire(COPY_TIMEOUT)) == ["work took too long; nothing was copied"]
+    assert board.copy_offered("work", 1, "late", 4, COPY_TIMEOUT) == [Drop("late")]
+    assert board.expires_at is None
+
+
+def test_policy_that_never_answers_leaves_the_text_where_it_is_and_its_late_yes_is_void() -> None:
+    """MC-55."""
+    board = copied()
+    board.paste_asked("mail", 5, 200, 1.0)
+    assert board.expires_at == 1.0 + PASTE_TIMEOUT
+    commands = board.expire(1.0 + PASTE_TIMEOUT)
+    assert notices(commands) == ["policy could not be asked in time; nothing was pasted into mail"]
+    assert board.judged(1, True, 7.0) == []
+    assert board.holds == ("work", 4)
+
+
+def test_second_paste_key_takes_the_place_of_the_first() -> None:
+    """MC-54: two pastes at once, in two qubes: the text goes where the user pressed last, and nowhere else."""
+    board = copied()
+    board.paste_asked("mail", 5, 200, 1.0)
+    [judge] = board.paste_asked("vault", 6, 201, 1.0)
+    assert isinstance(judge, Judge)
+    assert board.judged(1, True, 1.1) == []
+    assert without_notices(board.judged(judge.number, True, 1.2)) == [Deliver("vault", 6, "text")]
+    assert board.judged(judge.number, True, 1.3) == []
+
+
+def test_text_longer_than_the_target_takes_stays_where_it_is_and_policy_is_not_asked() -> None:
+    """MC-52."""
+    board = copied(content="x" * 300)
+    commands = board.paste_asked("mail", 5, 200, 1.0, limit=256)
+    assert without_notices(commands) == []
+    assert notices(commands) == ["the text has 300 bytes, mail takes 256; nothing was pasted"]
+    assert board.holds == ("work", 300)
 
 
 def test_qube_that_is_gone_leaves_nothing() -> None:

@@ -18,7 +18,7 @@ from insula.gui.control import (
     PasteAsked,
     Told,
 )
-from insula.gui.settings import Settings
+from insula.gui.settings import ALT, CONTROL, SHIFT, SUPER, Sequence, Settings
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 
 TEXT = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=200)
@@ -96,7 +96,7 @@ def test_printable_any_text_can_be_told(text: str) -> None:
 
 def test_configure_says_all_that_settings_hold() -> None:
     """A setting that could not be told would stay at its default in silence."""
-    odd = Configure("work", 1, True, False, True, 256, 2)
+    odd = Configure("work", 1, True, False, True, 256, 2, "Mod4-Alt-C", "none")
     settings = odd.settings()
     assert settings == Settings(
         "work",
@@ -106,8 +106,41 @@ def test_configure_says_all_that_settings_hold() -> None:
         allows_utf8=True,
         clipboard_limit=256,
         background=2,
+        copy=Sequence(SUPER | ALT, "c"),
+        paste=None,
     )
     with pytest.raises(RemoteProtocolError):
         control.decode_to_gui(
             msgspec.msgpack.encode({"type": "Configure", "qube": "w", "colour": 1, "clipboard_limit": 1})
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("Ctrl-Shift-c", Sequence(CONTROL | SHIFT, "c")),
+        ("shift-ctrl-C", Sequence(CONTROL | SHIFT, "c")),
+        ("Mod4-v", Sequence(SUPER, "v")),
+        ("Super-Alt-7", Sequence(SUPER | ALT, "7")),
+        ("None", None),
+    ],
+)
+def test_sequence_is_read_as_people_write_it(text: str, keys: Sequence | None) -> None:
+    assert Sequence.parse(text) == keys
+
+
+@pytest.mark.parametrize(
+    "text", ["", "c", "Shift-c", "Ctrl-", "Ctrl-Insert", "Hyper-c", "Ctrl--", "-c", "Ctrl-\u00e4", "Ctrl-" * 20 + "c"]
+)
+def test_sequence_that_is_none_or_that_people_type_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"keys|text"):
+        Sequence.parse(text)
+
+
+@given(st.text(max_size=60))
+def test_sequence_any_text_is_one_or_refused(text: str) -> None:
+    try:
+        keys = Sequence.parse(text)
+    except ValueError:
+        return
+    assert keys is None or keys.modifiers & ~SHIFT

@@ -27,6 +27,7 @@ from insula.gui.desktop import (
     State,
     StateChanged,
     Style,
+    Tell,
 )
 from insula.gui.geometry import POPUP_FRAME, Desk, Rect
 from insula.gui.machine import Machine
@@ -152,7 +153,8 @@ def test_clipboard_is_bounded_by_the_version_too() -> None:
     machine.settle(0.0)
     machine.happened(FocusGained(1), 0.0)
     machine.happened(KeyChanged(1, True, 55, "v", CONTROL | SHIFT, 0, 0, False, 7), 0.0)
-    assert machine.deliver(1, bytes(gui_channel.max_clipboard(7) + 1), 0.1) == []
+    [told] = machine.deliver(1, bytes(gui_channel.max_clipboard(7) + 1), 0.1)
+    assert isinstance(told, Tell)
 
 
 def check(commands: list[Command], cause: Message | Event | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from insula.manager import notices
 from insula.manager.notices import NoticeMachine, ShownNotice
 from insula.manager.prompt import Cause, DeniedUnseen
-from insula.policy.agent import Notice, Question, Resolution
+from insula.policy.agent import Notice, Question, Remark, Resolution
 
 
 def notice(source: str = "untrusted", resolution: Resolution = Resolution.DENY, target: str = "vault") -> Notice:
@@ -78,3 +78,20 @@ def test_memory_of_sources_is_bounded() -> None:
 def test_long_service_is_cut() -> None:
     [shown] = NoticeMachine().add(Notice(Resolution.DENY, "x" * 60_000, "+", "work", "vault"), 0.0)
     assert len(shown.text) < 120
+
+
+def test_remarks_about_the_clipboard_are_shown_at_once_whatever_else_there_is() -> None:
+    machine = NoticeMachine()
+    for _ in range(100):
+        machine.add(notice(), 0.0)
+        [shown] = machine.remark(Remark("", "7 bytes copied from work"), 0.0)
+        assert shown == ShownNotice("Clipboard", "7 bytes copied from work", False, True)
+
+
+def test_remarks_about_a_qube_are_few() -> None:
+    """MC-33."""
+    machine = NoticeMachine()
+    shown = [line for _ in range(100) for line in machine.remark(Remark("work", "it has too many windows"), 0.0)]
+    assert shown == [ShownNotice("work", "it has too many windows", False, True)] * notices.SOURCE_BURST
+    assert machine.next_due_s(0.0) is None
+    assert machine.remark(Remark("mail", "it has too many windows"), 0.0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.policy import agent
-from insula.policy.agent import Notice, Question, Resolution
+from insula.policy.agent import Notice, Question, Remark, Resolution
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,30}", fullmatch=True)
@@ -18,6 +18,7 @@ SERVICES = st.from_regex(r"[A-Za-z0-9_.-]{1,40}", fullmatch=True)
 ARGUMENTS = st.from_regex(r"\+[A-Za-z0-9_.+-]{0,40}", fullmatch=True)
 ICONS = st.from_regex(r"[A-Za-z0-9_.-]{1,20}", fullmatch=True)
 NOTICES = st.builds(Notice, st.sampled_from(Resolution), SERVICES, ARGUMENTS, NAMES, TARGETS | st.just(""))
+REMARKS = st.builds(Remark, NAMES | st.just(""), st.from_regex(r"[ -~]{1,300}", fullmatch=True))
 
 
 @st.composite
@@ -29,12 +30,12 @@ def questions(draw: st.DrawFn) -> Question:
     )
 
 
-@given(questions() | NOTICES)
+@given(questions() | NOTICES | REMARKS)
 def test_request_comes_back_as_it_was(request: agent.Request) -> None:
     assert agent.decode(agent.encode(request)) == request
 
 
-@given(questions() | NOTICES, st.data())
+@given(questions() | NOTICES | REMARKS, st.data())
 def test_changed_request_is_another_request_or_refused(request: agent.Request, data: st.DataObject) -> None:
     changed = bytearray(agent.encode(request))
     position = data.draw(st.integers(0, len(changed) - 1))
@@ -94,6 +95,11 @@ def test_published_question_is_read(header: bytes) -> None:
         wire(title="Everything is fine"),
         wire() + b"{}",
         wire(b"policy.Notify dom0 name dom0"),
+        wire(b"insula.Tell dom0 name dom0"),
+        b'insula.Tell dom0 name dom0\0{"source": "work", "text": ""}',
+        b'insula.Tell dom0 name dom0\0{"source": "work", "text": "two\\nlines"}',
+        b'insula.Tell dom0 name dom0\0{"source": "work", "text": "\\u202e"}',
+        b'policy.Tell dom0 name dom0\0{"source": "work", "text": "x"}',
         wire()[:-1],
         b"policy.Ask dom0 name dom0\0" + b"[" * 100_000,
         b"policy.Ask dom0 name dom0\0" + b" " * agent.MAX_REQUEST,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.policy.agent import Notice, Question, Resolution
+from insula.policy.agent import Notice, Question, Remark, Resolution
 from insula.rpc import ask
 from insula.testing.call_world import CallWorld, call_world, echo
 from insula.testing.scripted_policy_agent import ScriptedAgent
@@ -193,3 +193,29 @@ async def until(condition: Callable[[], bool]) -> None:
     """The test's own time limit ends it."""
     while not condition():
         await asyncio.sleep(0.005)
+
+
+async def test_what_windows_have_to_say_reaches_the_desktops_corner(tmp_path: Path) -> None:
+    agent = ScriptedAgent(tmp_path / "agent.sock")
+    await agent.start()
+    prompts = ask.Prompts(tmp_path / "agent.sock")
+    prompts.tell(None, "7 bytes copied from work")
+    prompts.tell("work", "a menu was too large")
+    await prompts.drain()
+    assert sorted(agent.remarks, key=lambda remark: remark.source) == [
+        Remark("", "7 bytes copied from work"),
+        Remark("work", "a menu was too large"),
+    ]
+    await agent.close()
+    # Nobody at the socket: nobody is told, and nothing else happens.
+    prompts.tell(None, "7 bytes copied from work")
+    await prompts.close()
+
+
+async def test_flood_of_remarks_is_bounded(tmp_path: Path) -> None:
+    """MC-33."""
+    prompts = ask.Prompts(tmp_path / "agent.sock")
+    for _ in range(1000):
+        prompts.tell("work", "again")
+    assert len(prompts._notices) == ask.MAX_NOTICES
+    await prompts.close()

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from insula.admin.dispatch import Dispatcher, published_error
 from insula.admin.guest_reports import GuestReports
 from insula.admin.policy_calls import PolicyCalls
 from insula.admin.qube_calls import QubeCalls
+from insula.daemon.pastes import PasteJudge
 from insula.daemon.paths import Paths
 from insula.hal.errors import HalError
 from insula.model.errors import QubesException
@@ -143,17 +144,29 @@ def default_policy() -> Path:
     return installed if installed.exists() else package.parents[1] / "policy.d"
 
 
+@dataclass(frozen=True)
+class Calls:
+    """What is open while the daemon is."""
+
+    broker: Broker
+    may_paste: PasteJudge
+    """For windows: whether text may be pasted (:class:`insula.gui.launcher.GuiLauncher`)."""
+    prompts: Prompts
+    """For windows: its ``tell`` is how the user is told in the desktop's corner."""
+
+
 @asynccontextmanager
-async def open_broker(context: Context, paths: Paths) -> AsyncIterator[Broker]:
+async def open_calls(context: Context, paths: Paths) -> AsyncIterator[Calls]:
     """Everything that calls between qubes need, in order. The policy is read at once: its problems are told at once."""
     install_default_policy(default_policy(), paths.policy)
     policy = CurrentPolicy(PolicyStore(paths.policy), partial(tell_policy, context))
     await policy.get()
     qubes = SystemQubes(context)
     records = CallLog(paths.calls_log, context.bus)
-    broker = Broker(policy, qubes, host_services(context, policy, qubes), Prompts(paths.policy_agent_socket), records)
+    prompts = Prompts(paths.policy_agent_socket)
+    broker = Broker(policy, qubes, host_services(context, policy, qubes), prompts, records)
     try:
-        yield broker
+        yield Calls(broker, PasteJudge(policy.get, qubes.snapshot), prompts)
     finally:
         await broker.close()
         records.close()

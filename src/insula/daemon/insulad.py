@@ -25,7 +25,7 @@ from insula.admin.call import Context
 from insula.admin.dispatch import Dispatcher
 from insula.admin.server import AdminServer, LocalIdentity
 from insula.admin.uploads import Uploads
-from insula.daemon.calls import open_broker
+from insula.daemon.calls import open_calls
 from insula.daemon.control import Control, Templates, host_runtime
 from insula.daemon.paths import Paths
 from insula.events.bus import EventBus
@@ -153,7 +153,8 @@ async def serve(paths: Paths) -> None:
             uploads=rooms.enter_context(Uploads(paths.data / "uploads")),
         )
         # Before there are sessions: what their qubes ask for is decided there.
-        launch_session.requests = await rooms.enter_async_context(open_broker(context, paths))
+        calls = await rooms.enter_async_context(open_calls(context, paths))
+        launch_session.requests = calls.broker
         await engine.recover()
         await context.leases.recover(context)
         await updates.recover(context)

@@ -1,11 +1,12 @@
 """The two keys that move text: the part of one qube's process, and the board between qubes. Pure.
 
-The host never looks into what is copied; in :class:`Board` it is not even bytes, but whatever its owner passes (a
-sealed memory file, so that the daemon reads nothing a guest wrote). Rules:
+The host shows and logs nothing of what is copied; in :class:`Board` it is not even bytes, but whatever its owner
+passes (a sealed memory file, so that the daemon reads nothing a guest wrote). The sandboxed processes of the source and
+of the target each look whether it is valid UTF-8, the second because the first may be the guest's by now. Rules:
 
 - Nothing happens without a key pressed by the user in a window of the qube (MC-53). One press, one answer: what a guest
   sends unasked, twice, after the time, or after the user went on, is dropped (MC-51).
-- Too long is refused as a whole, with a word to the user; nothing is ever cut (MC-52).
+- Too long, and what is no text, is refused as a whole, with a word to the user; nothing is ever cut (MC-52).
 - A new copy clears the board at once, also one that fails: nobody pastes what they believe to have replaced.
 - One paste for each copy (MC-54), and only for a time. Policy judges each pair; a target that is refused gets nothing,
   not even the news that there was something (MC-55).
@@ -18,17 +19,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from insula.gui.desktop import AskPaste, Command, FailCopy, OfferCopy, Send, StartCopy
-from insula_proto import gui
+from insula.gui.desktop import AskPaste, Command, FailCopy, OfferCopy, Send, StartCopy, Tell
+from insula_proto import gui, limits
 
 COPY_TIMEOUT = 5.0
 """Seconds a guest has to answer: an emulated one that swaps takes two."""
 PASTE_TIMEOUT = 5.0
-"""Seconds from the key to what is pasted; policy asks nobody."""
+"""Seconds policy has to say whether it may be pasted; it asks nobody."""
+DELIVERY_TIMEOUT = PASTE_TIMEOUT + 1.0
+"""Seconds from the key to what is pasted."""
 KEPT = 300.0
 """Seconds a copy can be pasted."""
 
 Content = TypeVar("Content")
+
+
+def is_text(untrusted_data: bytes) -> bool:
+    """Whether it is valid UTF-8; whatever a program makes of it, no decoder there has to guess."""
+    try:
+        untrusted_data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class QubeClipboard:
@@ -59,24 +71,29 @@ class QubeClipboard:
             return [FailCopy(number, f"the text is longer than {self._limit} bytes")]
         if not untrusted_data:
             return [FailCopy(number, "there was nothing to copy")]
+        if not is_text(untrusted_data):
+            return [FailCopy(number, "what it gave is no text")]
         return [OfferCopy(number, untrusted_data)]
 
     def paste(self, window: int, stamp: int, now: float) -> list[Command]:
         """The user pressed the keys that paste."""
         self._number += 1
         self._copy = None
-        self._paste = (self._number, window, now + PASTE_TIMEOUT)
+        self._paste = (self._number, window, now + DELIVERY_TIMEOUT)
         return [AskPaste(self._number, stamp)]
 
-    def deliver(self, number: int, data: bytes, now: float) -> list[Command]:
-        """The board's answer to a paste: nothing is sent if it is not the last one asked for, late, or too long."""
+    def deliver(self, number: int, untrusted_data: bytes, now: float) -> list[Command]:
+        """The board's answer to a paste: nothing is sent if it is not the last one asked for, late, too long or no
+        text."""
         paste = self._paste
         if paste is None or paste[0] != number:
             return []
         self._paste = None
-        if now >= paste[2] or len(data) > self._limit:
+        if now >= paste[2]:
             return []
-        return [Send(gui.ClipboardData(paste[1], data))]
+        if len(untrusted_data) > self._limit or not is_text(untrusted_data):
+            return [Tell("what was to be pasted is too long for it, or no text; nothing was pasted")]
+        return [Send(gui.ClipboardData(paste[1], untrusted_data))]
 
 
 # --- between qubes -------------------------------------------------------------------------------------------------
@@ -144,6 +161,7 @@ class _Pasting:
     target: str
     number: int
     """The target process's."""
+    until: float
 
 
 class Board(Generic[Content]):
@@ -185,9 +203,10 @@ class Board(Generic[Content]):
         copying = self._copying
         if copying is None or (copying.source, copying.number) != (source, number):
             return [Drop(content)]
+        late = self.expire(now)
+        if self._copying is None:
+            return [Drop(content), *late]
         self._copying = None
-        if now >= copying.until:
-            return [Drop(content), Notice(f"{source} took too long; nothing was copied")]
         self._held = _Held(source, content, size, now + KEPT)
         return [Notice(f"{size} bytes copied from {source}")]
 
@@ -207,8 +226,10 @@ class Board(Generic[Content]):
         self._copying = None
         return [Notice(f"{copying.source} had not answered yet; nothing was copied")]
 
-    def paste_asked(self, target: str, number: int, stamp: int, now: float) -> list[BoardCommand]:
-        """The user pastes in a window of ``target``."""
+    def paste_asked(
+        self, target: str, number: int, stamp: int, now: float, *, limit: int = limits.GUI_MAX_CLIPBOARD
+    ) -> list[BoardCommand]:
+        """The user pastes in a window of ``target``, which takes ``limit`` bytes."""
         if self._is_late(stamp):
             return []
         self._copying = None
@@ -217,15 +238,17 @@ class Board(Generic[Content]):
             return [*expired, Notice("there is nothing to paste")]
         if self._held.source == target:
             return [Notice(f"the text is from {target} itself; paste it there as within any computer")]
+        if self._held.size > limit:
+            return [Notice(f"the text has {self._held.size} bytes, {target} takes {limit}; nothing was pasted")]
         self._judgements += 1
         # (A key that is pressed again asks again; what the first was for is void.)
-        self._pasting = {self._judgements: _Pasting(target, number)}
+        self._pasting = {self._judgements: _Pasting(target, number, now + PASTE_TIMEOUT)}
         return [Judge(self._judgements, self._held.source, target)]
 
     def judged(self, number: int, is_allowed: bool, now: float) -> list[BoardCommand]:  # noqa: FBT001, RUF100 - a fact
         """What policy said about a :class:`Judge`."""
-        pasting = self._pasting.pop(number, None)
         expired = self.expire(now)
+        pasting = self._pasting.pop(number, None)
         held = self._held
         if pasting is None or held is None:
             return expired
@@ -237,13 +260,26 @@ class Board(Generic[Content]):
         return [Deliver(pasting.target, pasting.number, held.content), notice]
 
     def expire(self, now: float) -> list[BoardCommand]:
-        """Wipe what has been there long enough."""
-        return self._clear() if self._held is not None and now >= self._held.until else []
+        """Wipe what has been there long enough, and give up what takes too long."""
+        commands: list[BoardCommand] = []
+        copying, held = self._copying, self._held
+        if copying is not None and now >= copying.until:
+            self._copying = None
+            commands.append(Notice(f"{copying.source} took too long; nothing was copied"))
+        for number, pasting in tuple(self._pasting.items()):
+            if now >= pasting.until:
+                del self._pasting[number]
+                commands.append(Notice(f"policy could not be asked in time; nothing was pasted into {pasting.target}"))
+        if held is not None and now >= held.until:
+            commands += [*self._clear(), Notice(f"what was copied from {held.source} is wiped: it was not pasted")]
+        return commands
 
     @property
     def expires_at(self) -> float | None:
         """When to call :meth:`expire`."""
-        return None if self._held is None else self._held.until
+        waits = [pasting.until for pasting in self._pasting.values()]
+        waits += [waiting.until for waiting in (self._copying, self._held) if waiting is not None]
+        return min(waits, default=None)
 
     def qube_gone(self, qube: str) -> list[BoardCommand]:
         """Its name may soon be another one's (MC-20)."""

@@ -12,7 +12,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from insula.gui.settings import MIN_CLIPBOARD, Settings
+from insula.gui.settings import (
+    COPY_KEYS,
+    DEFAULT_CLIPBOARD,
+    MAX_SEQUENCE,
+    MIN_CLIPBOARD,
+    PASTE_KEYS,
+    WHITE,
+    Sequence,
+    Settings,
+)
 from insula_proto import limits
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 
@@ -23,6 +32,8 @@ MAX_TEXT = 200
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Name = Annotated[str, Meta(min_length=1, max_length=31)]
 """Of a qube."""
+Keys = Annotated[str, Meta(min_length=1, max_length=MAX_SEQUENCE)]
+"""As :meth:`insula.gui.settings.Sequence.parse` takes them."""
 Number = Annotated[int, Meta(ge=1, le=2**53)]
 Stamp = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 Colour = Annotated[int, Meta(ge=0, le=0xFFFFFF)]
@@ -43,10 +54,13 @@ class Configure(_Message, frozen=True, tag=True):
     allows_fullscreen: bool = False
     allows_popups: bool = True
     allows_utf8: bool = False
-    clipboard_limit: Annotated[int, Meta(ge=MIN_CLIPBOARD, le=limits.GUI_MAX_CLIPBOARD)] = 64000
-    background: Colour = 0xFFFFFF
+    clipboard_limit: Annotated[int, Meta(ge=MIN_CLIPBOARD, le=limits.GUI_MAX_CLIPBOARD)] = DEFAULT_CLIPBOARD
+    background: Colour = WHITE
+    copy: Keys = COPY_KEYS
+    paste: Keys = PASTE_KEYS
 
     def settings(self) -> Settings:
+        """:raise ValueError: keys that cannot be."""
         return Settings(
             self.qube,
             self.colour,
@@ -55,6 +69,8 @@ class Configure(_Message, frozen=True, tag=True):
             allows_utf8=self.allows_utf8,
             clipboard_limit=self.clipboard_limit,
             background=self.background,
+            copy=Sequence.parse(self.copy),
+            paste=Sequence.parse(self.paste),
         )
 
 

@@ -168,7 +168,7 @@ class StartCopy(Command):
 class OfferCopy(Command):
     number: int
     data: bytes
-    """Never shown or looked into."""
+    """Text; never shown, never logged."""
 
 
 @dataclass(frozen=True)

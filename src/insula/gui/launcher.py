@@ -39,9 +39,12 @@ from insula_proto.errors import RemoteProtocolError
 NOTICES_BURST = 10
 NOTICES_PER_SECOND = 0.5
 """What one qube may have the user be told."""
+KEYS_BURST = 30
+KEYS_PER_SECOND = 5.0
+"""Messages about copying and pasting that are listened to, of one qube: four or five for each key people press."""
 
 MayPaste = Callable[[str, str], Awaitable[bool]]
-Notify = Callable[[str, str], None]
+Notify = Callable[[str | None, str], None]
 
 log = logging.getLogger("insula.gui")
 
@@ -125,7 +128,8 @@ class GuiLauncher:
     """Owns the preloaded parent of all processes that show windows, those processes, and the board."""
 
     def __init__(self, judge: MayPaste, notify: Notify, environment: Mapping[str, str] = os.environ) -> None:
-        """``judge(source, target)``: whether text may go so. ``notify(about, text)``: tell the user, in a corner.
+        """``judge(source, target)``: whether text may go so. ``notify(qube, text)``: tell the user, in a corner;
+        the qube is None where the host speaks for itself.
         ``environment``: names the desktop."""
         self._judge = judge
         self._notify = notify
@@ -134,6 +138,9 @@ class GuiLauncher:
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, RunningGui] = {}
         self._limits: dict[str, RateLimit] = {}
+        self._keys: dict[str, RateLimit] = {}
+        self._clipboards: dict[str, int] = {}
+        """Bytes that may be pasted into each qube."""
         self._board: Board[int] = Board()
         self._judging: set[asyncio.Task[None]] = set()
         self._expiry: asyncio.TimerHandle | None = None
@@ -179,7 +186,9 @@ class GuiLauncher:
             os.close(writer)
         running = RunningGui(configure.qube, process, daemon, words, self._take)
         self._running[configure.qube] = running
+        self._clipboards[configure.qube] = configure.clipboard_limit
         self._limits.setdefault(configure.qube, RateLimit(NOTICES_BURST, NOTICES_PER_SECOND))
+        self._keys.setdefault(configure.qube, RateLimit(KEYS_BURST, KEYS_PER_SECOND))
         forget = asyncio.create_task(self._forget(running), name=f"gui {configure.qube} end")
         self._judging.add(forget)
         forget.add_done_callback(self._judging.discard)
@@ -197,7 +206,12 @@ class GuiLauncher:
         """:raise ValueError, OSError: a descriptor that is no sealed file of a length that may be."""
         board, now = self._board, self._loop.time()
         commands: list[BoardCommand] = []
-        if isinstance(message, Focused):
+        if isinstance(message, Told):
+            if self._limits[name].take(now):
+                self._notify(name, message.text)
+        elif not self._keys[name].take(now):
+            log.warning("%s: more copying and pasting than anybody does; not heard", name)
+        elif isinstance(message, Focused):
             commands = board.focused(name)
         elif isinstance(message, CopyStarted):
             commands = board.copy_started(name, message.number, message.stamp, now)
@@ -207,9 +221,8 @@ class GuiLauncher:
         elif isinstance(message, CopyFailed):
             commands = board.copy_failed(name, message.number, message.reason)
         elif isinstance(message, PasteAsked):
-            commands = board.paste_asked(name, message.number, message.stamp, now)
-        elif isinstance(message, Told) and self._limits[name].take(now):
-            self._notify(name, message.text)
+            limit = self._clipboards[name]
+            commands = board.paste_asked(name, message.number, message.stamp, now, limit=limit)
         self._carry_out(commands)
 
     def _carry_out(self, commands: list[BoardCommand]) -> None:
@@ -226,7 +239,7 @@ class GuiLauncher:
             elif isinstance(command, Drop):
                 os.close(command.content)
             elif isinstance(command, Notice):
-                self._notify("clipboard", command.text)
+                self._notify(None, command.text)
         self._set_expiry()
 
     async def _ask(self, judge: Judge) -> None:

@@ -40,6 +40,7 @@ from insula.gui.frame_memory import FrameMemory
 from insula.gui.session import Session
 from insula.gui.settings import Settings
 from insula.preload import title
+from insula_proto import limits
 from insula_proto.errors import RemoteProtocolError
 
 EXIT_OK = 0
@@ -127,7 +128,7 @@ class Process:
             message = control.decode_to_gui(data)
             if not isinstance(message, Deliver) or not descriptors or self._session is None:
                 raise RemoteProtocolError(f"{type(message).__name__} now")  # noqa: TRY301 - handled as the decoder's
-            self._session.deliver(message.number, clip_file.read(descriptors[0], self._settings.clipboard_limit))
+            self._session.deliver(message.number, clip_file.read(descriptors[0], limits.GUI_MAX_CLIPBOARD))
         except (RemoteProtocolError, ValueError) as error:
             print(f"insula-gui: {error}", file=sys.stderr, flush=True)
             self._finish(EXIT_DAEMON_PROTOCOL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from insula_proto import limits
 
@@ -13,6 +14,19 @@ SUPER = 64
 """X modifier bits (Shift, Control, Mod1, Mod4)."""
 MODIFIERS = SHIFT | CONTROL | ALT | SUPER
 """Those that make a difference to a sequence of keys; the locks do not."""
+
+_WORDS = {
+    "shift": SHIFT,
+    "ctrl": CONTROL,
+    "alt": ALT,
+    "mod1": ALT,
+    "super": SUPER,
+    "mod4": SUPER,
+}
+NO_KEYS = "none"
+"""Instead of a sequence of keys: there is none."""
+MAX_SEQUENCE = 40
+"""Characters."""
 
 MIN_CLIPBOARD = 256
 DEFAULT_CLIPBOARD = 64000
@@ -26,12 +40,32 @@ class Sequence:
     modifiers: int
     symbol: str
 
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """As people and published settings write it: ``Ctrl-Shift-c``, ``Mod4-v``, ``none``.
+
+        :raise ValueError: no such keys, or some that people type: Shift and a letter are text.
+        """
+        if text.lower() == NO_KEYS:
+            return None
+        *words, symbol = text.lower().split("-") if len(text) <= MAX_SEQUENCE else [""]
+        if len(symbol) != 1 or not "!" <= symbol <= "~" or not set(words) <= _WORDS.keys():
+            raise ValueError(f"{text[:MAX_SEQUENCE]!a} is no sequence of keys like Ctrl-Shift-c")
+        modifiers = 0
+        for word in words:
+            modifiers |= _WORDS[word]
+        if not modifiers & ~SHIFT:
+            raise ValueError(f"{text!a} would be pressed in the middle of a text; it needs Ctrl, Alt or Super")
+        return cls(modifiers, symbol)
+
     def matches(self, state: int, symbol: str) -> bool:
         return symbol == self.symbol and state & MODIFIERS == self.modifiers
 
 
-COPY = Sequence(CONTROL | SHIFT, "c")
-PASTE = Sequence(CONTROL | SHIFT, "v")
+COPY_KEYS = "Ctrl-Shift-c"
+PASTE_KEYS = "Ctrl-Shift-v"
+COPY = Sequence.parse(COPY_KEYS)
+PASTE = Sequence.parse(PASTE_KEYS)
 
 
 @dataclass(frozen=True)

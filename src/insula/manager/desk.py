@@ -23,7 +23,7 @@ from insula.manager.prompt import (
     StartDelay,
     View,
 )
-from insula.policy.agent import Notice
+from insula.policy.agent import Notice, Remark
 
 
 class Surface(Protocol):
@@ -50,11 +50,11 @@ class Desk:
         self._clock = clock
         self._prompt = PromptMachine()
         self._notices = NoticeMachine()
-        self._events: deque[Event | Notice] = deque()
+        self._events: deque[Event | Notice | Remark] = deque()
         self._is_busy = False
         self._is_summary_due = False
 
-    def feed(self, event: Event | Notice) -> None:
+    def feed(self, event: Event | Notice | Remark) -> None:
         """Also from within a surface's method: showing a window can give it the focus before the method returns."""
         self._events.append(event)
         if self._is_busy:
@@ -66,7 +66,11 @@ class Desk:
         finally:
             self._is_busy = False
 
-    def _handle(self, event: Event | Notice) -> None:
+    def _handle(self, event: Event | Notice | Remark) -> None:
+        if isinstance(event, Remark):
+            for notice in self._notices.remark(event, self._clock()):
+                self._surface.tell(notice)
+            return
         if isinstance(event, Notice):
             self._note(event)
             return

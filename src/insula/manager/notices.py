@@ -4,6 +4,9 @@ Calls that are denied are told to the user, and a guest may make as many as it l
 notices at once and then one each :data:`SOURCE_REFILL_S` seconds, and all together are bounded as well. What is not
 shown is counted, and told in one line when the source's turn comes again. No notice has buttons: nothing in it can be
 pressed by mistake.
+
+Remarks about the clipboard follow the user's own keys, so each is shown at once. One about a qube is shown if it is the
+qube's turn, else left out: each says something once that goes on being so.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass, field
 
 from insula.manager.prompt import DeniedUnseen
 from insula.manager.wording import target_title
-from insula.policy.agent import Notice, Resolution
+from insula.policy.agent import Notice, Remark, Resolution
 
 SOURCE_BURST = 3
 SOURCE_REFILL_S = 10.0
@@ -23,6 +26,9 @@ MAX_SOURCES = 256
 """Sources that are told apart; what further ones do is not shown while so many have something to tell."""
 MAX_SHOWN_SERVICE = 64
 """Characters of a service in a notice."""
+
+CLIPBOARD = "Clipboard"
+"""Title of remarks about it: no qube's, whose names stand in a line of their own form."""
 
 _TOLD = {
     Resolution.ALLOW: "was allowed",
@@ -38,6 +44,8 @@ class ShownNotice:
     title: str
     text: str
     is_refusal: bool
+    is_remark: bool = False
+    """About no call."""
 
 
 @dataclass
@@ -69,6 +77,15 @@ class NoticeMachine:
         self._sources: OrderedDict[str, _Source] = OrderedDict()
         self._total = _Bucket(TOTAL_BURST, TOTAL_REFILL_S, TOTAL_BURST, 0.0)
 
+    def remark(self, remark: Remark, now: float) -> list[ShownNotice]:
+        """What to show at once; nothing if it is too much."""
+        if not remark.source:
+            return [ShownNotice(CLIPBOARD, remark.text, is_refusal=False, is_remark=True)]
+        source = self._source(remark.source, now)
+        if source is None or not self._may_show(source, now):
+            return []
+        return [ShownNotice(remark.source, remark.text, is_refusal=False, is_remark=True)]
+
     def add(self, event: Notice | DeniedUnseen, now: float) -> list[ShownNotice]:
         """What to show at once; nothing if it is too much."""
         match event:
@@ -82,13 +99,19 @@ class NoticeMachine:
         source = self._source(name, now)
         if source is None:
             return []
+        if not self._may_show(source, now):
+            source.held[outcome] += 1
+            return []
+        return [ShownNotice(name, f"{what} {outcome}{cause}", is_refusal)]
+
+    def _may_show(self, source: _Source, now: float) -> bool:
+        """Whether it is its turn, which this takes."""
         self._total.fill(now)
         source.bucket.fill(now)
         if source.held or source.bucket.left < 1 or self._total.left < 1:
-            source.held[outcome] += 1
-            return []
+            return False
         self._take(source)
-        return [ShownNotice(name, f"{what} {outcome}{cause}", is_refusal)]
+        return True
 
     def due(self, now: float) -> list[ShownNotice]:
         """Summaries whose turn has come."""

@@ -79,7 +79,8 @@ class _NoticeWindow(QWidget):
         outer = QVBoxLayout(self)
         outer.setContentsMargins(2, 2, 2, 2)
         outer.setSpacing(0)
-        outer.addWidget(MarkBand(mark, "Denied" if notice.is_refusal else "Allowed", height=40))
+        heading = "To know" if notice.is_remark else "Denied" if notice.is_refusal else "Allowed"
+        outer.addWidget(MarkBand(mark, heading, height=40))
         body = QWidget()
         body.setAutoFillBackground(True)
         column = QVBoxLayout(body)

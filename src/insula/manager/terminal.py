@@ -32,7 +32,7 @@ from insula.manager.prompt import (
     TargetChosen,
     View,
 )
-from insula.policy.agent import Notice, Question
+from insula.policy.agent import Notice, Question, Remark
 
 MAX_LINE = 80
 """Characters of an answer; further ones are not taken."""
@@ -56,7 +56,7 @@ class TerminalSurface:
         self._line = ""
 
     @property
-    def feed(self) -> Callable[[Event | Notice], None]:
+    def feed(self) -> Callable[[Event | Notice | Remark], None]:
         return self._desk.feed
 
     # for the desk

@@ -1,8 +1,8 @@
 """What is said to the program that asks the user (the *policy agent*): questions, notices, answers (qrexec §7).
 
 One connection, one request: a header up to its NUL, JSON up to the end of the stream. A question is answered with
-``allow:TARGET`` or ``deny``, a notice with nothing. Pure; both ends use this module, so that nobody is asked what could
-not have been sent, and no answer is taken that was not offered.
+``allow:TARGET`` or ``deny``, a notice with nothing; so is a remark, which is ours (``insula.Tell``). Pure; both ends
+use this module, so that nobody is asked what could not have been sent, and no answer is taken that was not offered.
 
 All that is in a request was checked before by whoever sends it. It is checked here once more because a person decides
 by what is shown of it: every text is of an alphabet that can neither move nor hide anything on a screen (MC-39).
@@ -29,9 +29,11 @@ MAX_ANSWER = 128
 MAX_NAME = 63
 """Characters of a source or a target: the wire's fields have 64 with their NUL (qrexec §2)."""
 MAX_ICON = 128
+MAX_REMARK = 300
+"""Characters."""
 
 _MAX_HEADER = 64
-_HEADER = re.compile(rb"policy\.(Ask|Notify)\+? dom0(?: name dom0| keyword adminvm)?")
+_HEADER = re.compile(rb"(policy\.Ask|policy\.Notify|insula\.Tell)\+? dom0(?: name dom0| keyword adminvm)?")
 """As the local socket gets it, and as a service socket in another qube would."""
 _SERVICE = rf"^[A-Za-z0-9_.-]{{1,{limits.QREXEC_MAX_SERVICE}}}\Z"
 _ARGUMENT = rf"^\+[A-Za-z0-9_.+-]{{0,{limits.QREXEC_MAX_SERVICE}}}\Z"
@@ -39,6 +41,9 @@ _SOURCE = rf"^[A-Za-z0-9_.:-]{{1,{MAX_NAME}}}\Z"
 _TARGET = rf"^[A-Za-z0-9_.@:-]{{1,{MAX_NAME}}}\Z"
 _MAYBE_TARGET = rf"^[A-Za-z0-9_.@:-]{{0,{MAX_NAME}}}\Z"
 _ICON = rf"^[A-Za-z0-9_.-]{{0,{MAX_ICON}}}\Z"
+
+_MAYBE_SOURCE = rf"^[A-Za-z0-9_.:-]{{0,{MAX_NAME}}}\Z"
+_REMARK = rf"^[ -~]{{1,{MAX_REMARK}}}\Z"
 
 _Service = Annotated[str, msgspec.Meta(pattern=_SERVICE)]
 _Argument = Annotated[str, msgspec.Meta(pattern=_ARGUMENT)]
@@ -83,7 +88,16 @@ class Notice:
     """As the caller named it; may be empty."""
 
 
-Request = Question | Notice
+@dataclass(frozen=True)
+class Remark:
+    """Something the user should know, in the host's words."""
+
+    source: str
+    """The qube it is about; empty: none, it is about the clipboard."""
+    text: str
+
+
+Request = Question | Notice | Remark
 
 
 class _WireQuestion(msgspec.Struct, forbid_unknown_fields=True):
@@ -103,6 +117,11 @@ class _WireNotice(msgspec.Struct, forbid_unknown_fields=True):
     target: _MaybeTarget
 
 
+class _WireRemark(msgspec.Struct, forbid_unknown_fields=True):
+    source: Annotated[str, msgspec.Meta(pattern=_MAYBE_SOURCE)]
+    text: Annotated[str, msgspec.Meta(pattern=_REMARK)]
+
+
 def encode(request: Request) -> bytes:
     """A whole request; the sender then ends its half of the connection.
 
@@ -112,7 +131,7 @@ def encode(request: Request) -> bytes:
     body: dict[str, object]
     match request:
         case Question():
-            name = "Ask"
+            name = "policy.Ask"
             body = {
                 "source": request.source,
                 "service": request.service,
@@ -122,7 +141,7 @@ def encode(request: Request) -> bytes:
                 "icons": dict(request.icons),
             }
         case Notice():
-            name = "Notify"
+            name = "policy.Notify"
             body = {
                 "resolution": request.resolution.value,
                 "service": request.service,
@@ -130,7 +149,10 @@ def encode(request: Request) -> bytes:
                 "source": request.source,
                 "target": request.target,
             }
-    data = f"policy.{name} dom0 name dom0\0".encode() + msgspec.json.encode(body)
+        case Remark():
+            name = "insula.Tell"
+            body = {"source": request.source, "text": request.text}
+    data = f"{name} dom0 name dom0\0".encode() + msgspec.json.encode(body)
     try:
         decode(data)
     except RemoteProtocolError as error:
@@ -145,10 +167,13 @@ def decode(untrusted_data: bytes) -> Request:
     untrusted_header, end, untrusted_body = untrusted_data.partition(b"\0")
     header = _HEADER.fullmatch(untrusted_header) if end and len(untrusted_header) <= _MAX_HEADER else None
     if header is None:
-        raise RemoteProtocolError(f"not a header of policy.Ask or policy.Notify: {untrusted_header[:_MAX_HEADER]!a}")
+        raise RemoteProtocolError(f"not a header of a request: {untrusted_header[:_MAX_HEADER]!a}")
     try:
-        if header[1] == b"Ask":
+        if header[1] == b"policy.Ask":
             return _question(msgspec.json.decode(untrusted_body, type=_WireQuestion))
+        if header[1] == b"insula.Tell":
+            remark = msgspec.json.decode(untrusted_body, type=_WireRemark)
+            return Remark(remark.source, remark.text)
         wire = msgspec.json.decode(untrusted_body, type=_WireNotice)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"not a request to the policy agent: {error}") from error

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from insula.model.names import ADMIN_NAME
 from insula.policy import agent
-from insula.policy.agent import Notice, Question, Resolution
+from insula.policy.agent import Notice, Question, Remark, Resolution
 from insula.policy.decisions import Ask, Reason, Request
 from insula.policy.snapshot import Snapshot
 from insula.policy.tokens import DISPVM_OF
@@ -114,8 +114,16 @@ class Prompts:
         if not self._asker(request.source).notices.take(self._loop.time()):
             return
         source = request.requested_source or request.source
-        notice = Notice(resolution, request.service, request.argument, source, target)
-        task = self._loop.create_task(self._send_notice(notice), name=f"notice about {request.source}")
+        self._send(Notice(resolution, request.service, request.argument, source, target))
+
+    def tell(self, qube: str | None, text: str) -> None:
+        """Have the user told something about a qube, or (None) about the clipboard. Whoever tells sees to it that it is
+        not too much; some of very many are left out."""
+        if len(self._notices) < MAX_NOTICES:
+            self._send(Remark(qube or "", text))
+
+    def _send(self, notice: Notice | Remark) -> None:
+        task = self._loop.create_task(self._send_notice(notice), name=f"notice about {notice.source}")
         self._notices.add(task)
         task.add_done_callback(self._notices.discard)
 
@@ -126,7 +134,7 @@ class Prompts:
             )
         return self._askers[qube]
 
-    async def _send_notice(self, notice: Notice) -> None:
+    async def _send_notice(self, notice: Notice | Remark) -> None:
         try:
             await self._exchange(notice, timeout=NOTICE_TIMEOUT_S)
         except (OSError, TimeoutError, LocalProtocolError) as error:

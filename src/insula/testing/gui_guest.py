@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import xcffib
 
 import insula_proto
 from insula.gui import frame_memory
+from insula.gui.control import Configure
 from insula.gui.geometry import Rect
 from insula.testing.desktop import WAIT_S, Desktop, desktop
 from insula_proto import gui, gui_wire
@@ -136,6 +138,10 @@ class ScriptedGuest:
         return self.process.wait(WAIT_S)
 
 
+Qube = tuple[str, int] | Configure
+"""Its name and colour, or all that is told to the process that shows its windows."""
+
+
 class Line(NamedTuple):
     """A qube's end: its channel and its frame memory."""
 
@@ -144,20 +150,19 @@ class Line(NamedTuple):
 
 
 @contextlib.contextmanager
-def shown_by_host(
-    screen: Desktop, qubes: Sequence[tuple[str, int]], policy: str = "allow"
-) -> Iterator[tuple[Host, list[Line]]]:
-    """The host's side of qubes of these names and colours."""
+def shown_by_host(screen: Desktop, qubes: Sequence[Qube], policy: str = "allow") -> Iterator[tuple[Host, list[Line]]]:
+    """The host's side of these qubes."""
     with contextlib.ExitStack() as stack:
         lines, words, theirs = [], [], []
-        for name, colour in qubes:
+        for qube in qubes:
             memory = frame_memory.make(MEMORY)
             stack.callback(os.close, memory)
             ours, other = socket.socketpair()
             stack.callback(ours.close)
             lines.append(Line(ours, memory))
             theirs.append(other)
-            words += [name, hex(colour), str(other.fileno()), str(memory)]
+            configure = qube if isinstance(qube, Configure) else Configure(*qube)
+            words += [msgspec.json.encode(configure).decode(), str(other.fileno()), str(memory)]
         said = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="insula-host-"))) / "said"
         with said.open("wb") as out:
             process = subprocess.Popen(
@@ -174,10 +179,8 @@ def shown_by_host(
 
 
 @contextlib.contextmanager
-def scripted_guests(
-    screen: Desktop, *qubes: tuple[str, int], policy: str = "allow"
-) -> Iterator[tuple[Host, list[ScriptedGuest]]]:
-    """Qubes of these names and colours under one daemon, greeted."""
+def scripted_guests(screen: Desktop, *qubes: Qube, policy: str = "allow") -> Iterator[tuple[Host, list[ScriptedGuest]]]:
+    """These qubes under one daemon, greeted."""
     with shown_by_host(screen, qubes, policy) as (host, lines), contextlib.ExitStack() as stack:
         guests = []
         for line, pid in zip(lines, host.pids, strict=True):

@@ -1,8 +1,8 @@
-"""``python -m insula.testing.gui_host POLICY QUBE COLOUR CHANNEL MEMORY …``: the daemon's part of windows, for tests.
+"""``python -m insula.testing.gui_host POLICY CONFIGURE CHANNEL MEMORY …``: the daemon's part of windows, for tests.
 
 It starts the processes as the daemon would, in their sandboxes, prints their process ids on a line, then what the user
-would be told, a line each, and ends when the last one has ended. CHANNEL and MEMORY are numbers of descriptors. POLICY:
-``allow`` or ``deny``, for all text between qubes.
+would be told, a line each, and ends when the last one has ended. CONFIGURE is JSON; CHANNEL and MEMORY are numbers of
+descriptors. POLICY: ``allow`` or ``deny``, for all text between qubes.
 """
 
 from __future__ import annotations
@@ -13,27 +13,29 @@ import socket
 import sys
 from collections.abc import Sequence
 
+import msgspec
+
 from insula.gui.control import Configure
 from insula.gui.launcher import GuiLauncher
 
 FIRST_QID = 7
 
 
-def _notify(about: str, text: str) -> None:
-    print(f"{about}: {text}", flush=True)
+def _notify(qube: str | None, text: str) -> None:
+    print(f"{qube or 'clipboard'}: {text}", flush=True)
 
 
-async def serve(policy: str, qubes: Sequence[tuple[str, str, str, str]]) -> None:
+async def serve(policy: str, qubes: Sequence[tuple[str, str, str]]) -> None:
     async def judge(source: str, target: str) -> bool:
         print(f"judged: {source} to {target}", flush=True)
         return policy == "allow"
 
     async with GuiLauncher(judge, _notify) as launch:
         running = []
-        for number, (name, colour, channel, memory) in enumerate(qubes):
+        for number, (configure, channel, memory) in enumerate(qubes):
             with socket.socket(fileno=int(channel)) as connection:
-                configure = Configure(name, int(colour, 16))
-                running.append(await launch(configure, FIRST_QID + number, connection, int(memory)))
+                decoded = msgspec.json.decode(configure, type=Configure)
+                running.append(await launch(decoded, FIRST_QID + number, connection, int(memory)))
             os.close(int(memory))
         print(*(gui.pid for gui in running), flush=True)
         for gui in running:
@@ -42,5 +44,5 @@ async def serve(policy: str, qubes: Sequence[tuple[str, str, str, str]]) -> None
 
 if __name__ == "__main__":
     given = sys.argv[2:]
-    groups = [tuple(given[at : at + 4]) for at in range(0, len(given), 4)]
-    asyncio.run(serve(sys.argv[1], groups))  # type: ignore[arg-type] # of four
+    groups = [tuple(given[at : at + 3]) for at in range(0, len(given), 3)]
+    asyncio.run(serve(sys.argv[1], groups))  # type: ignore[arg-type] # of three

@@ -7,7 +7,7 @@ import select
 from pathlib import Path
 
 from insula.policy import agent
-from insula.policy.agent import Notice, Question
+from insula.policy.agent import Notice, Question, Remark
 
 
 class ScriptedAgent:
@@ -17,6 +17,7 @@ class ScriptedAgent:
         self._path = path
         self.questions: list[Question] = []
         self.notices: list[Notice] = []
+        self.remarks: list[Remark] = []
         self.withdrawn = 0
         self.answer = b"allow:vault"
         self.may_answer = asyncio.Event()
@@ -36,6 +37,9 @@ class ScriptedAgent:
         try:
             if isinstance(request, Notice):
                 self.notices.append(request)
+                return
+            if isinstance(request, Remark):
+                self.remarks.append(request)
                 return
             self.questions.append(request)
             while not self.may_answer.is_set():
