@@ -202,6 +202,65 @@ async def test_after_a_crash_of_the_daemon_they_are_used_or_replaced(bench: Benc
     assert len(ready(bench)) == 1
 
 
+async def test_request_does_not_wait_for_a_refill_that_is_under_way(bench: Bench) -> None:
+    [first] = await refilled(bench, 1)
+    with_feature(bench, DVM, "preload-dispvm-max", "2")
+    gate = bench.computer.script.hold_next("start_paused")
+    refill = asyncio.create_task(bench.engine.preload_disposables(DVM))
+    while bench.computer.script.calls[-1][1] != "start_paused":
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await bench.engine.create_disposable(DVM, WORK) == first
+    gate.set()
+    await refill
+    assert len(ready(bench)) == 2
+    assert first not in ready(bench)
+
+
+async def test_requests_at_the_same_time_get_different_ones(bench: Bench) -> None:
+    both = await refilled(bench, 2)
+    taken = await asyncio.gather(*(bench.engine.create_disposable(DVM, WORK) for _ in both))
+    assert sorted(taken) == sorted(both)
+    assert ready(bench) == []
+
+
+async def test_next_ones_are_not_made_beside_one_that_was_just_taken(bench: Bench) -> None:
+    """It is told to go on before it is told to be used: neither begins the refill at once."""
+    await refilled(bench, 1)
+    with_feature(bench, ADMIN_NAME, "preload-dispvm-delay", "0.2")
+    await bench.engine.disposables.open()
+    begin = asyncio.get_running_loop().time()
+    await bench.engine.create_disposable(DVM, WORK)
+    async with asyncio.timeout(5):
+        while len(ready(bench)) != 1:
+            await asyncio.sleep(0.001)
+    assert asyncio.get_running_loop().time() - begin >= 0.2
+
+
+async def test_ready_one_that_does_not_go_on_is_thrown_away_and_the_next_one_used(bench: Bench) -> None:
+    first, second = await refilled(bench, 2)
+    bench.computer.script.fail_next("resume")
+    assert await bench.engine.create_disposable(DVM, WORK) == second
+    assert first not in bench.host.store.system.qubes
+    assert ready(bench) == []
+
+
+@pytest.mark.parametrize("held", [0, 1])
+async def test_disposable_has_its_features_from_the_first_moment(bench: Bench, held: int) -> None:
+    await refilled(bench, held)
+    name = await bench.engine.create_disposable(DVM, WORK, {"insula-leased": "1"})
+    assert bench.host.store.system.get(name).features == {"insula-leased": "1"}
+
+
+async def test_ready_one_that_went_on_unrecorded_is_thrown_away_by_the_next_daemon(bench: Bench) -> None:
+    [first] = await refilled(bench, 1)
+    await bench.engine.unpause(first)
+    await bench.reopen()
+    await bench.engine.preload_disposables(DVM)
+    assert first not in bench.host.store.system.qubes
+    assert first not in ready(bench)
+
+
 def system_with(bench: Bench, template: dict[str, str], admin: dict[str, str], default: str | None = None) -> System:
     system = bench.host.store.system
     dvm, dom0 = system.get(DVM), system.get(ADMIN_NAME)

@@ -368,10 +368,20 @@ def test_which_qubes_exist_is_always_in_the_copy(path: Path) -> None:
         assert again.system == newer
 
 
+def test_disposable_comes_and_goes_without_a_copy_that_somebody_waits_for(filled: Path) -> None:
+    with Store.open(filled) as store:
+        content = good_copy(filled).read_bytes()
+        gone = store.system.without_qube(DISPOSABLE)
+        store.commit(gone)
+        assert good_copy(filled).read_bytes() == content
+        store.commit(with_qube_of(gone, Klass.STANDALONEVM, "alone"))
+        assert good_copy(filled).read_bytes() != content
+
+
 def test_copy_is_replaced_in_one_step_never_overwritten(filled: Path) -> None:
     with Store.open(filled) as store, good_copy(filled).open("rb") as older:
         content = older.read()
-        store.commit(store.system.without_qube(DISPOSABLE))
+        store.commit(with_qube_of(store.system, Klass.STANDALONEVM, "alone"))
         assert good_copy(filled).read_bytes() != content
         older.seek(0)
         assert older.read() == content

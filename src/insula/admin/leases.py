@@ -16,7 +16,7 @@ import contextlib
 import json
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -256,16 +256,17 @@ async def _made(context: Context, source: Qube, template: QubeName, options: Opt
 
 async def _make(context: Context, source: Qube, template: QubeName, options: Options) -> QubeName:
     system = context.store.system
+    # Leased from the first moment: a daemon that dies in between leaves none that nobody ends.
+    features = {LEASED: "1"}
     if _as_template_says(system, template, options):
-        name = await context.engine.create_disposable(template, source.name)
-    else:
-        name = await _create_halted(context, source, template)
+        return await context.engine.create_disposable(template, source.name, features)
+    name = await _create_halted(context, source, template, features)
     try:
         system, qube = context.store.system, context.store.system.get(name)
-        for key, text in ({} if _as_template_says(system, template, options) else options.properties).items():
+        for key, text in options.properties.items():
             value = parse_value(definition(qube.klass, key), text, system, qube)
             system = set_property(system, name, key, value, context.engine.power_state)
-        context.commit(system.with_qube(system.get(name).with_feature(LEASED, "1")))
+        context.commit(system)
     except BaseException:
         await _remove(context, name)
         raise
@@ -282,13 +283,14 @@ def _as_template_says(system: System, template: QubeName, options: Options) -> b
     ))  # fmt: skip
 
 
-async def _create_halted(context: Context, source: Qube, template: QubeName) -> QubeName:
+async def _create_halted(context: Context, source: Qube, template: QubeName, features: Mapping[str, str]) -> QubeName:
     """A disposable of which nothing runs yet, whatever is held ready."""
     system = context.store.system
     name = QubeName(f"disp{system.free_dispid(secrets.randbelow(MAX_DISPID + 1))}")
     label = system.get(template).label
-    request = CreateRequest(Klass.DISPVM, name, label, template, created_by=source.name, disposable=True)
-    await context.engine.create(request)
+    await context.engine.create(
+        CreateRequest(Klass.DISPVM, name, label, template, created_by=source.name, disposable=True, features=features)
+    )
     return name
 
 

@@ -59,6 +59,8 @@ def plan_create(system: System, request: CreateRequest, new_uuid: UUID, dispid: 
     if request.disposable:
         tags = creation_tags(QubeName(request.created_by), disposable=True)
         qube = qube.with_property("auto_cleanup", True).with_tags(tags)
+    for feature, value in request.features.items():
+        qube = qube.with_feature(feature, value)
     if klass is Klass.DISPVM and template is not None:
         # A disposable reaches no more than what it is made from (MC-86).
         qube = qube.with_firewall(template.firewall)

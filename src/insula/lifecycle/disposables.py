@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -92,6 +92,24 @@ def ready_of(template: Qube) -> list[QubeName]:
     return [QubeName(name) for name in template.features.get(READY, "").split()]
 
 
+def _without_ready(system: System, template: QubeName, name: QubeName) -> Qube:
+    """The template without this one, and without those that have ended."""
+    holder = system.get(template)
+    left = [other for other in ready_of(holder) if other != name and other in system.qubes]
+    return holder.with_feature(READY, " ".join(left)) if left else holder.without_feature(READY)
+
+
+def _taken(
+    system: System, template: QubeName, name: QubeName, created_by: QubeName, features: Mapping[str, str]
+) -> System:
+    """The system once a ready one is its caller's. Pure."""
+    used = system.get(name).without_feature(INTERNAL).without_feature(COMPLETED)
+    for feature, value in features.items():
+        used = used.with_feature(feature, value)
+    used = replace(used, tags=used.tags | creation_tags(created_by, disposable=True))
+    return system.with_qubes([used, _without_ready(system, template, name)])
+
+
 def refill_delay_s(system: System) -> float | None:
     """Seconds between a use and the refill; None: only when all are used."""
     text = system.get(ADMIN_NAME).features.get(DELAY, "")
@@ -110,22 +128,26 @@ class Disposables:
         self._power = power
         self._available_mib = available_mib
         self._turns: dict[QubeName, asyncio.Lock] = {}
+        self._claimed: set[QubeName] = set()
+        """Ready ones that are being taken."""
+        self._used_at = float("-inf")
+        """When one was taken last, on the loop's clock."""
         self._task: asyncio.Task[None] | None = None
 
     # -- made on request
 
-    async def create(self, template: QubeName, created_by: QubeName) -> QubeName:
-        """A disposable for ``created_by``: a ready one, running, or a new one, halted.
+    async def create(self, template: QubeName, created_by: QubeName, features: Mapping[str, str]) -> QubeName:
+        """A disposable for ``created_by``, with these features: a ready one, running, or a new one, halted.
 
         :raise QubesException: the template may not be used so.
         """
         system = self._host.store.system
         if not allows_disposables(system, system.get(template)):
             raise QubesException(f"{template} does not have template_for_dispvms set")
-        ready = await self._take_ready(template, created_by)
-        return ready or await self._make(template, created_by)
+        ready = await self._take_ready(template, created_by, features)
+        return ready or await self._make(template, created_by, features)
 
-    async def _make(self, template: QubeName, created_by: QubeName) -> QubeName:
+    async def _make(self, template: QubeName, created_by: QubeName, features: Mapping[str, str]) -> QubeName:
         system = self._host.store.system
         dispid = system.free_dispid(secrets.randbelow(MAX_DISPID + 1))
         name = QubeName(f"disp{dispid}")
@@ -137,28 +159,40 @@ class Disposables:
                 template=template,
                 created_by=created_by,
                 disposable=True,
+                features=features,
             )
         )
         return name
 
-    async def _take_ready(self, template: QubeName, created_by: QubeName) -> QubeName | None:
-        async with self._turn(template):
-            for name in ready_of(self._host.store.system.get(template)):
+    async def _take_ready(
+        self, template: QubeName, created_by: QubeName, features: Mapping[str, str]
+    ) -> QubeName | None:
+        """Does not wait its turn: a refill takes seconds. So nothing is awaited between looking and claiming."""
+        store = self._host.store
+        for name in ready_of(store.system.get(template)):
+            if name in self._claimed or name not in store.system.qubes:
+                continue
+            if self._power.power_state(name) is not PowerState.PAUSED:
+                continue
+            self._claimed.add(name)
+            self._used_at = asyncio.get_running_loop().time()
+            try:
+                # The guest wakes up while it is recorded. A daemon that dies before that has one that is not paused
+                # and that nobody got: the next one throws it away.
+                await self._power.unpause(name)
+                store.commit(_taken(store.system, template, name, created_by, features))
+            except QubesException as e:
+                log.warning("%s: was held ready, but cannot be used: %s", name, e)
                 self._forget_ready(template, name)
-                qube = self._host.store.system.qubes.get(name)
-                if qube is None or self._power.power_state(name) is not PowerState.PAUSED:
-                    continue
-                used = qube.without_feature(INTERNAL).without_feature(COMPLETED)
-                used = replace(used, tags=used.tags | creation_tags(created_by, disposable=True))
-                self._host.store.commit(self._host.store.system.with_qube(used))
-                try:
-                    await self._power.unpause(name)
-                except QubesException as e:
-                    log.warning("%s: was held ready, but cannot be used: %s", name, e)
-                    await self._discard(name)
-                    continue
-                self._host.publish(template, "domain-preload-dispvm-used", dispvm=name, delay="0")
-                return name
+                await self._discard(name)
+                continue
+            except BaseException:
+                await self._discard(name)
+                raise
+            finally:
+                self._claimed.discard(name)
+            self._host.publish(template, "domain-preload-dispvm-used", dispvm=name, delay="0")
+            return name
         return None
 
     # -- held ready
@@ -179,11 +213,16 @@ class Disposables:
                 await self.refill_all()
                 async for event in events:
                     if self._matters(event):
-                        delay = refill_delay_s(self._host.store.system)
-                        if event.name == "domain-preload-dispvm-used" and delay:
-                            await asyncio.sleep(delay)
+                        await self._let_users_pass()
                         await self.refill_all()
                 return
+
+    async def _let_users_pass(self) -> None:
+        """What was just taken is waited for: the next one is not made beside it."""
+        delay = refill_delay_s(self._host.store.system) or 0.0
+        left = self._used_at + delay - asyncio.get_running_loop().time()
+        if left > 0:
+            await asyncio.sleep(left)
 
     def _matters(self, event: Event) -> bool:
         return event.name in REFILL_EVENTS or event.name == "domain-preload-dispvm-used"
@@ -210,11 +249,16 @@ class Disposables:
 
     async def _drop_unusable(self, template: QubeName, wanted: int) -> None:
         for number, name in enumerate(ready_of(self._host.store.system.get(template))):
+            if name in self._claimed:
+                continue
             is_ready = (
                 name in self._host.store.system.qubes
                 and self._power.power_state(name) is PowerState.PAUSED
                 and not await self._is_outdated(name)
             )
+            if name in self._claimed:
+                # Taken meanwhile.
+                continue
             if not is_ready or number >= wanted:
                 self._forget_ready(template, name)
                 if name in self._host.store.system.qubes and self._is_unused(name):
@@ -243,9 +287,8 @@ class Disposables:
 
     async def _add_ready(self, template: QubeName) -> None:
         self._host.publish(template, "domain-preload-dispvm-start", reason="autostart")
-        name = await self._make(template, ADMIN_NAME)
         store = self._host.store
-        store.commit(store.system.with_qube(store.system.get(name).with_feature(INTERNAL, "1")))
+        name = await self._make(template, ADMIN_NAME, {INTERNAL: "1"})
         try:
             await self._power.provide_waiting(name)
             await self._power.start(name)
@@ -262,10 +305,7 @@ class Disposables:
 
     def _forget_ready(self, template: QubeName, name: QubeName) -> None:
         store = self._host.store
-        holder = store.system.get(template)
-        left = [other for other in ready_of(holder) if other != name]
-        holder = holder.with_feature(READY, " ".join(left)) if left else holder.without_feature(READY)
-        store.commit(store.system.with_qube(holder))
+        store.commit(store.system.with_qube(_without_ready(store.system, template, name)))
 
     async def _discard(self, name: QubeName) -> None:
         """End it; it is removed with its machine, or here if it has none."""

@@ -31,6 +31,7 @@ class CreateRequest:
     created_by: str = "dom0"
     disposable: bool = False
     """A DispVM that nobody named (it is called ``dispN``, N its number): it is gone when it ends (``auto_cleanup``)."""
+    features: Mapping[str, str] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -39,8 +40,12 @@ class Engine(Protocol):
     async def create(self, request: CreateRequest) -> None:
         """:raise QubesVMAlreadyExistsError, QubesVMNotFoundError, QubesLabelNotFoundError, QubesException:"""
 
-    async def create_disposable(self, template: QubeName, created_by: QubeName) -> QubeName:
+    async def create_disposable(
+        self, template: QubeName, created_by: QubeName, features: Mapping[str, str] | None = None
+    ) -> QubeName:
         """A disposable that nobody named: one held ready, which runs, or a new one, halted. It is gone when it ends.
+
+        ``features``: those it has from the first moment.
 
         :raise QubesException: the template may not be used so.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -286,8 +286,10 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
 
     # -- existence
 
-    async def create_disposable(self, template: QubeName, created_by: QubeName) -> QubeName:
-        return await self.disposables.create(template, created_by)
+    async def create_disposable(
+        self, template: QubeName, created_by: QubeName, features: Mapping[str, str] | None = None
+    ) -> QubeName:
+        return await self.disposables.create(template, created_by, features or {})
 
     async def preload_disposables(self, template: QubeName) -> None:
         await self.disposables.refill(template, wanted_ready(self.host.store.system).get(template, 0))

@@ -101,9 +101,9 @@ class Store:
             raise StoreError(f"The change was refused, it would break: {'; '.join(wrong[:MAX_PROBLEMS_SHOWN])}")
         with self._change():
             write_difference(self._connection, self._system, system)
-        changed_names = system.qubes.keys() != self._system.qubes.keys()
+        is_copied = _lasting(system) != _lasting(self._system)
         self._system = system
-        if changed_names:
+        if is_copied:
             self._write_copy()
 
     def put_machine(self, name: QubeName | str, record: Mapping[str, Any]) -> None:
@@ -156,6 +156,12 @@ class Store:
             write_good_copy(self._connection, self._path)
         except (OSError, sqlite3.Error) as error:
             log.warning("the good copy of %s could not be renewed: %s", self._path, error)
+
+
+def _lasting(system: System) -> set[QubeName]:
+    """Qubes that outlive their machine. Others are made and removed by programs, while somebody waits, and nobody would
+    look for one in the copy."""
+    return {name for name, qube in system.qubes.items() if not qube.properties.get("auto_cleanup")}
 
 
 @contextmanager

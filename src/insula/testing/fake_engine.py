@@ -202,14 +202,17 @@ class FakeEngine:
         self._publish("", "domain-add", vm=request.name)
         self._publish(request.name, "domain-create-on-disk")
 
-    async def create_disposable(self, template: QubeName, created_by: QubeName) -> QubeName:
+    async def create_disposable(
+        self, template: QubeName, created_by: QubeName, features: Mapping[str, str] | None = None
+    ) -> QubeName:
         await self._scripted("create_disposable")
         system = self.store.system
         if not allows_disposables(system, system.get(template)):
             raise QubesException(f"{template} does not have template_for_dispvms set")
         name = QubeName(f"disp{system.free_dispid(secrets.randbelow(MAX_DISPID + 1))}")
         label = system.get(template).label
-        await self.create(CreateRequest("DispVM", name, label, template, created_by=created_by, disposable=True))
+        request = CreateRequest("DispVM", name, label, template, created_by=created_by, disposable=True)
+        await self.create(replace(request, features=features or {}))
         return name
 
     async def preload_disposables(self, template: QubeName) -> None:
