@@ -1,3 +1,4 @@
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -15,6 +16,7 @@ from insula.model.errors import (
 )
 from insula.model.klass import Klass
 from insula.model.names import QubeName
+from insula.model.properties import allows_disposables
 from insula.model.system import PoolConfig, System
 
 EMPTY = System(pools={"default": PoolConfig("default", "qcow2"), "big": PoolConfig("big", "qcow2")})
@@ -93,6 +95,31 @@ def test_template_in_use_is_named_with_its_borrowers(system: System) -> None:
     assert borrowers_of(system, WORK) == []
     with pytest.raises(QubesVMInUseError, match="work"):
         require_unborrowed(system, TEMPLATE)
+
+
+def test_disposables_can_be_made_of_it_from_its_first_moment_on(system: System) -> None:
+    made = plan_create(system, request(template=TEMPLATE, disposables=True), UUID(int=2))
+    assert allows_disposables(made, made.get(WORK))
+    assert not allows_disposables(system, system.get(TEMPLATE))
+
+
+def test_disposable_has_what_was_said_about_its_template_and_is_made_by_whom_it_is_made(system: System) -> None:
+    """MC-86."""
+    system = plan_create(system, request(template=TEMPLATE, disposables=True), UUID(int=2))
+    said = {"netvm": None, "debug": True, "autostart": True, "ip": "10.137.0.9"}
+    features = {"service.x": "1", "internal": "1", "preload-dispvm-max": "2", "preload-dispvm": "disp1"}
+    qube = replace(system.get(WORK), features=features).with_tags(["anon-vm", "created-by-mgmt"])
+    for key, value in said.items():
+        qube = qube.with_property(key, value)
+    system = system.with_qube(qube)
+    name = QubeName("disp7")
+    wish = request("DispVM", name, "red", template=WORK, disposable=True, created_by="other")
+    made = plan_create(system, wish, UUID(int=3)).get(name)
+    assert {key: made.properties.get(key, "unset") for key in said} == {
+        "netvm": None, "debug": True, "autostart": "unset", "ip": "unset",
+    }  # fmt: skip
+    assert made.features == {"service.x": "1"}
+    assert {tag for tag in made.tags if "vm-" not in tag} == {"anon-vm", "created-by-other", "disp-created-by-other"}
 
 
 def test_kept_private_volumes_alone_have_a_file_system_from_the_start(system: System) -> None:

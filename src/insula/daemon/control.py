@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping, Sequence
 
@@ -11,9 +12,12 @@ from insula.lifecycle.host import Host
 from insula.lifecycle.manager import LifecycleEngine
 from insula.lifecycle.seeds import Seed
 from insula.lifecycle.standby import StandbyCount
-from insula.lifecycle.template import TemplateImage, install_template, installed_key
+from insula.lifecycle.template import TemplateImage, install_template, installed_key, provide_default_dispvm
+from insula.model.errors import InsulaError
 from insula.model.names import QubeName
 from insula.model.property_types import Runtime
+
+log = logging.getLogger("insula.daemon")
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -63,12 +67,23 @@ class Templates:
         """Which build is installed under that name; None: none."""
         return installed_key(self._host.store.system, name)
 
+    async def complete(self) -> None:
+        """What an installation with a template has, and one of an earlier version may not have yet."""
+        template = self._host.store.system.properties.get("default_template")
+        if not template:
+            return
+        try:
+            await provide_default_dispvm(self._host, self._engine, QubeName(str(template)))
+        except InsulaError as error:
+            log.warning("nothing is there to make disposables of: %s", error)
+
     async def install(self, image: TemplateImage) -> None:
         """One at a time. :raise QubesException: nothing was changed."""
         async with self._lock:
             is_known = image.name in self._host.store.system.qubes
             state = self._engine.power_state(image.name) if is_known else None
             await install_template(self._host, image, state)
+            await provide_default_dispvm(self._host, self._engine, image.name)
         await self._engine.root_changed(image.name)
         # The first start from a new template is to be as quick as any other.
         await self._engine.want_seed(image.name)

@@ -142,12 +142,13 @@ async def serve(paths: Paths) -> None:
             rooms.push_async_callback(pool.aclose)
         engine = LifecycleEngine(host, paths.runtime / "qubes", SeedKeeper(host, SeedStore(paths.seeds)))
         rooms.push_async_callback(engine.leave)
+        templates = Templates(host, engine)
         context = Context(
             store=store,
             engine=engine,
             bus=bus,
             daemon=Control(host, engine, stop),
-            templates=Templates(host, engine),
+            templates=templates,
             host=lambda: host_runtime(host),
             rpc_socket=paths.rpc_socket,
             uploads=rooms.enter_context(Uploads(paths.data / "uploads")),
@@ -158,6 +159,7 @@ async def serve(paths: Paths) -> None:
         await engine.recover()
         await context.leases.recover(context)
         await updates.recover(context)
+        await templates.complete()
         for path, methods in ((paths.admin_socket, api.METHODS), (paths.internal_socket, api.INTERNAL_METHODS)):
             await rooms.enter_async_context(AdminServer(Dispatcher(context, methods), path, LocalIdentity()))
         log.info("insulad %s is ready: %s, %d qubes", __version__, host.driver.name, len(store.system.qubes) - 1)

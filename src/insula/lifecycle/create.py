@@ -25,6 +25,20 @@ from insula.storage.pool import Prepare
 
 KERNEL_VOLUME = "kernel"
 """Not a disk: its vid is the version of the kernel the qube is started with."""
+INHERITED = (
+    "netvm",
+    "guivm",
+    "audiovm",
+    "keyboard_layout",
+    "devices_denied",
+    "debug",
+    "stubdom_mem",
+    "bootmode",
+)
+"""Properties that a disposable has from its template where they were set; of most others the default follows it."""
+INTERNAL = "internal"
+PRELOADED = "preload-dispvm"
+"""What the features of a template begin with that say which of its disposables are held ready, and how many."""
 
 
 def plan_create(system: System, request: CreateRequest, new_uuid: UUID, dispid: int = 0) -> System:
@@ -59,11 +73,12 @@ def plan_create(system: System, request: CreateRequest, new_uuid: UUID, dispid: 
     if request.disposable:
         tags = creation_tags(QubeName(request.created_by), disposable=True)
         qube = qube.with_property("auto_cleanup", True).with_tags(tags)
+    if request.disposables:
+        qube = qube.with_property("template_for_dispvms", True)
+    if klass is Klass.DISPVM and template is not None:
+        qube = _as_its_template(qube, template)
     for feature, value in request.features.items():
         qube = qube.with_feature(feature, value)
-    if klass is Klass.DISPVM and template is not None:
-        # A disposable reaches no more than what it is made from (MC-86).
-        qube = qube.with_firewall(template.firewall)
     created = system.with_new_qube(qube)
     if template is not None:
         # Through the rules of the property: the template must be one, and of the right class.
@@ -74,6 +89,19 @@ def plan_create(system: System, request: CreateRequest, new_uuid: UUID, dispid: 
     )
     volumes = {name: _with_pool_defaults(system, volume) for name, volume in volumes.items()}
     return refreshed(with_kept_tags(created.with_qube(replace(qube, volumes=volumes))))
+
+
+def _as_its_template(qube: Qube, template: Qube) -> Qube:
+    """A disposable with all that was said about what it is made from (agent-services §15): it must reach no more than
+    that (MC-86), and rules for what carries a tag hold for it. Who made it is its own."""
+    for name in INHERITED:
+        if name in template.properties:
+            qube = qube.with_property(name, template.properties[name])
+    for name, value in template.features.items():
+        if name != INTERNAL and not name.startswith(PRELOADED):
+            qube = qube.with_feature(name, value)
+    tags = [tag for tag in template.tags if not tag.startswith(("created-by-", "disp-created-by-"))]
+    return qube.with_tags(tags).with_firewall(template.firewall)
 
 
 def _with_pool_defaults(system: System, volume: VolumeSpec) -> VolumeSpec:

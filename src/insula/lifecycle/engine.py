@@ -32,6 +32,8 @@ class CreateRequest:
     disposable: bool = False
     """A DispVM that nobody named (it is called ``dispN``, N its number): it is gone when it ends (``auto_cleanup``)."""
     features: Mapping[str, str] = field(default_factory=dict)
+    disposables: bool = False
+    """An AppVM that disposables are made from, from its first moment on (``template_for_dispvms``)."""
 
 
 class Engine(Protocol):

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from insula.lifecycle.create import disks_of, first_content, plan_create
-from insula.lifecycle.engine import CreateRequest
+from insula.lifecycle.engine import CreateRequest, Engine
 from insula.lifecycle.host import Host
 from insula.model.block import VolumeSpec
 from insula.model.errors import QubesException, QubesVMNotHaltedError, StoragePoolException
 from insula.model.klass import Klass
 from insula.model.names import QubeName
+from insula.model.properties import allows_disposables
 from insula.model.state import PowerState
 from insula.model.system import System
 from insula.model.volumes import refreshed
@@ -24,6 +25,9 @@ from insula.storage.pool import StorageError
 CONTENT_KEY_FEATURE = "template-content-key"
 """Says which build a template's root is; the same key is not installed twice."""
 TEMPLATE_LABEL = "black"
+DEFAULT_DISPVM = QubeName("default-dvm")
+"""What disposables are made from while the user names nothing else; the published name, and colour."""
+DEFAULT_DISPVM_LABEL = "red"
 
 
 @dataclass(frozen=True)
@@ -106,3 +110,22 @@ async def install_template(host: Host, image: TemplateImage, state: PowerState |
     if is_new:
         host.publish("", "domain-add", vm=image.name)
     host.publish(image.name, "template-postinstall")
+
+
+async def provide_default_dispvm(host: Host, engine: Engine, template: QubeName) -> None:
+    """Have something that disposables are made from, so that one is offered where a rule asks and files open in one.
+
+    Only while nobody has said what ``default_dispvm`` is, be it none; a qube that has the name stays as it is.
+
+    :raise QubesException: it could not be made; nothing was changed.
+    """
+    if "default_dispvm" in host.store.system.properties:
+        return
+    if DEFAULT_DISPVM not in host.store.system.qubes:
+        await engine.create(
+            CreateRequest(Klass.APPVM, DEFAULT_DISPVM, DEFAULT_DISPVM_LABEL, template=template, disposables=True)
+        )
+    system = host.store.system
+    if allows_disposables(system, system.get(DEFAULT_DISPVM)):
+        host.store.commit(system.with_property("default_dispvm", DEFAULT_DISPVM))
+        host.publish("", "property-set:default_dispvm", name="default_dispvm", newvalue=DEFAULT_DISPVM)
