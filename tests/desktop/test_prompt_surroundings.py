@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -14,6 +15,8 @@ from typing import TextIO
 
 import pytest
 
+from insula.daemon.paths import Paths
+from insula.daemon.prompt_program import PromptProgram
 from insula.policy.agent import Notice, Question, Resolution
 from insula.testing.cli_runner import served_cli
 from insula.testing.desktop import Desktop, desktop
@@ -160,6 +163,30 @@ def test_mc31_screen_that_is_locked_when_the_prompt_starts(screen: Desktop, tmp_
         running_prompt(screen, tmp_path, DBUS_SESSION_BUS_ADDRESS=bus) as prompt,
     ):
         assert prompt.ask(QUESTION).answer() == b"deny"
+
+
+async def test_question_starts_who_asks_it_again_after_a_crash_and_nobody_is_left(
+    screen: Desktop, tmp_path: Path
+) -> None:
+    """MC-31: nobody had started a prompt. What is started is the real program, as the daemon does it."""
+    paths = Paths(tmp_path / "data", tmp_path / "run")
+    paths.make()
+    desk = PromptProgram(paths, screen.environment)
+    for end in ("crash", "close"):
+        await desk.open()
+        asking = Asking(paths.policy_agent_socket, QUESTION)
+        window = await asyncio.to_thread(screen.window, TITLE)
+        assert asking.is_open
+        assert desk._process is not None
+        if end == "crash":
+            desk._process.kill()
+            await desk._process.wait()
+        else:
+            await desk.close()
+        assert asking.answer() == b""
+        asking.close()
+        await asyncio.to_thread(screen.wait, lambda: not screen.windows(TITLE), f"{window} is left")
+    assert not is_listening(paths.policy_agent_socket)
 
 
 def test_wayland_shows_question_and_notice_without_a_complaint_of_qt(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ import pytest
 from insula.daemon import calls
 from insula.daemon.paths import Paths
 from insula.model.names import QubeName
+from insula.model.properties import view
 from insula.policy.decisions import Allow, Ask, Deny, Request
 from insula.policy.engine import evaluate
 from insula.policy.folders import MemoryFolder
@@ -39,7 +41,9 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
     paths = Paths(tmp_path / "data", tmp_path / "run")
     paths.make()
     (paths.qube("mgmt")).mkdir()
@@ -165,6 +169,23 @@ async def test_every_qube_may_ask_for_the_time(world: World) -> None:
     assert len((await called(world, "qubes.GetDate+nanoseconds")).out) == 36
 
 
+async def test_denial_says_that_nobody_could_be_asked_and_what_to_do(
+    world: World,
+) -> None:
+    """MC-31: the default policy asks, on a machine without a screen."""
+    assert await world.mgmt.call("qubes.Filecopy", "other") is None
+    log = world.paths.calls_log
+    async with asyncio.timeout(10):
+        while not log.exists() or not log.read_text():
+            await asyncio.sleep(0.01)
+    [record] = map(json.loads, log.read_text().splitlines())
+    assert (record["decision"], record["asked"]) == ("denied", True)
+    assert record["reason"] == (
+        "a rule asks, and nobody can be asked: there is no display;"
+        " insula prompt asks on a desktop, insula prompt --terminal on a terminal"
+    )
+
+
 async def test_policy_folder_of_the_user_is_not_touched_and_a_missing_one_is_made(tmp_path: Path) -> None:
     folder = tmp_path / "policy.d"
     calls.install_default_policy(calls.default_policy(), folder)
@@ -232,6 +253,25 @@ async def test_disposable_is_a_caller_of_its_own_with_no_rights_of_its_template_
             policy = load(Sources([MemoryFolder({"50-a.policy": f"a.B * {source} debian-12 allow\n"})]))
             decision = evaluate(Request("a.B", "+", name, "debian-12"), policy, snapshot)
             assert isinstance(decision, Allow) == is_allowed, source
+
+
+@pytest.mark.parametrize(("netvm", "expected"), [("", None), ("net-b", "net-a")])
+async def test_disposable_has_no_network_if_its_opener_has_none(
+    tmp_path: Path, netvm: str, expected: str | None
+) -> None:
+    """MC-34, MC-86."""
+    async with admin_daemon(tmp_path) as daemon:
+        client = daemon.client
+        for name in ("net-a", "net-b"):
+            await client.create_qube("AppVM", name, "red", template="debian-12")
+            await client.set_property("provides_network", "True", name)
+        await client.create_qube("AppVM", "opener", "red", template="debian-12")
+        await client.set_property("netvm", netvm, "opener")
+        await client.set_property("netvm", "net-a", "work")
+        await client.set_property("template_for_dispvms", "True", "work")
+        async with calls.SystemQubes(daemon.context).disposable("work", "opener") as name:
+            system = daemon.store.system
+            assert view(system, system.get(QubeName(name))).vm("netvm") == expected
 
 
 async def test_snapshot_is_the_same_value_until_the_system_or_a_state_changes(tmp_path: Path) -> None:

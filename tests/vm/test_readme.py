@@ -1,4 +1,5 @@
-"""The commands that the README tells people to type work, in its order, on a new installation with a real guest."""
+"""A new installation with real guests: what a person finds there who has set up nothing, and the commands that the
+README tells people to type, in its order."""
 
 from __future__ import annotations
 
@@ -6,14 +7,19 @@ import asyncio
 import re
 import shlex
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from insula.daemon.autostart import is_running
+from insula.rpc.call_log import LogReader
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import build_template, create_app_qube, install
+from insula.testing.desktop import Desktop, desktop
+from insula.testing.guest import build_template, create_app_qube, install, run
+from insula.testing.prompt_program import PromptWindow
+
+pytestmark = [pytest.mark.vm, pytest.mark.desktop]
 
 README = Path(__file__).parents[2] / "README.md"
 PROGRAM = ".venv/bin/insula"
@@ -29,17 +35,35 @@ def second_shell_block() -> list[list[str]]:
     return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
 
-@pytest.fixture
-async def installation() -> AsyncIterator[DaemonProcess]:
-    """What ``make run`` leaves, as far as the commands need it: the template, a net qube and the qube ``personal``."""
-    built = await build_template()
-    async with DaemonProcess() as daemon:
+@pytest.fixture(scope="module")
+def screen() -> Iterator[Desktop]:
+    with desktop(1024, 768) as shown:
+        yield shown
+
+
+@pytest.fixture(scope="module")
+def installation(screen: Desktop) -> Iterator[DaemonProcess]:
+    """What ``make run`` leaves, as far as it is needed here: the template, a net qube and the qube ``personal``."""
+    # The daemon is one that was started on this screen.
+    daemon = DaemonProcess(**{**screen.environment, "INSULA_PROMPT": "on"})
+
+    async def begin() -> None:
+        built = await build_template()
+        await daemon.__aenter__()
         await install(daemon.client, built)
         await create_app_qube(daemon.client, "personal", "yellow")
         await create_app_qube(daemon.client, "sys-net")
         for prop, value in (("provides_network", "True"), ("netvm", ""), ("uplink", "host")):
             await daemon.client.call("admin.vm.property.Set", "sys-net", arg=prop, payload=value.encode())
+
+    asyncio.run(begin())
+    failed = True
+    try:
         yield daemon
+        failed = False
+    finally:
+        error = AssertionError("the run was broken off") if failed else None
+        asyncio.run(daemon.__aexit__(type(error) if error else None, error, None))
 
 
 async def insula(daemon: DaemonProcess, arguments: list[str]) -> tuple[int | None, str]:
@@ -62,7 +86,25 @@ async def insula(daemon: DaemonProcess, arguments: list[str]) -> tuple[int | Non
     return process.returncode, output.decode()
 
 
-async def test_readme_commands_work_one_after_the_other(installation: DaemonProcess) -> None:
+async def test_first_copy_is_asked_about_and_a_disposable_is_offered(
+    installation: DaemonProcess, screen: Desktop
+) -> None:
+    """Nobody started a prompt, nobody wrote a rule, nobody made a disposable template."""
+    await installation.client.start("personal")
+    copying = asyncio.create_task(run(installation, "personal", "echo dear > letter.txt && qvm-copy letter.txt"))
+    prompt = PromptWindow(screen)
+    # The first of @dispvm:default-dvm, debian-12, default-dvm, sys-net.
+    window = await asyncio.to_thread(prompt.choose, 0, 4)
+    await asyncio.to_thread(screen.click, *prompt.allow_button(window))
+    result = await copying
+    assert result.code == 0, result.err
+    [record] = [item for item in LogReader(installation.paths.calls_log).read() if item["service"] == "qubes.Filecopy"]
+    assert (record["decision"], record["asked"]) == ("allowed", True)
+    assert str(record["server"]).startswith("disp")
+    assert [row.name for row in await installation.client.list_qubes() if row.klass == "DispVM"] == []
+
+
+async def test_readme_commands_work_one_after_the_other(installation: DaemonProcess, screen: Desktop) -> None:
     commands = second_shell_block()
     printed: dict[str, str] = {}
     for program, *arguments in commands:
@@ -89,3 +131,4 @@ async def test_readme_commands_work_one_after_the_other(installation: DaemonProc
     assert not is_running(installation.paths)
     assert installation.process is not None
     await asyncio.to_thread(installation.process.wait, DAEMON_END_TIMEOUT_S)
+    assert not screen.windows("Insula")

@@ -183,13 +183,13 @@ class Leases:
             self._count -= 1
 
     def made(
-        self, context: Context, source: Qube, template: QubeName
+        self, context: Context, source: Qube, template: QubeName, options: Options
     ) -> contextlib.AbstractAsyncContextManager[QubeName]:
         """A disposable of a disposable template for ``source``, running or halted, gone at the end of the block.
 
         :raise InsulaError, HalError: entering; nothing is left.
         """
-        return _made(context, source, template, Options())
+        return _made(context, source, template, options)
 
     async def _template(self, context: Context, source: Qube, wanted: Qube) -> QubeName:
         """:raise QubesException: no disposable can be made from what was named."""

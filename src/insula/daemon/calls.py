@@ -15,13 +15,16 @@ from insula.admin import api
 from insula.admin.call import Context
 from insula.admin.dispatch import Dispatcher, published_error
 from insula.admin.guest_reports import GuestReports
+from insula.admin.leases import Options
 from insula.admin.policy_calls import PolicyCalls
 from insula.admin.qube_calls import QubeCalls
 from insula.daemon.pastes import PasteJudge
 from insula.daemon.paths import Paths
+from insula.daemon.prompt_program import PromptProgram
 from insula.hal.errors import HalError
 from insula.model.errors import QubesException
 from insula.model.names import QubeName
+from insula.model.properties import view
 from insula.model.state import PowerState
 from insula.model.system import System
 from insula.policy.current import CurrentPolicy
@@ -84,10 +87,19 @@ class SystemQubes:
         async with AsyncExitStack() as ends:
             with _published():
                 name = await ends.enter_async_context(
-                    self._context.leases.made(self._context, system.get(opener), QubeName(base))
+                    self._context.leases.made(
+                        self._context, system.get(opener), QubeName(base), options_for(system, opener)
+                    )
                 )
                 await self._context.engine.start(name)
             yield name
+
+
+def options_for(system: System, opener: str) -> Options:
+    """What a disposable is given beside what it is made from: who has no network gets none by opening one (MC-34)."""
+    qube = system.get(opener)
+    is_offline = qube.klass.has_machine and view(system, qube).vm("netvm") is None
+    return Options(netvm="") if is_offline else Options()
 
 
 @contextmanager
@@ -163,10 +175,12 @@ async def open_calls(context: Context, paths: Paths) -> AsyncIterator[Calls]:
     await policy.get()
     qubes = SystemQubes(context)
     records = CallLog(paths.calls_log, context.bus)
-    prompts = Prompts(paths.policy_agent_socket)
+    desk = PromptProgram(paths)
+    prompts = Prompts(paths.policy_agent_socket, desk)
     broker = Broker(policy, qubes, host_services(context, policy, qubes), prompts, records)
     try:
         yield Calls(broker, PasteJudge(policy.get, qubes.snapshot), prompts)
     finally:
         await broker.close()
+        await desk.close()
         records.close()

@@ -8,9 +8,10 @@ of that folder passes over our entry (``X-systemd-skip``). Where both start one,
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from insula.daemon.prompt_program import command
 
 UNIT = "insula-prompt.service"
 ENTRY = "insula-prompt.desktop"
@@ -38,12 +39,6 @@ def remove(environ: Mapping[str, str] | None = None) -> list[Path]:
     for path in files:
         path.unlink()
     return files
-
-
-def command() -> list[str]:
-    """Of this installation of Insula."""
-    program = Path(sys.executable).with_name("insula-prompt")
-    return [str(program)] if program.exists() else [sys.executable, "-m", "insula.cli.main", "prompt"]
 
 
 def desktop_entry(words: Sequence[str], settings: Mapping[str, str]) -> str:

@@ -13,9 +13,10 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from insula.model.names import ADMIN_NAME
 from insula.policy import agent
@@ -43,6 +44,24 @@ _UCRED = struct.Struct("iII")
 log = logging.getLogger("insula.rpc")
 
 
+class CannotAsk(Exception):
+    """Nobody listens and nobody can be made to. The message says why, and what the user can do."""
+
+
+class Desk(Protocol):
+    """Where the user sits."""
+
+    async def open(self) -> None:
+        """Return when somebody listens at the policy agent's socket. :raise CannotAsk:"""
+
+
+class Unattended:
+    """A :class:`Desk` where nothing is started: whoever asks the user was started by others, or is not there."""
+
+    async def open(self) -> None:
+        raise CannotAsk("nobody listens")
+
+
 class NobodyToAsk(Exception):
     """There will be no answer, so the call is denied (MC-31)."""
 
@@ -63,10 +82,11 @@ class _Asker:
 
 
 class Prompts:
-    """``path``: the socket of the policy agent, which need not be there."""
+    """``path``: the socket of the policy agent; ``desk`` sees to it that somebody listens there."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, desk: Desk | None = None) -> None:
         self._path = path
+        self._desk = desk or Unattended()
         self._loop = asyncio.get_running_loop()
         self._askers: dict[str, _Asker] = {}
         self._open = 0
@@ -101,7 +121,7 @@ class Prompts:
         try:
             answer = await self._exchange(question_of(question), timeout=None)
             return agent.decode_answer(answer, question.targets)
-        except (OSError, TimeoutError, LocalProtocolError, RemoteProtocolError) as error:
+        except (CannotAsk, OSError, TimeoutError, LocalProtocolError, RemoteProtocolError) as error:
             raise NobodyToAsk(f"{Reason.NOBODY_TO_ASK.value}: {error or 'no answer'}", notify=False) from error
         finally:
             asker.open -= 1
@@ -137,12 +157,12 @@ class Prompts:
     async def _send_notice(self, notice: Notice | Remark) -> None:
         try:
             await self._exchange(notice, timeout=NOTICE_TIMEOUT_S)
-        except (OSError, TimeoutError, LocalProtocolError) as error:
+        except (CannotAsk, OSError, TimeoutError, LocalProtocolError) as error:
             log.debug("a notice was not shown: %s", error)
 
     async def _exchange(self, request: agent.Request, *, timeout: float | None) -> bytes:
-        """:raise OSError: nobody is there, or somebody else than this user or root. :raise TimeoutError:
-        :raise LocalProtocolError: it cannot be asked.
+        """:raise CannotAsk: nobody is there. :raise OSError: somebody else than this user or root is, or left.
+        :raise TimeoutError: :raise LocalProtocolError: it cannot be asked.
         """
         data = agent.encode(request)
         async with asyncio.timeout(timeout), self._connected() as connection:
@@ -158,15 +178,28 @@ class Prompts:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[socket.socket]:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.setblocking(False)
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                with address(self._path) as where:
-                    await self._loop.sock_connect(connection, where)
+        with await self._connect() as connection:
             _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if uid not in (0, os.geteuid()):
                 raise PermissionError(f"user {uid} serves the prompts")
             yield connection
+
+    async def _connect(self) -> socket.socket:
+        try:
+            return await self._connect_now()
+        except (FileNotFoundError, ConnectionRefusedError):
+            await self._desk.open()
+            return await self._connect_now()
+
+    async def _connect_now(self) -> socket.socket:
+        with ExitStack() as undo:
+            connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            connection.setblocking(False)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                with address(self._path) as where:
+                    await self._loop.sock_connect(connection, where)
+            undo.pop_all()
+            return connection
 
 
 def question_of(question: Ask) -> Question:

@@ -33,8 +33,12 @@ class Leftover(AssertionError):
 class DaemonProcess:
     """``async with DaemonProcess() as daemon``: a daemon that serves ``daemon.client``."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """``folder``: for its data; by default one that is removed at the end. Socket paths are short either way."""
+    def __init__(self, folder: Path | None = None, **more: str) -> None:
+        """``folder``: for its data; by default one that is removed at the end. Socket paths are short either way.
+
+        ``more``: of its environment.
+        """
+        self.more = more
         self._own = Path(tempfile.mkdtemp(prefix="insula-t-"))
         self.paths = Paths(folder or self._own / "data", self._own / "run")
         self.client = AdminClient(self.paths.admin_socket)
@@ -45,6 +49,9 @@ class DaemonProcess:
         """For commands that should talk to this daemon."""
         return {
             **os.environ,
+            # Questions of a test are not shown to whoever runs it.
+            "INSULA_PROMPT": "off",
+            **self.more,
             "INSULA_DATA_DIR": str(self.paths.data),
             "INSULA_RUNTIME_DIR": str(self.paths.runtime),
         }

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,8 @@ from insula.testing.desktop import Desktop, Picture, Window
 
 TITLE = "^Insula asks$"
 WAIT_S = 20.0
+LEFT_ALONE_S = 2.0
+"""After a click: until the question counts again, on a busy machine."""
 MARK = "0123456789abcdef\n"
 """Content of the file with the mark of the host."""
 
@@ -69,36 +72,11 @@ class Asking:
         self._connection.close()
 
 
-class PromptProgram:
-    """The program, as a process on a screen."""
+class PromptWindow:
+    """The window of whatever program asks on a screen."""
 
-    def __init__(self, screen: Desktop, folder: Path, stack: ExitStack, **environment: str) -> None:
+    def __init__(self, screen: Desktop) -> None:
         self.screen = screen
-        self._stack = stack
-        self._socket = folder / "run" / "policy-agent.sock"
-        self._environment = {
-            **screen.environment,
-            "INSULA_DATA_DIR": str(folder / "data"),
-            "INSULA_RUNTIME_DIR": str(folder / "run"),
-            **environment,
-        }
-        self.process = self.start([sys.executable, "-m", "insula.cli.main", "prompt"])
-        screen.wait(lambda: is_listening(self._socket), "nobody listens")
-
-    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, env=self._environment)
-
-        def end() -> None:
-            process.terminate()
-            process.wait(WAIT_S)
-
-        self._stack.callback(end)
-        return process
-
-    def ask(self, request: agent.Request) -> Asking:
-        asking = Asking(self._socket, request)
-        self._stack.callback(asking.close)
-        return asking
 
     @property
     def window(self) -> Window:
@@ -143,6 +121,53 @@ class PromptProgram:
     def picture(self, window: Window) -> Picture:
         self.screen.park()
         return self.screen.picture().part(window.x, window.y, window.width, window.height)
+
+    def choose(self, number: int, rows: int) -> Window:
+        """Select a row once the question counts, which is when nobody has clicked for a second; returns the window."""
+        window = self.settled()
+
+        def is_chosen() -> bool:
+            self.screen.click(*self.row(window, number, rows))
+            end = time.monotonic() + LEFT_ALONE_S
+            while time.monotonic() < end:
+                if self.is_enabled(self.allow_button(window)):
+                    return True
+            return False
+
+        self.screen.wait(is_chosen, "no target can be chosen")
+        return window
+
+
+class PromptProgram(PromptWindow):
+    """The program, as a process on a screen."""
+
+    def __init__(self, screen: Desktop, folder: Path, stack: ExitStack, **environment: str) -> None:
+        super().__init__(screen)
+        self._stack = stack
+        self._socket = folder / "run" / "policy-agent.sock"
+        self._environment = {
+            **screen.environment,
+            "INSULA_DATA_DIR": str(folder / "data"),
+            "INSULA_RUNTIME_DIR": str(folder / "run"),
+            **environment,
+        }
+        self.process = self.start([sys.executable, "-m", "insula.cli.main", "prompt"])
+        screen.wait(lambda: is_listening(self._socket), "nobody listens")
+
+    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, env=self._environment)
+
+        def end() -> None:
+            process.terminate()
+            process.wait(WAIT_S)
+
+        self._stack.callback(end)
+        return process
+
+    def ask(self, request: agent.Request) -> Asking:
+        asking = Asking(self._socket, request)
+        self._stack.callback(asking.close)
+        return asking
 
     def cover(self, window: Window, *, is_full_screen: bool = False) -> Window:
         """Another window where ours is."""

@@ -21,10 +21,13 @@ from insula.cli.options import Json
 from insula.cli.table import Cell, Column
 from insula.cli.text import KIB, size_text
 from insula.daemon.paths import Paths
+from insula.daemon.prompt_program import session_environment
 from insula.hal.hostinfo import HostInfo, probe
 from insula.lifecycle.standby import FEATURE
+from insula.manager import display
 from insula.policy.store import PolicyStore
 from insula.preload import trial
+from insula.rpc.ask import CannotAsk
 from insula.rpc.sockets import address
 from insula.rpc.spawn import session_uid
 from insula.templates.errors import Unbuildable
@@ -95,7 +98,7 @@ def doctor(as_json: Json = False) -> None:
         *id_findings(),
         policy_finding(paths),
         *daemon_findings(with_running_daemon(look_at_daemon), paths),
-        prompt_finding(is_answered(paths.policy_agent_socket)),
+        prompt_finding(None if is_answered(paths.policy_agent_socket) else why_no_question()),
     ]
     show(findings, as_json=as_json)
     if any(finding.verdict is Verdict.FAIL for finding in findings):
@@ -222,11 +225,21 @@ def waiting_finding(daemon: DaemonView) -> Finding:
     return Finding("machines in waiting", Verdict.OK, found, follows)
 
 
-def prompt_finding(is_there: bool) -> Finding:
-    if is_there:
+def prompt_finding(problem: str | None) -> Finding:
+    """``problem``: why no question can be asked from here."""
+    if problem is None:
         return Finding("questions", Verdict.OK, "asked", "A call with a rule that says ask waits for your answer.")
-    follows = "Calls with a rule that says ask are denied: insula prompt --install, or insula prompt."
+    follows = f"Calls with a rule that says ask are denied unless insulad finds a desktop: {problem}."
     return Finding("questions", Verdict.WARN, "nobody asks", follows)
+
+
+def why_no_question() -> str | None:
+    """Why nobody would ask for a daemon in this environment; None: it starts who does."""
+    try:
+        display.check(session_environment(os.environ, {}, os.geteuid()))
+    except (CannotAsk, display.NoDisplay) as error:
+        return str(error)
+    return None
 
 
 def is_answered(path: Path) -> bool:

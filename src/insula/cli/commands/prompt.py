@@ -28,7 +28,7 @@ def prompt(
     ] = False,
     is_uninstall: Annotated[bool, typer.Option("--uninstall", help="No longer start it with the desktop.")] = False,
 ) -> None:
-    """Ask the user where a rule says ask, until interrupted. While it does not run, such calls are denied."""
+    """Ask the user where a rule says ask, until interrupted. On a desktop insulad starts it by itself when needed."""
     if is_terminal + is_install + is_uninstall > 1:
         raise CliError("--terminal, --install and --uninstall exclude each other", exit_code=USAGE)
     if is_install or is_uninstall:
