@@ -83,3 +83,7 @@ def test_net_draws_the_chain(cli: Cli) -> None:
     assert "vault" in drawn[-1]
     rows = {row["name"]: row for row in cli.run("net", "--json").json}
     assert (rows["sys-net"]["uplink"], rows["work"]["netvm"]) == ("host", "sys-firewall")
+    assert cli.run("prefs", "sys-net", "uplink", "PCI:0000:03:00.0").code == 0
+    assert cli.run("net").out.splitlines()[:2] == ["network card 0000:03:00.0", drawn[1]]
+    rows = {row["name"]: row for row in cli.run("net", "--json").json}
+    assert rows["sys-net"]["uplink"] == "pci:0000:03:00.0"

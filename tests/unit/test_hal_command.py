@@ -20,6 +20,7 @@ from insula.hal.qemu.command import (
     HOTPLUG_PORTS,
     MAX_CHANNELS,
     MAX_CMDLINE,
+    MAX_DEVICES,
     MAX_DISKS,
     MAX_LINKS,
     Descriptors,
@@ -29,6 +30,7 @@ from insula.hal.qemu.command import (
     vmm_argv,
 )
 from insula.model.block import GIB, BlockLayer, BlockSource, LayerFormat, new_key
+from insula.model.pci import PciAddress
 
 TCG = Accelerator(AcceleratorName.TCG, "test")
 QEMU = PurePosixPath("/usr/bin/qemu-system-x86_64")
@@ -157,6 +159,33 @@ def test_interface_and_ports_of_links_have_places_of_their_own() -> None:
     }.items()
     ports = devices(argv, "pcie-root-port")
     assert len({port["chassis"] for port in ports}) == HOTPLUG_PORTS + MAX_LINKS
+
+
+def test_device_of_the_host_has_a_port_of_its_own_and_no_program() -> None:
+    cards = tuple(PciAddress(0, bus, 0, 0) for bus in range(MAX_DEVICES))
+    argv = vmm_argv(replace(SPEC, links=MAX_LINKS, devices=cards), DESCRIPTORS, TCG, QEMU)
+    given = devices(argv, "vfio-pci")
+    assert [device["host"] for device in given] == [str(card) for card in cards]
+    assert {device["rombar"] for device in given} == {0}
+    ports = {port["id"]: port for port in devices(argv, "pcie-root-port")}
+    assert len({device["bus"] for device in given} & set(ports)) == MAX_DEVICES
+    assert len({port["chassis"] for port in ports.values()}) == len(ports)
+    places = [device["addr"] for device in objects(argv, "-device") if device.get("bus") == "pcie.0"]
+    assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"devices": tuple(PciAddress(0, bus, 0, 0) for bus in range(MAX_DEVICES + 1))}, "at most"),
+        ({"devices": (PciAddress(0, 1, 0, 0),) * 2}, "same address"),
+        ({"devices": (PciAddress(0, 1, 0, 0),), "seed": Path("/seed")}, "neither a fork nor a seed"),
+        ({"devices": (PciAddress(0, 1, 0, 0),), "freezable": True}, "neither a fork nor a seed"),
+    ],
+)
+def test_devices_that_cannot_be_given_are_refused(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(DriverError, match=word):
+        check_spec(replace(SPEC, **change))
 
 
 def test_interface_waits_at_its_socket_and_boots_nothing() -> None:

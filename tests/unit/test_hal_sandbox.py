@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from insula.hal.driver import MAX_HOST_NUMBER
-from insula.hal.qemu.sandbox import SandboxFacts, is_visible_inside, sandbox_argv, vmm_uid
+from insula.hal.qemu.sandbox import HostDevices, SandboxFacts, is_visible_inside, sandbox_argv, vmm_uid
 
 FACTS = SandboxFacts("/usr/bin/bwrap", "/usr/bin/prlimit", 512, {"bin": "usr/bin", "lib": "usr/lib", "lib64": None})
 COMMAND = ("/usr/bin/true", "--bind", "/", "/")
@@ -44,6 +44,19 @@ def test_root_is_made_read_only_last() -> None:
 def test_kvm_node_appears_only_if_asked_for() -> None:
     assert "/dev/kvm" not in bwrap_options()
     assert "/dev/kvm" in bwrap_options(replace(FACTS, kvm=True))
+
+
+def test_devices_are_seen_through_their_nodes_and_their_own_folders_alone() -> None:
+    devices = HostDevices(("/dev/vfio/vfio", "/dev/vfio/9"), {"0000:05:00.0": "/sys/devices/pci0000:00/x"}, 123)
+    options = bwrap_options(replace(FACTS, devices=devices))
+    triples = [options[index : index + 3] for index, word in enumerate(options) if "bind" in word]
+    assert triples[2:] == [
+        ("--dev-bind", "/dev/vfio/vfio", "/dev/vfio/vfio"),
+        ("--dev-bind", "/dev/vfio/9", "/dev/vfio/9"),
+        ("--ro-bind", "/sys/devices/pci0000:00/x", "/sys/bus/pci/devices/0000:05:00.0"),
+    ]
+    assert "--memlock=123:123" in sandbox_argv(replace(FACTS, devices=devices), COMMAND)
+    assert not any("memlock" in word for word in sandbox_argv(FACTS, COMMAND))
 
 
 def test_rights_and_environment_are_dropped_and_nothing_dies_with_the_daemon() -> None:

@@ -10,6 +10,7 @@ from insula.lifecycle.kernels import Kernel
 from insula.lifecycle.plan import plan_start
 from insula.model.errors import QubesException, QubesPropertyValueError, QubesVMInUseError, QubesVMNotHaltedError
 from insula.model.names import ADMIN_NAME, QubeName
+from insula.model.pci import PciAddress
 from insula.model.system import PoolConfig, System
 
 KERNEL = Kernel("6.1", Path("/k/vmlinuz"), Path("/k/initrd"), "console=hvc0 ro")
@@ -31,6 +32,16 @@ def system() -> System:
         request = CreateRequest(klass, QubeName(name), "red", template=QubeName(template) if template else None)
         system = plan_create(system, request, UUID(int=number + 1))
     return system
+
+
+def test_qube_with_a_network_card_boots_and_has_no_other_network(system: System) -> None:
+    net = system.get("sys-net").with_property("uplink", "pci:0000:03:00.0").with_property("netvm", None)
+    plan = plan_start(system.with_qube(net), net.name, kernel_of)
+    assert (plan.card, plan.nic, plan.may_fork) == (PciAddress(0, 3, 0, 0), None, False)
+    assert plan.strict_reset
+    assert any("0000:03:00.0" in line for line in plan.describe())
+    lax = net.with_feature("uplink-no-strict-reset", "1")
+    assert not plan_start(system.with_qube(lax), net.name, kernel_of).strict_reset
 
 
 def test_plan_takes_values_along_the_chain_of_defaults(system: System) -> None:

@@ -22,6 +22,7 @@ class Capability(StrEnum):
     FORK = "fork"
     """A running machine can be frozen and forked."""
     PCI_PASSTHROUGH = "pci-passthrough"
+    """An IOMMU keeps a device that a machine is given to that machine's memory."""
 
 
 EMULATED_KERNEL_OPTIONS = "mitigations=off tsc=reliable no_timer_check norandmaps"

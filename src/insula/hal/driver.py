@@ -22,6 +22,7 @@ from uuid import UUID
 
 from insula.hal.capabilities import Capability
 from insula.model.block import BlockSource
+from insula.model.pci import PciAddress
 
 RPC_CHANNEL = "insula.rpc"
 """Byte channel to the agent (multiplexed, ``insula_proto.mux``)."""
@@ -101,6 +102,11 @@ class MachineSpec:
     """None: the machine has no network interface at all (MC-82)."""
     links: int = 0
     """How many clients can be linked to this machine at a time."""
+    devices: tuple[PciAddress, ...] = ()
+    """Devices of this host that the machine has for itself, behind an IOMMU. Needs Capability.PCI_PASSTHROUGH. Such a
+    machine can neither be frozen nor be a fork: the devices would not be."""
+    strict_reset: bool = True
+    """Whether a device that cannot be reset is refused."""
     host_number: int | None = None
     """What run-time ids are derived from in place of the qid: of a machine that was started for nobody
     (:meth:`Machine.become`) and keeps them. Unique like a qid; at most :data:`MAX_HOST_NUMBER`."""

@@ -355,6 +355,9 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
             system = self.host.store.system
             memory = resolve(system, system.get(qube), "memory").value
             machine = supervisor.running.machine
+            if machine.spec.devices:
+                # They write to the memory by themselves: none of it can be taken away.
+                return
             with suppress(HalError):
                 await machine.set_memory(min(int(memory or 0), machine.spec.memory_mib))
 

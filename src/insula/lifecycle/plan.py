@@ -19,15 +19,19 @@ from insula.model.block import VolumeSpec
 from insula.model.errors import QubesException, QubesVMInUseError, QubesVMNotHaltedError
 from insula.model.klass import Klass
 from insula.model.names import QubeName
+from insula.model.pci import PciAddress
 from insula.model.properties import resolve
 from insula.model.property_resolution import view
 from insula.model.qube import Qube
 from insula.model.system import System
-from insula.model.uplink import leads_outside
+from insula.model.uplink import card_of, leads_outside
 from insula.model.volumes import as_started
 
 MAX_CLIENTS = 16
 """Qubes that one net qube serves at a time; each costs it a port that is looked at when it boots."""
+
+NO_STRICT_RESET = "uplink-no-strict-reset"
+"""Feature of a qube whose network card may be one that cannot be reset: what one start left in it meets the next."""
 
 DISK_ORDER = ("root", "private", "volatile")
 """vda, vdb, vdc; the guest finds them by their serial, the order is for people."""
@@ -66,6 +70,9 @@ class StartPlan:
     """Its interface, if it has a network."""
     links: int = 0
     """How many qubes may have it as their net qube at a time."""
+    card: PciAddress | None = None
+    """A network card of the host that it has for itself."""
+    strict_reset: bool = True
     start_mode: StartMode = StartMode.AUTO
     seed_cmdline: str = ""
     """Kernel command line of a seed this qube may be forked from: without anything of the qube itself."""
@@ -75,7 +82,7 @@ class StartPlan:
     @property
     def may_fork(self) -> bool:
         """Whether this qube can be a fork, if the hypervisor can and there is a seed."""
-        return self.start_mode is not StartMode.COLD and self.root_owner is not None
+        return self.start_mode is not StartMode.COLD and self.root_owner is not None and self.card is None
 
     def describe(self) -> list[str]:
         """The steps in order, one line each, for people."""
@@ -93,6 +100,8 @@ class StartPlan:
             lines.append(f"link it to {self.net_qubes[-1]}")
         elif self.nic is not None:
             lines.append("link it to this host's network")
+        if self.card is not None:
+            lines.insert(-1, f"take network card {self.card} from this host")
         lines.append(f"let it run and wait up to {self.agent_timeout_s} s for its agent")
         return lines
 
@@ -152,6 +161,8 @@ def plan_start(
         debug=bool(value("debug")),
         net_qubes=_net_chain(system, qube),
         nic=Nic(here.text("mac")) if here.netvm is not None or leads_outside(here) else None,
+        card=card_of(here),
+        strict_reset=not here.subject.features.get(NO_STRICT_RESET),
         links=MAX_CLIENTS if here.flag("provides_network") else 0,
         start_mode=mode,
         seed_cmdline=cmdline(),

@@ -14,6 +14,7 @@ import time
 from contextlib import AbstractContextManager, AsyncExitStack
 from pathlib import Path
 
+from insula.hal.capabilities import Capability
 from insula.hal.driver import RPC_CHANNEL, Disk, Machine, MachineSpec
 from insula.hal.errors import DriverError, HalError, SeedUnusable
 from insula.lifecycle.host import Host, Session, Standby, host_timezone, keep_console, log
@@ -144,6 +145,8 @@ async def _run_steps(
         sources["root"] = seed.under(sources["root"])
 
     steps.begin("starting the machine")
+    if plan.card is not None and Capability.PCI_PASSTHROUGH not in host.driver.capabilities:
+        raise QubesException(f"it cannot have network card {plan.card}: no IOMMU of this computer would guard it")
     host.publish(plan.name, "domain-pre-spawn", start_guid="None")
     spec = MachineSpec(
         name=plan.name,
@@ -158,6 +161,8 @@ async def _run_steps(
         runtime_dir=folder,
         nic=plan.nic,
         links=plan.links,
+        devices=() if plan.card is None else (plan.card,),
+        strict_reset=plan.strict_reset,
         debug=plan.debug,
         seed=None if seed is None else seed.machine,
     )

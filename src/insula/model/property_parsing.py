@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable
 
 from insula.model.errors import QubesPropertyValueError
+from insula.model.pci import PciAddress
 from insula.model.qube import PropertyValue
+from insula.model.uplink import CARD_PREFIX, Uplink
 
 Parser = Callable[[str], PropertyValue]
 """Takes unchecked text of printable ASCII. :raise QubesPropertyValueError: without the property's name."""
@@ -143,6 +145,18 @@ def ipv6_address(untrusted_text: str) -> str:
     if address.scope_id is not None:
         raise QubesPropertyValueError("must be an IPv6 address without a zone")
     return str(address)
+
+
+def uplink(untrusted_text: str) -> str:
+    value = untrusted_text.lower()
+    if value in (Uplink.NONE, Uplink.HOST):
+        return value
+    try:
+        return f"{CARD_PREFIX}{PciAddress.parse(value.removeprefix(CARD_PREFIX))}"
+    except ValueError:
+        raise QubesPropertyValueError(
+            "must be none, host, or a network card of this computer like pci:0000:03:00.0"
+        ) from None
 
 
 def denied_interfaces(untrusted_text: str) -> str:

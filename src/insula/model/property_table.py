@@ -215,9 +215,10 @@ QUBE_PROPERTIES: Mapping[str, list[PropertyDef]] = _indexed(
         "uplink",
         _STR,
         _L,
-        "Way out of a net qube that has no net qube itself: host (this computer's network), or none.",
+        "Way out of a net qube that has no net qube itself: none, host (this computer's network), or a network card of"
+        " its own like pci:0000:03:00.0.",
         constant("none"),
-        parse.choice("none", "host"),
+        parse.uplink,
     ),
     PropertyDef("mac", _STR, _L, "MAC address of its interface.", constant(default.DEFAULT_MAC), parse.mac_address),
     PropertyDef("ip", _STR, _L, "IPv4 address.", default.ip, parse.ipv4_address),

@@ -19,7 +19,7 @@ from insula.model.property_view import View
 from insula.model.qube import Qube
 from insula.model.services import config_keys, persist_keys, service_keys
 from insula.model.system import System
-from insula.model.uplink import OUTSIDE_ADDRESS, OUTSIDE_DNS, OUTSIDE_GATEWAY, OUTSIDE_NETMASK, leads_outside
+from insula.model.uplink import OUTSIDE_ADDRESS, OUTSIDE_DNS, OUTSIDE_GATEWAY, OUTSIDE_NETMASK, card_of, leads_outside
 from insula_proto.firewall import Rule, format_rule
 
 SEED_KEY = "/insula-seed"
@@ -30,6 +30,9 @@ MACHINE_ID_KEY = "/insula-machine-id"
 """The qube's machine-id(5), 32 hex digits: its uuid, so that it stays the same from start to start."""
 CLOCK_KEY = "/insula-clock"
 """The host's time, decimal nanoseconds since the epoch: when the keys are read, and when the machine stood still."""
+
+CARD_KEY = "/insula-card"
+"""``dhcp``: this qube has a network card of its own, whose network tells it the addresses."""
 
 NETWORK_KEYS = (
     "/qubes-mac",
@@ -75,6 +78,8 @@ def boot_keys(
         keys |= network_keys(here)
     if leads_outside(here):
         keys |= _outside_keys(here)
+    if card_of(here) is not None:
+        keys[CARD_KEY] = "dhcp"
     if here.flag("provides_network"):
         keys |= _provider_keys(here)
     keys |= _relay_keys(system, name)

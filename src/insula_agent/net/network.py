@@ -18,6 +18,7 @@ from insula_agent import files, programs
 from insula_agent.log import log
 from insula_agent.loop import READ, Loop
 from insula_agent.net import interfaces
+from insula_agent.net.card import Card
 from insula_agent.net.firewall_rules import closed_table
 from insula_agent.net.interfaces import GATEWAY_MAC, NetworkError, Uplink
 from insula_agent.net.rules import CLIENT_GROUP, PUBLISHED_DNS, Client, ruleset, update
@@ -36,6 +37,8 @@ RESTART = 2.0
 UPLINK_PREFIXES = ("/qubes-ip", "/qubes-mac", "/qubes-netmask", "/qubes-gateway", "/net-config/")
 DNS_PREFIXES = ("/qubes-primary-dns", "/qubes-secondary-dns")
 GATEWAY_KEY = "/qubes-netvm-gateway"
+CARD_KEY = "/insula-card"
+"""This qube has a network card of its own."""
 RESOLV_CONF = "/etc/resolv.conf"
 FORWARDING = "/proc/sys/net/ipv4/ip_forward"
 FORWARDING6 = "/proc/sys/net/ipv6/conf/all/forwarding"
@@ -89,11 +92,6 @@ def clients_of(keys: Mapping[str, bytes]) -> dict[int, Client]:
         except NetworkError as error:
             log(str(error))
     return found
-
-
-def real_dns(uplink: Uplink | None) -> list[str]:
-    """Name servers that are not the published names of somebody else's."""
-    return [] if uplink is None else [address for address in uplink.dns if address not in PUBLISHED_DNS]
 
 
 def firewall_of(keys: Mapping[str, bytes], number: int) -> str | None:
@@ -185,6 +183,7 @@ class Network:
         self._keys: dict[str, bytes] = {}
         self._services: frozenset[str] = frozenset()
         self._uplink: Uplink | None = None
+        self._card: Card | None = None
         self._clients: dict[int, Client] = {}
         self._is_up: dict[int, Client] = {}
         """Clients whose interface is set up."""
@@ -241,7 +240,10 @@ class Network:
     def _apply(self) -> None:
         self._is_planned = False
         try:
-            self._set_up_uplink()
+            if CARD_KEY in self._keys:
+                self._set_up_card()
+            else:
+                self._set_up_uplink()
         except NotThere as error:
             # It may be about to be plugged, and its driver to be loaded.
             if self._uplink_looks_left:
@@ -256,6 +258,23 @@ class Network:
                 self._set_up_clients()
             except (NetworkError, KeyError, OSError) as error:
                 log(f"net qube: {error}")
+
+    def _set_up_card(self) -> None:
+        if self._card is None:
+            self._card = Card(self._loop, self._apply)
+            self._card.start()
+        self._name_servers_are(self._card.dns)
+
+    def _name_servers_are(self, servers: list[str]) -> None:
+        if "disable-dns-server" not in self._services:
+            text = interfaces.resolv_conf(servers)
+            if files.read(RESOLV_CONF) != text:
+                files.change(RESOLV_CONF, text)
+
+    def _real_dns(self) -> list[str]:
+        """Name servers that are not the published names of somebody else's."""
+        servers = self._card.dns if self._card is not None else [] if self._uplink is None else self._uplink.dns
+        return [address for address in servers if address not in PUBLISHED_DNS]
 
     def _set_up_uplink(self) -> None:
         has_address = any(path.startswith(("/qubes-ip", "/net-config/")) for path in self._keys)
@@ -273,10 +292,7 @@ class Network:
                 _switch_off_ip6(name)
             route = "disable-default-route" not in self._services
             interfaces.run_ip(uplink.commands(name, with_default_route=route))
-        if "disable-dns-server" not in self._services:
-            text = interfaces.resolv_conf([] if uplink is None else uplink.dns)
-            if files.read(RESOLV_CONF) != text:
-                files.change(RESOLV_CONF, text)
+        self._name_servers_are([] if uplink is None else uplink.dns)
         self._uplink = uplink
 
     def _wait_for(self, mac: str) -> str:
@@ -325,10 +341,10 @@ class Network:
     def _load_rules(self) -> None:
         clients = [self._clients[number] for number in sorted(self._clients)]
         make = ruleset if self._rules is None else update
-        rules = update(clients, real_dns(self._uplink))
+        rules = update(clients, self._real_dns())
         if rules == self._rules:
             return
-        text = make(clients, real_dns(self._uplink))
+        text = make(clients, self._real_dns())
         if self._rules is None and self._firewall is not None:
             # In one go: there is no moment without it.
             text += closed_table()
@@ -400,7 +416,7 @@ class Network:
 
 def is_of_network(path: str) -> bool:
     """Whether a key says something of the network."""
-    return path.startswith((LINK_PREFIX, FIREWALL_PREFIX, GATEWAY_KEY, *UPLINK_PREFIXES, *DNS_PREFIXES))
+    return path.startswith((LINK_PREFIX, FIREWALL_PREFIX, GATEWAY_KEY, CARD_KEY, *UPLINK_PREFIXES, *DNS_PREFIXES))
 
 
 def _switch_off_ip6(name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import typer
 
@@ -12,7 +12,7 @@ from insula.cli.commands.ls import Line, describe
 from insula.cli.connection import with_daemon
 from insula.cli.options import Json
 from insula.model.klass import Klass
-from insula.model.uplink import Uplink
+from insula.model.uplink import CARD_PREFIX, Uplink
 
 OUTSIDE = "the network of this computer"
 NOWHERE = "nowhere"
@@ -24,11 +24,11 @@ app = typer.Typer(add_completion=False)
 def net(as_json: Json = False) -> None:
     """Draw who reaches the network through whom, and who has none."""
 
-    async def work(client: AdminClient) -> tuple[list[Line], set[str]]:
+    async def work(client: AdminClient) -> tuple[list[Line], dict[str, str]]:
         rows = [row for row in await client.list_qubes() if row.klass not in (Klass.ADMINVM, Klass.REMOTEVM)]
         lines = await describe(client, rows)
         uplinks = [(line.row.name, await client.get_property("uplink", line.row.name)) for line in lines]
-        return lines, {name for name, uplink in uplinks if uplink.value == Uplink.HOST}
+        return lines, {name: uplink.value for name, uplink in uplinks if uplink.value != Uplink.NONE}
 
     lines, outside = with_daemon(work)
     if as_json:
@@ -38,25 +38,34 @@ def net(as_json: Json = False) -> None:
         output.print_line(text)
 
 
-def _as_object(line: Line, outside: set[str]) -> dict[str, object]:
-    uplink = Uplink.HOST if line.row.name in outside else Uplink.NONE
-    return {"name": line.row.name, "netvm": line.netvm or None, "uplink": uplink.value, "state": line.row.state.value}
+def _as_object(line: Line, outside: Mapping[str, str]) -> dict[str, object]:
+    uplink = outside.get(line.row.name, Uplink.NONE.value)
+    return {"name": line.row.name, "netvm": line.netvm or None, "uplink": uplink, "state": line.row.state.value}
 
 
-def tree(lines: Sequence[Line], outside: set[str]) -> Iterator[str]:
-    """A line each; ``outside``: names of those that lead to the host's network."""
+def tree(lines: Sequence[Line], outside: Mapping[str, str]) -> Iterator[str]:
+    """A line each; ``outside``: the uplink of those that have one."""
     clients: dict[str, list[Line]] = {}
     for line in lines:
         clients.setdefault(line.netvm, []).append(line)
-    providers = set(clients) - {""}
     first = clients.get("", [])
-    roots = [line for line in first if line.row.name in outside]
-    lonely = [line for line in first if line.row.name not in outside and line.row.name in providers]
-    for title, members in ((OUTSIDE, roots), (NOWHERE, lonely)):
+    providers = set(clients) - {""}
+    below: dict[str, list[Line]] = {OUTSIDE: []}
+    lonely = []
+    without = []
+    for line in first:
+        uplink = outside.get(line.row.name)
+        if uplink is not None:
+            title = OUTSIDE if uplink == Uplink.HOST else f"network card {uplink.removeprefix(CARD_PREFIX)}"
+            below.setdefault(title, []).append(line)
+        elif line.row.name in providers:
+            lonely.append(line)
+        else:
+            without.append(line.row.name)
+    for title, members in (*below.items(), (NOWHERE, lonely)):
         if members:
             yield title
             yield from _branches(members, clients, "")
-    without = [line.row.name for line in first if line not in roots and line not in lonely]
     if without:
         yield f"no network: {', '.join(without)}"
 

@@ -26,12 +26,16 @@ from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator
 from insula.hal.qemu.chain import DiskDescriptors, chain_options, json_option
 from insula.model.block import LayerFormat
+from insula.model.pci import PciAddress
 
 HOTPLUG_PORTS = 8
 """Free PCIe root ports from the start: devices plugged later need one each (links, frames, block, USB)."""
 
 MAX_LINKS = 16
 """Clients of a net qube: their interfaces are hot-plugged, each needs a root port of its own."""
+
+MAX_DEVICES = 4
+"""Devices of the host that a machine can have."""
 
 MAX_DISKS = 16
 """PCI slots kept for disks; a qube has four volumes, the rest is for block devices attached at start."""
@@ -54,6 +58,8 @@ QMP_CHARDEV = "qmp"
 CONSOLE_CHARDEV = "console"
 ROOT_PORT_BUS = "hotplug{}"
 """Bus of the n-th hot-plug port, counted from 0."""
+DEVICE_PORT_BUS = "device-port{}"
+"""Bus of the n-th device of the host, counted from 0."""
 LINK_PORT_BUS = "link-port{}"
 """Bus of the n-th port for a client's interface, counted from 0."""
 NIC_NETDEV = "nic"
@@ -70,6 +76,7 @@ _SLOT_PORTS = 0x5
 _SLOT_FIRST_DISK = 0x8
 _SLOT_LINKS = 0x19
 """First of two; a slot has eight functions."""
+_SLOT_DEVICES = 0x1B
 _FUNCTIONS = 8
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -152,6 +159,12 @@ def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
         spec.nic is None or is_station(spec.nic.mac),
         f"the interface's address {spec.nic.mac if spec.nic else ''!a} is none",
     )
+    yield len(spec.devices) <= MAX_DEVICES, f"{len(spec.devices)} devices of the host; at most {MAX_DEVICES} fit"
+    yield len(set(spec.devices)) == len(spec.devices), "two devices have the same address"
+    yield (
+        not spec.devices or (spec.seed is None and not spec.freezable),
+        "a machine with a device of the host can be neither a fork nor a seed",
+    )
     yield len(spec.channels) <= MAX_CHANNELS, f"{len(spec.channels)} channels; at most {MAX_CHANNELS} fit"
     yield len(set(spec.channels)) == len(spec.channels), "two channels have the same name"
     for channel in spec.channels:
@@ -207,6 +220,7 @@ def vmm_argv(spec: MachineSpec, fds: Descriptors, accelerator: Accelerator, qemu
         *_disks(spec.disks, fds.disks),
         *nic_options(spec.nic, fds.nic),
         *_link_ports(spec.links),
+        *_host_devices(spec.devices),
     )
 
 
@@ -318,6 +332,15 @@ def _link_ports(links: int) -> Iterator[str]:
     for port in range(links):
         slot, function = _SLOT_LINKS + port // _FUNCTIONS, port % _FUNCTIONS
         yield from _root_port(LINK_PORT_BUS.format(port), slot, function, chassis=HOTPLUG_PORTS + port + 1)
+
+
+def _host_devices(devices: Sequence[PciAddress]) -> Iterator[str]:
+    for index, address in enumerate(devices):
+        bus = DEVICE_PORT_BUS.format(index)
+        yield from _root_port(bus, _SLOT_DEVICES, index, chassis=HOTPLUG_PORTS + MAX_LINKS + index + 1)
+        # Its option ROM is a program of whoever had the device before.
+        device = {"driver": "vfio-pci", "id": f"device{index}", "host": str(address), "bus": bus, "rombar": 0}
+        yield from json_option("-device", device)
 
 
 def _channels(names: Sequence[str], fds: Sequence[int]) -> Iterator[str]:

@@ -59,7 +59,11 @@ class QemuDriver:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return _ALWAYS | ({Capability.HARDWARE_VIRTUALIZATION} if self._host.accelerator.is_hardware else set())
+        on_this_host = {
+            Capability.HARDWARE_VIRTUALIZATION: self._host.accelerator.is_hardware,
+            Capability.PCI_PASSTHROUGH: self._host.iommu_groups > 0,
+        }
+        return _ALWAYS | {capability for capability, is_there in on_this_host.items() if is_there}
 
     async def define(self, spec: MachineSpec) -> QemuMachine:
         if self._host.problems:

@@ -51,6 +51,7 @@ from insula.hal.qemu.monitor import (
     MonitorEvent,
     RunState,
 )
+from insula.hal.qemu.passthrough import prepare
 from insula.hal.qemu.process import HostUser, ProcessIdentity, VmmProcess, is_named
 from insula.hal.qemu.sandbox import vmm_uid
 from insula.hal.qemu.seed_files import FileNote, LoadedSeed, Manifest, state_memory
@@ -172,6 +173,10 @@ class QemuMachine:
     async def _launch(self, seed: LoadedSeed | None) -> tuple[VmmProcess, Descriptors]:
         spec, host = self._spec, self._host
         user = self._host_user()
+        facts = host.sandbox_facts()
+        if spec.devices:
+            devices = await asyncio.to_thread(prepare, spec, None if user is None else user.uid)
+            facts = replace(facts, devices=devices)
         with MachineFiles(spec, None if user is None else user.uid, seed) as files:
             self._owns_folder, self._keys, self._memory = True, files.keys, files.memory
             self._fdsets = tuple(disk.layers for disk in files.descriptors.disks)
@@ -184,7 +189,6 @@ class QemuMachine:
                 raise DriverError(f"cannot use run-time folder {spec.runtime_dir}", str(error)) from error
             try:
                 argv = vmm_argv(spec, files.descriptors, host.accelerator, PurePosixPath(host.qemu.path or ""))
-                facts = host.sandbox_facts()
                 inherited = files.descriptors.numbers()
                 process = await VmmProcess.spawn(facts, argv, inherited, files.status, user)
                 self._process = process

@@ -34,6 +34,18 @@ def vmm_uid(qid: int) -> int:
 
 
 @dataclass(frozen=True)
+class HostDevices:
+    """Devices of the host that the VMM gives its guest."""
+
+    nodes: tuple[str, ...]
+    """Device nodes: VFIO's own and one for each IOMMU group."""
+    folders: Mapping[str, str]
+    """Address → the device's folder in sysfs."""
+    locked_memory: int
+    """Bytes that stay where they are because a device writes there: RLIMIT_MEMLOCK."""
+
+
+@dataclass(frozen=True)
 class SandboxFacts:
     """What the sandbox must know of this host."""
 
@@ -47,6 +59,7 @@ class SandboxFacts:
     """For each of :data:`ROOT_LINKS` that exists: its target if it is a link (``usr/lib``), None if a folder."""
     kvm: bool = False
     """Whether the VMM needs ``/dev/kvm``."""
+    devices: HostDevices | None = None
 
 
 def sandbox_argv(
@@ -80,6 +93,8 @@ def _limits(facts: SandboxFacts) -> Iterator[str]:
     # No core dumps: they would hold the guest's memory.
     yield "--core=0:0"
     yield f"--nofile={facts.files_limit}:{facts.files_limit}"
+    if facts.devices is not None:
+        yield f"--memlock={facts.devices.locked_memory}:{facts.devices.locked_memory}"
     yield "--"
 
 
@@ -109,6 +124,12 @@ def _files(facts: SandboxFacts) -> Iterator[str]:
     yield from ("--dev", "/dev")
     if facts.kvm:
         yield from ("--dev-bind", "/dev/kvm", "/dev/kvm")
+    if facts.devices is not None:
+        for node in facts.devices.nodes:
+            yield from ("--dev-bind", node, node)
+        for address, folder in facts.devices.folders.items():
+            # Of sysfs, QEMU sees what is said of these devices and nothing else.
+            yield from ("--ro-bind", folder, f"/sys/bus/pci/devices/{address}")
     # The two file systems made above live in memory; nobody needs to fill it.
     yield from ("--remount-ro", "/dev", "--remount-ro", "/")
 
