@@ -14,6 +14,7 @@ import pytest
 
 from insula.daemon import calls
 from insula.daemon.paths import Paths
+from insula.model.block import VolumeSpec
 from insula.model.names import QubeName
 from insula.model.properties import view
 from insula.policy.decisions import Allow, Ask, Deny, Request
@@ -23,6 +24,7 @@ from insula.policy.loader import Sources, load
 from insula.policy.store import PolicyStore
 from insula.rpc.launcher import SessionLauncher
 from insula.testing.admin_daemon import AdminDaemon, admin_daemon
+from insula.testing.fake_pool import FakePool
 from insula.testing.scripted_guest import Result, ScriptedGuest, talk
 
 pytestmark = pytest.mark.timeout(20)
@@ -86,6 +88,24 @@ async def test_management_qube_administers_the_qubes_it_may_and_no_others(world:
     assert await answer(world, "admin.vm.Create.AppVM+debian-12", "dom0", b"name=new label=red") == b"0\0"
     assert "created-by-mgmt" in world.daemon.store.system.get(QubeName("new")).tags
     assert await answer(world, "admin.vm.Start", "new") == b"0\0"
+
+
+async def test_volume_is_filled_by_a_qube_that_may_whatever_its_size(world: World) -> None:
+    other, size = QubeName("other"), 3 << 20
+    call = "admin.vm.volume.ImportWithSize+private"
+    content = bytes(range(256)) * (size // 256)
+    assert await world.mgmt.call(call, "other") is None
+    world.rules("admin-local-rwx", "mgmt other allow,target=@adminvm\n")
+    assert await answer(world, call, "other", b"%d\n" % size + content) == b"0\0"
+    volume = world.daemon.store.system.get(other).volumes["private"]
+    assert volume.size == size
+    assert held(world, volume) == content
+    # More, or less, than was announced changes nothing.
+    for wrong in (content + b"x", content[:-1], b"nonsense"):
+        refused = await answer(world, call, "other", b"%d\n" % size + wrong)
+        assert refused.startswith(b"2\0QubesException\0"), refused
+    assert (await answer(world, call, "other", b"no size")).startswith(b"2\0ProtocolError\0")
+    assert held(world, volume) == content
 
 
 async def test_list_of_all_qubes_has_only_those_the_caller_may_list(world: World) -> None:
@@ -285,6 +305,12 @@ async def test_snapshot_is_the_same_value_until_the_system_or_a_state_changes(tm
         assert second.qubes["work"].is_running
         await daemon.client.call("admin.vm.tag.Set", "work", arg="x")
         assert "x" in qubes.snapshot().qubes["work"].tags
+
+
+def held(world: World, volume: VolumeSpec) -> bytes:
+    pool = world.daemon.engine.pool(volume.pool)
+    assert isinstance(pool, FakePool)
+    return pool.content(volume.vid)
 
 
 async def answer(world: World, service: str, target: str, payload: bytes = b"") -> bytes:

@@ -32,13 +32,13 @@ class World:
         self.closed = 0
         self.end: HostEnd
 
-    async def start(self, limit: int) -> Stream:
+    async def start(self, limit: int, *, is_stream: bool = False) -> Stream:
         self.channel.start()
         await self.guest.flush()
         while not self.channel._mux.in_sync or not self.guest.mux.in_sync:
             await asyncio.sleep(0.001)
         self.end = HostEnd(
-            self.channel, self._theirs, self, limits.FIRST_DATA_PORT, Host(1, 2, limit), self.payloads.append
+            self.channel, self._theirs, self, limits.FIRST_DATA_PORT, Host(1, 2, limit, is_stream), self.payloads.append
         )
         while not self.guest.streams:
             await asyncio.sleep(0.001)
@@ -141,3 +141,60 @@ async def test_caller_that_goes_is_seen_by_the_service(world: World) -> None:
     await stream.finish()
     await until(lambda: world.closed == 1)
     assert await asyncio.get_running_loop().sock_recv(world.output, 1) == b""
+
+
+async def read(connection: socket.socket) -> bytes:
+    """All that comes until its end."""
+    loop = asyncio.get_running_loop()
+    data = bytearray()
+    while piece := await loop.sock_recv(connection, 65536):
+        data += piece
+    return bytes(data)
+
+
+async def test_stream_of_any_length_goes_to_the_service_as_it_comes_with_its_end(world: World) -> None:
+    stream = await world.start(0, is_stream=True)
+    said = b"0123456789abcdef" * 65536  # four times the credit of a stream
+    talking = asyncio.create_task(talk(stream, said))
+    assert await read(world.output) == said
+    world.output.send(b"taken")
+    world.output.shutdown(socket.SHUT_WR)
+    world.end.finish(Finish(2, 0, b""))
+    result = await talking
+    assert (result.code, result.out) == (0, b"taken")
+    assert world.payloads == []
+
+
+async def test_stream_that_nobody_takes_is_paced(world: World) -> None:
+    """MC-14."""
+    stream = await world.start(0, is_stream=True)
+    talking = asyncio.create_task(talk(stream, bytes(8 << 20)))
+    before = -1
+    while before != world.end.from_qube:
+        before = world.end.from_qube
+        await asyncio.sleep(0.1)
+    assert before < 2 << 20
+    assert len(await read(world.output)) == 8 << 20
+    world.output.shutdown(socket.SHUT_WR)
+    world.end.finish(Finish(2, 0, b""))
+    assert (await talking).code == 0
+
+
+async def test_stream_that_the_service_gives_up_on_is_let_run_out_and_answered(world: World) -> None:
+    stream = await world.start(0, is_stream=True)
+    talking = asyncio.create_task(talk(stream, bytes(4 << 20)))
+    loop = asyncio.get_running_loop()
+    await loop.sock_recv(world.output, 100)
+    world.output.send(b"no")
+    world.end.finish(Finish(2, 3, b"too much"))
+    world.output.close()
+    result = await talking
+    assert (result.code, result.out, result.err) == (3, b"no", b"too much")
+
+
+async def test_caller_of_a_stream_that_goes_ends_it(world: World) -> None:
+    stream = await world.start(0, is_stream=True)
+    await stream.send(CallerEnd().hello())
+    await stream.reset()
+    assert await read(world.output) == b""
+    assert world.closed == 1

@@ -2,8 +2,8 @@
 
 Same methods, checks and wire format as on the socket; who calls is the qube the call came from. What a caller sees of
 the *system* is what policy would let it see of each qube: lists are filtered by ``admin.vm.List`` on every qube, events
-by ``admin.Events+EVENT`` on the qube they are about. Two kinds of methods are not for qubes: ours (``insula.…``, scope
-I), and those whose payload is a stream of any length (``admin.vm.volume.Import…``), which the host would have to read.
+by ``admin.Events+EVENT`` on the qube they are about. Methods of our own (``insula.…``, scope I) are for no qube. The
+content of a volume (``admin.vm.volume.Import…``) goes into the volume as it comes, unread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from insula.admin.default_policy import is_for_qubes
 from insula.admin.dispatch import Dispatcher, PublishedError, published_error
 from insula.events.bus import Overrun
 from insula.events.types import Event
-from insula.model.errors import ProtocolError, QubesNotImplementedError
+from insula.model.errors import ProtocolError
 from insula.model.names import ADMIN_NAME
 from insula.policy.decisions import Request
 from insula.rpc.host_services import HostCall, HostReply, HostService, HostServices
@@ -27,6 +27,8 @@ from insula_proto.admin import EventRecord, RequestHead
 
 LIST = "admin.vm.List"
 EVENTS = "admin.Events"
+
+EXIT_SILENT = 1
 
 Judge = Callable[[Request], Awaitable[bool]]
 """Whether policy allows a call to the host now, asking nobody."""
@@ -45,14 +47,19 @@ class QubeCalls:
 
     def services(self) -> HostServices:
         """One for each method a qube can be allowed."""
-        service = HostService(self.answer)
-        return {method.name: service for method in METHODS.values() if is_for_qubes(method)}
+        whole, stream = HostService(self.answer), HostService(self.answer, is_stream=True)
+        return {
+            method.name: stream if isinstance(method.action, Upload) else whole
+            for method in METHODS.values()
+            if is_for_qubes(method)
+        }
 
     async def answer(self, call: HostCall) -> HostReply:
         head = RequestHead(call.service, call.argument, call.caller, call.destination)
         try:
             source = self._dispatcher.find_qube(call.caller)
-            method, checked = self._dispatcher.check(source, head, call.untrusted_payload)
+            is_upload = isinstance(METHODS[call.service].action, Upload)
+            method, checked = self._dispatcher.check(source, head, None if is_upload else call.untrusted_payload)
             if not is_for_qubes(method):
                 raise ProtocolError(f"No such method: {method.name}")
             match method.action:
@@ -63,8 +70,12 @@ class QubeCalls:
                     return HostReply(admin.encode_success(result.encode()))
                 case Stream(run_stream):
                     return HostReply(self._encoded(checked, run_stream(self._dispatcher.context, checked)))
-                case Upload():
-                    raise QubesNotImplementedError(f"{method.name} cannot be called from a qube yet")
+                case Upload(run_upload):
+                    result = await run_upload(self._dispatcher.context, checked, call.untrusted_stream)
+                    return HostReply(admin.encode_success(result.encode()))
+        except TimeoutError:
+            log.info("%s of %s: the data did not come", call.service, call.caller)
+            return HostReply(code=EXIT_SILENT, last_words="The data did not come\n")
         except PublishedError as error:
             type_name, message = published_error(error)
             log.info("answered %s to %s: %s", type_name, call.caller, message)

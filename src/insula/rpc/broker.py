@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, contextmanager, suppress
 from typing import NamedTuple, Protocol
 
@@ -27,7 +27,7 @@ from insula.rpc.ask import NobodyToAsk, Prompts
 from insula.rpc.call_end import CallEnd
 from insula.rpc.call_log import CallLog, CallRecord
 from insula.rpc.control import RequestDropped, ServiceRequested
-from insula.rpc.host_services import HostCall, HostReply, HostService, HostServices
+from insula.rpc.host_services import HostCall, HostReply, HostService, HostServices, nothing
 from insula.rpc.launcher import RunningSession
 from insula.rpc.quota import Place, Quota, QuotaExceeded
 from insula.rpc.route import NoRoute, Route, ToDisposable, ToHost, ToQube, route
@@ -36,6 +36,9 @@ SESSION_PATIENCE_S = 10.0
 """How long a target that runs may be without a session or an agent: one that ended is replaced within a second."""
 BUFFER_BYTES = 262144
 """Of the socket between two sessions, each way: what one may be ahead of the other."""
+STREAM_PATIENCE_S = 60.0
+"""How long a caller that has begun a stream for the host may say nothing (MC-13)."""
+STREAM_READ_SIZE = 65536
 EXIT_NOT_FOUND = 127
 EXIT_DEFECT = 125
 
@@ -294,16 +297,23 @@ class Broker:
     async def _to_host(self, call: _Call, way: ToHost) -> None:
         """The caller's session is the service's end; here is what it says."""
         service = self._services.get(way.service)
-        limit = 0 if service is None else service.max_payload
+        is_stream = service is not None and service.is_stream
+        limit = 0 if service is None or is_stream else service.max_payload
         ours, theirs = _socket_pair()
         call.record.server = "dom0"
         with ours:
-            end = call.host(limit, theirs)
+            end = call.host(limit, theirs, is_stream=is_stream)
             untrusted_payload = await end.payload if limit else b""
             if untrusted_payload is not None:
                 caller = call.request.source
                 host_call = HostCall(
-                    caller, way.service, way.argument, way.destination, untrusted_payload, call.session.written
+                    caller,
+                    way.service,
+                    way.argument,
+                    way.destination,
+                    untrusted_payload,
+                    call.session.written,
+                    _stream(ours) if is_stream else nothing(),
                 )
                 answering = asyncio.create_task(
                     _served(service, host_call, ours), name=f"service {way.service} for {caller}"
@@ -345,9 +355,9 @@ class _Call:
         self._answered(call_log.ALLOWED)
         return self.session.connect(self.number, self.record.number, domain, service)
 
-    def host(self, limit: int, output: socket.socket) -> CallEnd:
+    def host(self, limit: int, output: socket.socket, *, is_stream: bool) -> CallEnd:
         self._answered(call_log.ALLOWED)
-        return self.session.host(self.number, self.record.number, limit, output)
+        return self.session.host(self.number, self.record.number, limit, output, is_stream=is_stream)
 
     def refuse_if_unanswered(self) -> None:
         if not self._is_answered:
@@ -400,6 +410,17 @@ async def _in_time(accepted: asyncio.Future[bool]) -> bool:
             return await asyncio.shield(accepted)
     except TimeoutError:
         return False
+
+
+async def _stream(connection: socket.socket) -> AsyncIterator[bytes]:
+    """What a caller says, passed on by its session as it comes. :raise TimeoutError: it says nothing for too long."""
+    loop = asyncio.get_running_loop()
+    while True:
+        async with asyncio.timeout(STREAM_PATIENCE_S):
+            untrusted_data = await loop.sock_recv(connection, STREAM_READ_SIZE)
+        if not untrusted_data:
+            return
+        yield untrusted_data
 
 
 async def _until_ended(answering: asyncio.Task[HostReply], end: CallEnd) -> None:

@@ -111,6 +111,8 @@ class Host(_Message, frozen=True, tag=True):
     call: Number
     limit: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD)]
     """Bytes the caller may say."""
+    is_stream: bool = False
+    """What it says has no limit here and is no message: it goes through the descriptor as it comes, and ends there."""
 
 
 class Finish(_Message, frozen=True, tag=True):

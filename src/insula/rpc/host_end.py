@@ -1,7 +1,8 @@
 """The service's end of a call that the host serves, kept by the caller's session: the host reads no byte of a qube.
 
 What the caller says is collected, up to a limit, and handed to the daemon as one typed message; what the service says
-comes from the daemon through a socket and goes to the caller as its stdout, paced by the stream's credit (MC-14).
+comes from the daemon through a socket and goes to the caller as its stdout, paced by the stream's credit (MC-14). Where
+the service takes a stream, what the caller says goes into the same socket, which paces it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from insula.rpc.channel import Channel, StreamHandler, StreamWriter
 from insula.rpc.control import Finish, Host, Payload
@@ -22,6 +24,60 @@ INPUT_TIMEOUT = 60.0
 READ_SIZE = 32768
 TOO_LONG = b"The request is too long\n"
 TOO_SLOW = b"The request did not end\n"
+
+
+class _Feed:
+    """Bytes on their way into the socket: never more than what the caller's credit let it send."""
+
+    def __init__(self, connection: socket.socket, on_taken: Callable[[int], None]) -> None:
+        """``on_taken``: told how much of the caller's credit can be given back."""
+        self._connection = connection
+        self._on_taken = on_taken
+        self._loop = asyncio.get_running_loop()
+        self._pending = bytearray()
+        self._owed = 0
+        self._is_ended = False
+        self._is_broken = False
+        self._is_waiting = False
+
+    def take(self, untrusted_data: bytes) -> None:
+        self._pending += untrusted_data
+
+    def end(self) -> None:
+        self._is_ended = True
+
+    def flush(self, came: int = 0) -> None:
+        """Write what the socket takes. ``came``: so much more of the stream is in here, or was of no use."""
+        self._owed += came
+        try:
+            while self._pending and not self._is_broken:
+                del self._pending[: self._connection.send(self._pending)]
+        except BlockingIOError:
+            pass
+        except OSError:  # the service has heard enough
+            self._is_broken = True
+        self._wait(bool(self._pending) and not self._is_broken)
+        if self._is_waiting:
+            return
+        self._pending.clear()
+        if self._owed:
+            owed, self._owed = self._owed, 0
+            self._on_taken(owed)
+        if self._is_ended and not self._is_broken:
+            self._is_broken = True
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_WR)
+
+    def stop(self) -> None:
+        self._is_broken = True
+        self._wait(False)
+
+    def _wait(self, is_full: bool) -> None:
+        if is_full and not self._is_waiting:
+            self._loop.add_writer(self._connection, self.flush)
+        elif not is_full and self._is_waiting:
+            self._loop.remove_writer(self._connection)
+        self._is_waiting = is_full
 
 
 class HostEnd(StreamHandler):
@@ -47,7 +103,7 @@ class HostEnd(StreamHandler):
         self._loop = asyncio.get_running_loop()
         self._protocol = ServiceEnd()
         self._input: bytearray | None = bytearray() if host.limit else None
-        """None: the service has all of it, or wants none."""
+        """None: the service has all of it, or wants none, or takes it as it comes."""
         self._finish: Finish | None = None
         self._is_reading = False
         self._output_ended = False
@@ -58,12 +114,14 @@ class HostEnd(StreamHandler):
         self.to_qube = 0
         self.stream = channel.open(port, self)
         self._writer = StreamWriter(channel, self.stream)
+        self._feed = _Feed(connection, self._granted) if host.is_stream else None
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(INPUT_TIMEOUT, self._too_slow)
 
     # --- from the caller -----------------------------------------------------------------------------------------
 
     def data(self, untrusted_data: bytes) -> None:
-        self._channel.consumed(self.stream, len(untrusted_data))
+        if self._feed is None:
+            self._granted(len(untrusted_data))
         try:
             messages = self._protocol.receive(untrusted_data)
         except RemoteProtocolError:
@@ -78,9 +136,18 @@ class HostEnd(StreamHandler):
                 self._read_more()
             elif isinstance(message, Stdin):
                 self._take(message.data)
+        if self._feed is not None:
+            self._feed.flush(len(untrusted_data))
+
+    def _granted(self, count: int) -> None:
+        if not self._is_closed:
+            self._channel.consumed(self.stream, count)
 
     def _take(self, untrusted_data: bytes) -> None:
         self.from_qube += len(untrusted_data)
+        if self._feed is not None:
+            self._feed.take(untrusted_data) if untrusted_data else self._feed.end()
+            return
         if self._input is None:
             return
         if len(self._input) + len(untrusted_data) > self._limit:
@@ -190,6 +257,8 @@ class HostEnd(StreamHandler):
             return
         self._is_closed = True
         self._stop_timer()
+        if self._feed is not None:
+            self._feed.stop()
         if self._is_reading:
             self._loop.remove_reader(self._connection)
         self._connection.close()

@@ -6,10 +6,17 @@ the only place where they are parsed is the service's own handler (:mod:`insula.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from insula.rpc.control import MAX_LAST_WORDS, MAX_PAYLOAD
+
+
+async def nothing() -> AsyncIterator[bytes]:
+    """A stream of no bytes."""
+    pieces: tuple[bytes, ...] = ()
+    for piece in pieces:
+        yield piece
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class HostCall:
     untrusted_payload: bytes
     untrusted_keys: Mapping[str, bytes] = field(default_factory=dict, compare=False)
     """What the caller has written for the host to read (QubesDB), path → value."""
+    untrusted_stream: AsyncIterator[bytes] = field(default_factory=nothing, compare=False)
+    """What the caller says, as it comes, where the service takes a stream. :raise TimeoutError: it stays silent"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class HostService:
     """Whatever it raises is an error of ours: the caller gets an exit code, the log has the rest (MC-22)."""
     max_payload: int = MAX_PAYLOAD
     """Bytes the caller may say; 0: nothing is waited for."""
+    is_stream: bool = False
+    """It takes what the caller says as it comes, however much that is; instead of ``max_payload``."""
 
 
 HostServices = Mapping[str, HostService]

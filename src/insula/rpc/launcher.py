@@ -158,9 +158,12 @@ class RunningSession:
         """Answer a request: its qube is joined to ``service``, which is taken over."""
         return self._open(call, Connect(request, call, domain), service)
 
-    def host(self, request: int, call: int, limit: int, output: socket.socket) -> CallEnd:
-        """Answer a request: the host serves it. What is read from ``output``, taken over, is told to the caller."""
-        return self._open(call, Host(request, call, limit), output)
+    def host(self, request: int, call: int, limit: int, output: socket.socket, *, is_stream: bool = False) -> CallEnd:
+        """Answer a request: the host serves it. What is read from ``output``, taken over, is told to the caller.
+
+        ``is_stream``: and what the caller says is written there, instead of being collected up to ``limit``.
+        """
+        return self._open(call, Host(request, call, limit, is_stream), output)
 
     def finish(self, call: int, code: int, last_words: bytes = b"") -> None:
         """How a service of the host ended."""
