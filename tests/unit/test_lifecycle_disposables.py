@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.hal.driver import Machine
 from insula.lifecycle import nobody
 from insula.lifecycle.disposables import MAX_READY, ready_of, refill_delay_s, wanted_ready
 from insula.lifecycle.engine import CreateRequest
@@ -15,6 +16,7 @@ from insula.model.errors import QubesException
 from insula.model.names import ADMIN_NAME, QubeName
 from insula.model.state import PowerState
 from insula.model.system import System
+from insula.testing.fake_session import FakeSession
 from insula.testing.lifecycle_bench import TEMPLATE, WORK, Bench, engine_bench
 
 DVM = QubeName("dvm")
@@ -116,6 +118,44 @@ async def test_ready_ones_run_paused_and_internal(bench: Bench) -> None:
     for name in names:
         assert bench.engine.power_state(name) is PowerState.PAUSED
         assert bench.host.store.system.get(name).features["internal"] == "1"
+
+
+async def test_ready_one_has_booted_to_its_end_rehearsed_and_been_woken_once_before_it_waits(bench: Bench) -> None:
+    """What had not been done by then would be done while somebody waits."""
+    [name] = await refilled(bench, 1)
+    told = [service for service, words in bench.sessions.of(name).told if not words]
+    assert told[0] == "qubes.VMExec+true"
+    assert told[1] == "qubes.WaitForRunningSystem"
+    assert told[2:] == [*told[2 : 2 + (len(told) - 2) // 2]] * 2
+    assert "qubes.VMExec+python3+--c+pass" in told
+    calls = [call for machine, call in bench.computer.script.calls if machine == name]
+    assert [call for call in calls if call in ("resume", "pause")] == ["resume", "pause", "resume", "pause"]
+
+
+async def test_one_that_cannot_rehearse_is_held_ready_nevertheless(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hang_up(self: FakeSession, service: str, words: bytes, user: str = "root") -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(FakeSession, "tell_service", hang_up)
+    [name] = await refilled(bench, 1)
+    assert bench.engine.power_state(name) is PowerState.PAUSED
+    assert "could be rehearsed" in caplog.text
+
+
+async def test_one_that_ends_while_it_is_made_ready_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(machine: Machine) -> None:
+        bench.guest(machine.spec.name).die()
+        await machine.wait_gone()
+
+    monkeypatch.setattr(nobody, "wait_until_at_rest", die)
+    with pytest.raises(QubesException):
+        await refilled(bench, 1)
+    assert ready(bench) == []
+    assert disposables(bench) == set()
 
 
 async def test_request_takes_the_first_ready_one_and_its_maker_is_the_caller(bench: Bench) -> None:

@@ -42,8 +42,10 @@ class Session(Protocol):
     async def remove_key(self, path: str) -> None:
         """Tell the qube that a key is gone. :raise OSError: the session is gone."""
 
-    async def tell_service(self, service: str, words: bytes) -> None:
-        """Have the qube run one of its services as root with this input; return when that is over.
+    async def tell_service(self, service: str, words: bytes, user: str = "root") -> None:
+        """Have the qube run one of its services with this input; return when that is over. What it says is not read.
+
+        ``user``: whose rights it has; empty: the default user's.
 
         :raise OSError: there is nobody to tell. :raise TimeoutError: it takes too long.
         """

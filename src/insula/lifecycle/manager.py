@@ -16,7 +16,6 @@ from pathlib import Path
 from insula.hal.capabilities import Capability
 from insula.hal.driver import Machine, MachineStats
 from insula.hal.errors import HalError, MachineGone
-from insula.lifecycle import nobody
 from insula.lifecycle.create import disks_of, first_content, plan_create, require_unborrowed
 from insula.lifecycle.disposables import Disposables, wanted_ready
 from insula.lifecycle.engine import CreateRequest
@@ -24,6 +23,7 @@ from insula.lifecycle.host import Host, Session, log
 from insula.lifecycle.links import Links, Running
 from insula.lifecycle.plan import StartPlan, plan_start
 from insula.lifecycle.pools import PoolOperations
+from insula.lifecycle.readiness import make_ready
 from insula.lifecycle.reconcile import reconcile
 from insula.lifecycle.seed_keeper import SeedKeeper, plan_app_of
 from insula.lifecycle.seeds import Seed
@@ -165,12 +165,10 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
             if seed is not None:
                 await self.standby.provide(plan, seed)
 
-    async def wait_until_at_rest(self, name: QubeName) -> None:
-        """Return once a running qube has little to do, or after a while."""
-        machine = self._machine(name)
-        if machine is not None:
-            with suppress(HalError):
-                await nobody.wait_until_at_rest(machine)
+    async def make_ready(self, name: QubeName) -> None:
+        """See :func:`insula.lifecycle.readiness.make_ready`; returns with the qube paused."""
+        supervisor = self._started(name)
+        await make_ready(supervisor)
 
     async def start(self, name: QubeName) -> None:
         supervisor = self._supervisor(name)

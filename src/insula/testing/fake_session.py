@@ -44,7 +44,8 @@ class FakeSession:
             raise BrokenPipeError(self._ended.result())
         self.keys.pop(path, None)
 
-    async def tell_service(self, service: str, words: bytes) -> None:
+    async def tell_service(self, service: str, words: bytes, user: str = "root") -> None:
+        del user
         if self._ended.done():
             raise BrokenPipeError(self._ended.result())
         self.told.append((service, words))
