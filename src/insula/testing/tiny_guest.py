@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -105,22 +105,34 @@ class TinyGuest:
     initrd: Path
 
 
-def build(cache: Path = CACHE, kernel_package: str = CLOUD_KERNEL) -> TinyGuest:
-    """Return the guest, made on first use. Needs apt (once) and Debian's ``busybox-static``."""
-    root = _kernel_root(cache, kernel_package)
+def build(cache: Path = CACHE, kernel_package: str = CLOUD_KERNEL, more_modules: Sequence[str] = ()) -> TinyGuest:
+    """Return the guest, made on first use. Needs apt (once) and Debian's ``busybox-static``.
+
+    :param more_modules: to be loaded too, in the order of their dependencies.
+    """
+    root = kernel_root(cache, kernel_package)
     kernel = next(iter(sorted(root.glob("boot/vmlinuz-*"))))
-    modules = {path.stem: path for path in root.glob("lib/modules/*/kernel/**/*.ko") if path.stem in _MODULES}
+    wanted = (*_MODULES, *more_modules)
+    modules = module_files(root, wanted)
     if not _is_static(_BUSYBOX):
         raise RuntimeError(f"{_BUSYBOX} must be Debian's busybox-static: apt-get install busybox-static")
     # Anew each time: it takes milliseconds and so never is older than this file.
-    initrd = cache / f"tiny-{root.name}.cpio"
+    initrd = cache / ("-".join(["tiny", root.name, *more_modules]) + ".cpio")
     partial = initrd.with_suffix(f".partial-{os.getpid()}")
-    partial.write_bytes(_cpio(_members(modules)))
+    partial.write_bytes(archive(_members(modules)))
     partial.replace(initrd)
     return TinyGuest(kernel, initrd)
 
 
-def _kernel_root(cache: Path, kernel_package: str) -> Path:
+def module_files(root: Path, wanted: Iterable[str]) -> dict[str, Path]:
+    """Name → file of those kernel modules that an unpacked kernel package has, in the order they are wanted."""
+    found = {path.stem.replace("-", "_"): path for path in root.glob("lib/modules/*/kernel/**/*.ko")}
+    names = {name: name.replace("-", "_") for name in wanted}
+    return {name: found[stem] for name, stem in names.items() if stem in found}
+
+
+def kernel_root(cache: Path, kernel_package: str) -> Path:
+    """Folder with what is in the newest package of that kernel, downloaded on first use."""
     package = _newest_kernel_package(kernel_package)
     root = cache / package
     if root.is_dir():
@@ -156,34 +168,40 @@ def _is_static(program: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
+    """Of an initramfs."""
+
     name: str
     mode: int
     data: bytes = b""
     device: tuple[int, int] = (0, 0)
 
 
-def _members(modules: dict[str, Path]) -> Iterable[_Member]:
-    yield _Member("bin", 0o040755)
-    yield _Member("dev", 0o040755)
+def _members(modules: dict[str, Path]) -> Iterable[Member]:
+    yield Member("bin", 0o040755)
+    yield Member("dev", 0o040755)
     # The kernel opens its console before any script runs.
-    yield _Member("dev/console", 0o020600, device=(5, 1))
-    yield _Member("modules", 0o040755)
-    yield _Member("bin/busybox", 0o100755, _BUSYBOX.read_bytes())
-    yield _Member("init", 0o100755, _SCRIPT)
-    present = [name for name in _MODULES if name in modules]
-    yield _Member("modules/order", 0o100644, " ".join(present).encode())
-    for name in present:
-        yield _Member(f"modules/{name}.ko", 0o100644, modules[name].read_bytes())
+    yield Member("dev/console", 0o020600, device=(5, 1))
+    yield Member("modules", 0o040755)
+    yield Member("bin/busybox", 0o100755, _BUSYBOX.read_bytes())
+    yield Member("init", 0o100755, _SCRIPT)
+    yield from module_members(modules)
 
 
-def _cpio(members: Iterable[_Member]) -> bytes:
+def module_members(modules: Mapping[str, Path]) -> Iterable[Member]:
+    """Files in ``modules``, and the order to load them in."""
+    yield Member("modules/order", 0o100644, " ".join(modules).encode())
+    for name, path in modules.items():
+        yield Member(f"modules/{name}.ko", 0o100644, path.read_bytes())
+
+
+def archive(members: Iterable[Member]) -> bytes:
     """An archive in "newc" format (Linux, Documentation/driver-api/early-userspace/buffer-format.rst)."""
     parts = [_entry(number, member) for number, member in enumerate(members, start=1)]
-    return b"".join([*parts, _entry(0, _Member("TRAILER!!!", 0))])
+    return b"".join([*parts, _entry(0, Member("TRAILER!!!", 0))])
 
 
-def _entry(inode: int, member: _Member) -> bytes:
+def _entry(inode: int, member: Member) -> bytes:
     name = member.name.encode() + b"\0"
     numbers = (inode, member.mode, 0, 0, 1, 0, len(member.data), 0, 0, *member.device, len(name), 0)
     header = b"070701" + b"".join(b"%08X" % number for number in numbers) + name
