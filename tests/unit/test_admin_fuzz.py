@@ -1,4 +1,4 @@
-"""The fuzz target of the Admin API over its fixed inputs."""
+"""The fuzz targets of the Admin API, and of what guests tell it, over their fixed inputs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 
-def test_fixed_inputs_keep_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["fuzz_admin", "fuzz_applications"])
+def test_fixed_inputs_keep_invariant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """MC-11: any bytes, in any split."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fuzz"))
-    target = importlib.import_module("fuzz_admin")
+    target = importlib.import_module(name)
     for data in sys.modules["harness"].inputs(target.SEEDS):
         target.fuzz_one(data)

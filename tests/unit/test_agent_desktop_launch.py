@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from insula_agent.desktop.entries import EntryError
+from insula_agent.desktop import elsewhere
+from insula_agent.desktop.entries import EntryError, data_folders, find
 from insula_agent.desktop.launch import plan
+from insula_agent.opening.handlers import candidates
 
 SRC = Path(__file__).parents[2] / "src"
 SERVICE = SRC / "insula_agent" / "rpc" / "qubes.StartApp"
@@ -72,3 +74,47 @@ def test_plan_terminal_and_links() -> None:
     assert plan({"Exec": "top -d 1", "Terminal": "true"}, "/p") == ["x-terminal-emulator", "-e", "top", "-d", "1"]
     with pytest.raises(EntryError):
         plan({"Type": "Link", "Exec": "a"}, "/p")
+
+
+# applications whose files are opened in a disposable
+
+
+def marked(keys: Path, *names: str) -> None:
+    keys.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        (keys / f"hash-app-dispvm%2F{number}").write_text(name)
+
+
+def test_application_is_marked_by_its_whole_name_only(tmp_path: Path) -> None:
+    marked(tmp_path, "org.mail", "org.mail.Other")
+    (tmp_path / "qubes-service%2Fother").write_text("other")
+    for name, expected in (("org.mail", True), ("org", False), ("org.mail.Other", True), ("other", False)):
+        assert elsewhere.is_marked(f"{name}.desktop", str(tmp_path)) == expected
+    assert not elsewhere.is_marked("org.mail.desktop", str(tmp_path / "none"))
+
+
+def test_only_a_disposable_opens_anything_all_else_is_as_usual(tmp_path: Path) -> None:
+    usual = tmp_path / "share"
+    for name in (elsewhere.OPENER, "viewer.desktop"):
+        place(usual, name, f"[Desktop Entry]\nExec={name} %u\nMimeType=text/plain;text/html;\n")
+    (usual / "mime").mkdir()
+    (usual / "mime" / "types").write_text("text/plain\ntext/x-odd\nx-scheme-handler/odd\n")
+    (usual / "icons").mkdir()
+    home = tmp_path / "home"
+    (home / ".config").mkdir(parents=True)
+    (home / ".config" / "mimeapps.list").write_text("[Default Applications]\ntext/plain=viewer.desktop\n")
+    environment = {"HOME": str(home), "XDG_DATA_DIRS": f"{usual}:/nowhere", "XDG_RUNTIME_DIR": str(tmp_path)}
+    environment["XDG_DATA_DIRS"] = elsewhere.data_dirs(environment, str(home))
+    for kind in ("text/plain", "text/x-odd", "x-scheme-handler/https"):
+        usable = [
+            name
+            for name in candidates([kind], environment, str(home))
+            if find(data_folders(environment, str(home)), name)
+        ]
+        assert usable == [elsewhere.OPENER]
+    assert (Path(environment["XDG_DATA_DIRS"]) / "icons").resolve() == usual / "icons"
+
+
+def test_without_what_opens_in_a_disposable_nothing_is_started(tmp_path: Path) -> None:
+    with pytest.raises(elsewhere.NoOpener):
+        elsewhere.data_dirs({"XDG_DATA_DIRS": str(tmp_path)}, str(tmp_path))

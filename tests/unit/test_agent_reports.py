@@ -92,3 +92,19 @@ def test_commit_comes_last(qube: Qube) -> None:
     assert max(path.name for path in SCRIPTS.iterdir()) == "90-insula-commit.sh"
     assert qube.run(SCRIPTS / "90-insula-commit.sh") == 0
     assert qube.said == ["qrexec-client-vm", "dom0", "qubes.FeaturesRequest"]
+
+
+def test_applications_are_told_where_what_is_installed_stays(qube: Qube) -> None:
+    service = qube.folder / "etc/qubes.GetAppmenus"
+    service.write_text("#!/bin/sh\necho a.desktop:Name=x\n")
+    service.chmod(0o755)
+    (qube.folder / "bin/qrexec-client-vm").write_text(
+        f'#!/bin/sh\necho "$@" >>"{qube.folder}/said"; cat >>"{qube.folder}/said"\n'
+    )
+    script = SCRIPTS / "50-insula-applications.sh"
+    qube.env["QREXEC_AGENT_SOCKET"] = str(qube.folder / "db")
+    assert qube.run(script) == 0
+    assert qube.said == []
+    qube.env["INSULA_UPDATEABLE"] = "True"
+    assert qube.run(script) == 0
+    assert qube.said == ["dom0 qubes.SyncAppMenus", "a.desktop:Name=x"]

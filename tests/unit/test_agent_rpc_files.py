@@ -27,6 +27,7 @@ AS_ROOT = (
     "qubes.PostInstall",
     "qubes.ResizeDisk",
     "qubes.SetDateTime",
+    "qubes.SyncNtpClock",
     "qubes.VMRootExec",
     "qubes.VMRootShell",
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from insula.model.applications import Application
+from insula.model.names import QubeName
 from insula.testing.cli_runner import Cli, served_cli
 
 
@@ -264,3 +266,16 @@ def test_pool_unknown_name_or_driver_guesses(cli: Cli) -> None:
     ran = cli.run("pool", "add", "x", "qcow")
     assert (ran.code, ran.err.splitlines()[-1]) == (1, "hint: did you mean qcow2?")
     assert cli.run("pool", "add", "x", "qcow2", "-o", "nothing").code == 2
+
+
+# apps
+
+
+def test_apps_lists_what_a_qube_told_or_says_that_it_told_nothing(cli: Cli) -> None:
+    ran = cli.run("apps", "work")
+    assert (ran.code, "has told of no applications" in ran.err) == (0, True)
+    told = Application("org.editor", "Editor", categories=("Utility", "Text"))
+    cli.daemon.context.applications.keep(cli.daemon.store.system.get(QubeName("work")).uuid, [told])
+    assert cli.run("apps", "work").lines[1].split() == ["org.editor", "Editor", "Utility", "Text"]
+    [shown] = cli.run("apps", "work", "--json").json
+    assert (shown["id"], shown["categories"]) == ("org.editor", ["Utility", "Text"])

@@ -24,7 +24,9 @@ test.Hold * {CALLER} {TARGET} allow
 admin.vm.List * {MANAGER} @adminvm allow
 admin.vm.Start * {MANAGER} {TARGET} allow target=@adminvm
 admin.vm.feature.Set * {MANAGER} {TARGET} allow target=@adminvm
+admin.vm.volume.ImportWithSize +private {MANAGER} test-filled allow target=@adminvm
 """
+VOLUME, MARK = 8 << 20, "content-of-a-volume"
 SERVICE = 'echo "$QREXEC_REMOTE_DOMAIN:$QREXEC_SERVICE_ARGUMENT"; cat; exit 3'
 
 
@@ -175,6 +177,18 @@ class TestCalls:
         assert (await call(daemon, TARGET, "admin.vm.feature.Set+x", b"1", caller=MANAGER)).out == b"0\0"
         assert (await call(daemon, BASE, "admin.vm.feature.Set+x", b"1", caller=MANAGER)).code == 126
         assert (await call(daemon, TARGET, "admin.vm.Kill", caller=MANAGER)).code == 126
+
+    async def test_management_qube_fills_the_volume_of_another(self, daemon: DaemonProcess) -> None:
+        """More than a message has: it goes into the volume as a stream."""
+        await create_app_qube(daemon.client, "test-filled")
+        make = f"truncate -s {VOLUME} image && printf {MARK} | dd of=image bs=1 seek=5000000 conv=notrunc status=none"
+        await sh(daemon, MANAGER, make)
+        fill = f"(echo {VOLUME}; cat image) | qrexec-client-vm test-filled admin.vm.volume.ImportWithSize+private"
+        filled = await run(daemon, MANAGER, fill)
+        assert (filled.code, filled.out) == (0, b"0\0"), filled
+        folder = daemon.paths.default_pool / "qubes" / "test-filled" / "private"
+        assert [path for path in folder.iterdir() if MARK.encode() in path.read_bytes()]
+        await daemon.client.remove("test-filled")
 
     async def test_flood_of_one_qube_leaves_another_its_calls(self, daemon: DaemonProcess) -> None:
         """MC-15, MC-23."""

@@ -56,6 +56,14 @@ async def test_date_is_told_and_set(daemon: DaemonProcess, shared_qube: str) -> 
     assert (await call(daemon, shared_qube, "qubes.SetDateTime", b"yesterday\n")).code == 1
 
 
+async def test_clock_is_set_to_the_hosts_on_request(daemon: DaemonProcess, shared_qube: str) -> None:
+    await sh(daemon, shared_qube, "date -s @$(($(date +%s) + 3600)) && qvm-sync-clock", user="root")
+    assert abs(int(await sh(daemon, shared_qube, "date +%s")) - time.time()) < 60
+    # Nothing in this template asks the network for the time, and it says so.
+    asked = await call(daemon, shared_qube, "qubes.SyncNtpClock")
+    assert (asked.code, b"no chrony" in asked.err) == (2, True)
+
+
 async def test_system_and_session_are_waited_for(daemon: DaemonProcess, shared_qube: str) -> None:
     running = await call(daemon, shared_qube, "qubes.WaitForRunningSystem")
     assert running.code == 0, running.err
@@ -129,6 +137,7 @@ def qubes(daemon: DaemonProcess) -> Iterator[None]:
             await create_app_qube(client, name)
         await client.set_property("template_for_dispvms", "True", BASE)
         await client.set_property("default_dispvm", BASE, WORK)
+        await client.set_feature(WORK, "service.app-dispvm.test-mail", "1")
         await client.start(VAULT)
         await client.start(WORK)
         await sh(daemon, VAULT, "gpg -q --batch --passphrase '' --quick-generate-key 'me <me@localhost>' ed25519")
@@ -253,13 +262,28 @@ async def test_what_is_no_document_leaves_everything_as_it_was(daemon: DaemonPro
 
 
 @pytest.mark.usefixtures("qubes")
+async def test_marked_application_opens_everything_in_a_disposable(daemon: DaemonProcess) -> None:
+    script = b"grep -h text/plain $XDG_DATA_DIRS/applications/mimeapps.list || echo the usual one"
+    await run(daemon, WORK, "cat > show; mkdir -p ~/.local/share/applications", stdin=script)
+    entry = b"[Desktop Entry]\nType=Application\nName=x\nExec=sh /home/user/show\n"
+    for name in ("test-mail", "test-other"):
+        await run(daemon, WORK, f"cat > ~/.local/share/applications/{name}.desktop", stdin=entry)
+    assert (await call(daemon, WORK, "qubes.StartApp+test-mail")).text == "text/plain=qvm-open-in-dvm.desktop;"
+    assert (await call(daemon, WORK, "qubes.StartApp+test-other")).text == "the usual one"
+
+
+@pytest.mark.usefixtures("qubes")
 async def test_qube_tells_the_host_what_it_supports_and_whether_it_has_updates(daemon: DaemonProcess) -> None:
     await daemon.client.start(TEMPLATE)
     try:
+        entry = b"[Desktop Entry]\nType=Application\nName=Test\nExec=true\n"
+        await run(daemon, TEMPLATE, "cat > /usr/share/applications/test.desktop", user="root", stdin=entry)
         await sh(daemon, TEMPLATE, "/etc/qubes-rpc/qubes.PostInstall", user="root")
         features = await daemon.client.get_features(TEMPLATE)
         told = ("os", "os-distribution", "os-version", "qrexec", "supported-rpc.qubes.PdfConvert")
         assert [features.get(key) for key in told] == ["Linux", "debian", "12", "1", "1"]
+        listed = {item["id"] for item in await daemon.client.applications(WORK)}
+        assert "test" in listed
         await sh(daemon, TEMPLATE, "/usr/lib/qubes/upgrades-status-notify", user="root")
         assert "updates-available" in await daemon.client.list_features(TEMPLATE)
     finally:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from insula.admin.call import Answer, Destination, Method, Presence, Right, Scope, Stream, Upload
 from insula.admin.handlers import (
+    applications,
     daemon,
     devices,
     disposables,
@@ -186,6 +187,8 @@ def _ours() -> Iterable[Method]:
     yield Method(
         "insula.update.Open", _VM, _NONE, _NONE, _I, _X, updating, "A template started for an update, kept if shut down"
     )
+    applications_of = Answer(applications.list_applications)
+    yield Method("insula.vm.Applications", _VM, _NONE, _NONE, _I, _R, applications_of, "For menus, as JSON")
     plan = Answer(power.start_plan)
     yield Method("insula.vm.StartPlan", _VM, _NONE, _NONE, _I, _R, plan, "What a start would do, step by step, as JSON")
     yield Method("insula.vm.RpcSocket", _VM, _NONE, _NONE, _I, _X, Answer(power.rpc_socket), "Where commands are run")

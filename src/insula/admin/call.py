@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from insula.admin.application_lists import ApplicationLists
 from insula.admin.changes import announcements
 from insula.admin.leases import Leases
 from insula.admin.tokens import CopyTokens
@@ -84,6 +85,8 @@ class Context:
     """Where a running qube's session listens."""
     uploads: Uploads
     """Data of ``ImportBegin`` until its ``ImportEnd``."""
+    applications: ApplicationLists
+    """What qubes told of their applications."""
     tokens: CopyTokens = field(default_factory=CopyTokens)
     """One-use tokens of ``CloneFrom``."""
     leases: Leases = field(default_factory=Leases)

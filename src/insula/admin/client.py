@@ -359,6 +359,10 @@ class AdminClient:
         """
         await self.call("insula.template.Install", arg=name, payload=json.dumps(dict(image)).encode())
 
+    async def applications(self, qube: str) -> list[dict[str, Any]]:
+        """Applications as ``insula.vm.Applications`` describes them; what a guest said of itself."""
+        return _parsed_list(await self.call("insula.vm.Applications", qube))
+
     async def seeds(self) -> list[dict[str, Any]]:
         """Seeds as ``insula.seed.List`` describes them."""
         return _parsed_list(await self.call("insula.seed.List"))

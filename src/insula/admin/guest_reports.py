@@ -1,5 +1,5 @@
-"""What every qube may ask of or tell the host: the time, what it supports, whether it has updates (agent-services §1,
-§6, §7).
+"""What every qube may ask of or tell the host: the time, what it supports, its applications, whether it has updates
+(agent-services §1, §5, §6, §7).
 
 What a qube tells is its own claim, kept as such: it changes its own features, or its template's, and nothing else.
 """
@@ -7,12 +7,13 @@ What a qube tells is its own claim, kept as such: it changes its own features, o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from insula.admin.call import Context
+from insula.model.applications import MAX_LIST, parse_applications
 from insula.model.errors import ProtocolError, QubesException
-from insula.model.feature_requests import apply_request, parse_request
+from insula.model.feature_requests import apply_request, parse_request, parse_tools
 from insula.model.names import QubeName
 from insula.model.properties import view
 from insula.model.qube import Qube
@@ -44,7 +45,9 @@ class GuestReports:
         return {
             "qubes.GetDate": HostService(self.get_date, max_payload=0),
             "qubes.FeaturesRequest": HostService(self.features_request, max_payload=0),
+            "qubes.NotifyTools": HostService(self.notify_tools, max_payload=0),
             "qubes.NotifyUpdates": HostService(self.notify_updates, max_payload=MAX_COUNT),
+            "qubes.SyncAppMenus": HostService(self.sync_applications, is_stream=True),
         }
 
     async def get_date(self, call: HostCall) -> HostReply:
@@ -57,8 +60,15 @@ class GuestReports:
 
     async def features_request(self, call: HostCall) -> HostReply:
         """What the caller has written that it supports, as far as it is its own to say."""
+        return self._take_features(call, parse_request)
+
+    async def notify_tools(self, call: HostCall) -> HostReply:
+        """The same from older tools, of Windows above all: of what they write, whether they have these two counts."""
+        return self._take_features(call, parse_tools)
+
+    def _take_features(self, call: HostCall, parse: Callable[[Mapping[str, bytes]], dict[str, str]]) -> HostReply:
         try:
-            requested = parse_request(call.untrusted_keys)
+            requested = parse(call.untrusted_keys)
             outcome = apply_request(
                 self._context.store.system, QubeName(call.caller), requested, self._context.engine.power_state
             )
@@ -67,6 +77,28 @@ class GuestReports:
         if outcome.system is not self._context.store.system:
             self._context.commit(outcome.system)
         log.info("%s says what it supports: %d taken", call.caller, len(requested) - len(outcome.ignored))
+        return HostReply()
+
+    async def sync_applications(self, call: HostCall) -> HostReply:
+        """Its applications, for menus; a later list replaces an earlier one."""
+        untrusted_list = bytearray()
+        try:
+            async for untrusted_piece in call.untrusted_stream:
+                untrusted_list += untrusted_piece
+                if len(untrusted_list) > MAX_LIST:
+                    break
+            applications = parse_applications(bytes(untrusted_list))
+        except (ProtocolError, TimeoutError) as error:
+            return HostReply(code=EXIT_BAD_REQUEST, last_words=f"{error or 'The list did not come'}\n")
+        caller = self._context.store.system.qubes.get(QubeName(call.caller))
+        if caller is not None:
+            try:
+                self._context.applications.keep(caller.uuid, applications)
+            except OSError:
+                log.exception("%s: its applications could not be kept", caller.name)
+                return HostReply(code=EXIT_BAD_REQUEST, last_words="The list could not be kept\n")
+            self._context.publish(caller.name, "insula-applications-changed", number=len(applications))
+            log.info("%s says that it has %d applications", caller.name, len(applications))
         return HostReply()
 
     async def notify_updates(self, call: HostCall) -> HostReply:

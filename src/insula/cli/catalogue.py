@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "unpause": "Life of a qube",
         "run": "Life of a qube",
         "cp": "Life of a qube",
+        "apps": "Life of a qube",
         "console": "Life of a qube",
         "prefs": "Settings",
         "features": "Settings",

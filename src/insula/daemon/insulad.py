@@ -21,6 +21,7 @@ from contextlib import AsyncExitStack, contextmanager
 
 from insula import __version__
 from insula.admin import api, updates
+from insula.admin.application_lists import ApplicationLists
 from insula.admin.call import Context
 from insula.admin.dispatch import Dispatcher
 from insula.admin.server import AdminServer, LocalIdentity
@@ -152,6 +153,7 @@ async def serve(paths: Paths) -> None:
             host=lambda: host_runtime(host),
             rpc_socket=paths.rpc_socket,
             uploads=rooms.enter_context(Uploads(paths.data / "uploads")),
+            applications=ApplicationLists(paths.applications),
         )
         # Before there are sessions: what their qubes ask for is decided there.
         calls = await rooms.enter_async_context(open_calls(context, paths))
@@ -160,6 +162,7 @@ async def serve(paths: Paths) -> None:
         await context.leases.recover(context)
         await updates.recover(context)
         await templates.complete()
+        context.applications.forget_all_but([qube.uuid for qube in store.system.qubes.values()])
         for path, methods in ((paths.admin_socket, api.METHODS), (paths.internal_socket, api.INTERNAL_METHODS)):
             await rooms.enter_async_context(AdminServer(Dispatcher(context, methods), path, LocalIdentity()))
         log.info("insulad %s is ready: %s, %d qubes", __version__, host.driver.name, len(store.system.qubes) - 1)

@@ -53,6 +53,11 @@ class Paths:
         return self.data / "policy.d"
 
     @property
+    def applications(self) -> Path:
+        """What qubes told of their applications, a file each."""
+        return self.data / "applications"
+
+    @property
     def host_mark(self) -> Path:
         """What makes dialogs of the host known from copies that a qube draws."""
         return self.data / "host-mark"

@@ -22,6 +22,8 @@ from insula.model.system import System
 
 PREFIX = "/features-request/"
 """Of the keys a guest writes."""
+TOOLS_PREFIX = "/qubes-tools/"
+TOOLS = ("qrexec", "gui")
 MAX_REQUESTED = 1000
 """Features in one request: templates announce some dozens of services."""
 MAX_BOOT_MODES = 64
@@ -42,6 +44,7 @@ DEFAULT_MODE = "default"
 _VALUE = re.compile(r"[A-Za-z0-9.,_= -]*")
 _VERSION = re.compile(r"[0-9][0-9.-]*")
 _AGENT_VERSION = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
+_NUMBER = re.compile(rb"[0-9]{1,9}")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _SYSTEMS = frozenset({"Linux", "Windows"})
 
@@ -73,6 +76,21 @@ def parse_request(untrusted_keys: Mapping[str, bytes]) -> dict[str, str]:
         if len(requested) > MAX_REQUESTED:
             raise ProtocolError(f"More than {MAX_REQUESTED} features are requested")
     return requested
+
+
+def parse_tools(untrusted_keys: Mapping[str, bytes]) -> dict[str, str]:
+    """What older tools say by keys below ``/qubes-tools/`` (``qubes.NotifyTools``), as requested features.
+
+    :raise ProtocolError: a value that is no number. Without a version they say nothing.
+    """
+    values = {}
+    for name in ("version", *TOOLS):
+        untrusted_value = untrusted_keys.get(f"{TOOLS_PREFIX}{name}")
+        if untrusted_value is not None:
+            if not _NUMBER.fullmatch(untrusted_value):
+                raise ProtocolError(f"{TOOLS_PREFIX}{name} is no number")
+            values[name] = int(untrusted_value)
+    return {name: str(int(values.get(name, 0) > 0)) for name in TOOLS} if "version" in values else {}
 
 
 def apply_request(system: System, name: QubeName, requested: Mapping[str, str], power_state: PowerStates) -> Outcome:

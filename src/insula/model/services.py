@@ -10,14 +10,15 @@ import hashlib
 
 from insula.model.features import CUSTOM_PERSIST, SERVICE, VM_CONFIG
 from insula.model.qube import Qube
+from insula_proto.limits import QUBESDB_MAX_PATH
 
 APP_DISPVM = "app-dispvm."
 """Of ``service.app-dispvm.APP``: that application's files are opened in a disposable."""
 
 
 def service_keys(qube: Qube) -> dict[str, str]:
-    """``/qubes-service/NAME`` = ``0`` or ``1`` for each feature ``service.NAME``, and for application names, which may
-    be longer than a key, their hash.
+    """``/qubes-service/NAME`` = ``0`` or ``1`` for each feature ``service.NAME``. Names of applications may be longer
+    than a key: each that is on is also told by its hash, whose value is the name.
     """
     keys = {}
     for feature, value in qube.features.items():
@@ -25,9 +26,12 @@ def service_keys(qube: Qube) -> dict[str, str]:
             continue
         name = feature.removeprefix(SERVICE)
         state = "1" if value else "0"
-        keys[f"/qubes-service/{name}"] = state
+        if not name.startswith(APP_DISPVM) or len(f"/qubes-service/{name}") <= QUBESDB_MAX_PATH:
+            keys[f"/qubes-service/{name}"] = state
         if name.startswith(APP_DISPVM):
-            keys[f"/hash-app-dispvm/{_hash(name.removeprefix(APP_DISPVM))}"] = state
+            application = name.removeprefix(APP_DISPVM)
+            if value:
+                keys[f"/hash-app-dispvm/{_hash(application)}"] = application
     return keys
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from uuid import UUID
 
 from insula.admin.api import INTERNAL_METHODS, METHODS
+from insula.admin.application_lists import ApplicationLists
 from insula.admin.call import Context
 from insula.admin.client import AdminClient
 from insula.admin.dispatch import Dispatcher
@@ -118,6 +119,7 @@ async def admin_daemon(folder: Path, identity: Identity | None = None) -> AsyncI
             host=lambda: HOST,
             rpc_socket=lambda name: folder / name / "rpc.sock",
             uploads=rooms.enter_context(Uploads(folder / "uploads")),
+            applications=ApplicationLists(folder / "applications"),
         )
         sockets = (folder / "admin.sock", folder / "internal.sock")
         for path, methods in zip(sockets, (METHODS, INTERNAL_METHODS), strict=True):

@@ -1,5 +1,6 @@
 """``qubes.StartApp+ID`` and ``qubes-desktop-run ID.desktop``: becomes the application an entry describes.
 
+One whose files are to be opened in disposables gets data folders of its own (:mod:`insula_agent.desktop.elsewhere`).
 It *becomes* it, so that the call lasts as long as the application: a disposable that was started for it ends with it.
 """
 
@@ -13,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from insula_agent import programs
-from insula_agent.desktop import entries
+from insula_agent.desktop import elsewhere, entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ def main(arguments: list[str]) -> int:
     try:
         values = dict(entries.read_file(path))
         command = plan(values, path)
+        if elsewhere.is_marked(wanted):
+            os.environ["XDG_DATA_DIRS"] = elsewhere.data_dirs(os.environ, os.environ.get("HOME", "/"))
         os.chdir(values.get("Path") or os.environ.get("HOME", "/"))
         programs.become(command)
     except FileNotFoundError as error:
         sys.stderr.write(f"{path}: {error}\n")
         return EXIT_NOT_FOUND
-    except (OSError, entries.EntryError) as error:
+    except (OSError, entries.EntryError, elsewhere.NoOpener) as error:
         sys.stderr.write(f"{path}: {error}\n")
         return EXIT_PROBLEM
 
