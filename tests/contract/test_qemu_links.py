@@ -6,6 +6,9 @@ The guests are tiny ones whose shell sets addresses; what net qubes make of it i
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +18,10 @@ import pytest
 
 from insula.hal.driver import Driver, Machine, MachineSpec, Nic, link_mac
 from insula.hal.hostinfo import HostInfo, probe
+from insula.hal.qemu import outside
 from insula.hal.qemu.driver import QemuDriver
+from insula.hal.qemu.process import ProcessIdentity
+from insula.model.uplink import OUTSIDE_ADDRESS, OUTSIDE_GATEWAY
 from insula.testing import tiny_guest
 from insula.testing.hypervisors import GUEST_LIMIT_S, POLL_S, QemuWorld, run_in_guest
 from insula.testing.tiny_guest import Behaviour, TinyGuest
@@ -136,6 +142,57 @@ async def test_provider_that_takes_no_frames_does_not_hold_its_client(world: Qem
             assert await driver.links(one) == frozenset()
         await net.resume()
         await until_ping(one, "10.1.0.1")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_way_out_that_is_lost_is_replaced_and_the_interface_stays(
+    world: QemuWorld, driver: QemuDriver, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    """MC-118"""
+    monkeypatch.setattr(outside, "SILENCE_LIMIT_S", 8.0)
+    async with shell(world, driver, client(world, "one")) as one:
+        await driver.link_outside(one)
+        await give_address(one, MAC, f"{OUTSIDE_ADDRESS}/24")
+        await until_ping(one, OUTSIDE_GATEWAY)
+        name, first = await interface(one, MAC), way_out_of(one)
+        os.kill(first, how)
+        async with asyncio.timeout(GUEST_LIMIT_S):
+            while way_out_of(one) == first:
+                await asyncio.sleep(POLL_S)
+        await until_ping(one, OUTSIDE_GATEWAY)
+        assert await interface(one, MAC) == name
+        last = way_out_of(one)
+    async with asyncio.timeout(GUEST_LIMIT_S):
+        while ProcessIdentity.of(last) is not None:
+            await asyncio.sleep(POLL_S)
+
+
+async def test_way_out_outlives_its_driver_and_the_next_one_looks_after_it(
+    world: QemuWorld, driver: QemuDriver
+) -> None:
+    one = await driver.define(client(world, "one"))
+    await one.start_paused()
+    await driver.link_outside(one)
+    first = way_out_of(one)
+    await driver.close()
+    later = world.driver()
+    assert isinstance(later, QemuDriver)
+    adopted = await later.adopt(one.spec, one.record())
+    assert adopted is not None
+    try:
+        await later.link_outside(adopted)
+        assert way_out_of(one) == first
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(GUEST_LIMIT_S):
+            while way_out_of(one) == first:
+                await asyncio.sleep(POLL_S)
+    finally:
+        await adopted.kill()
+        await later.close()
+
+
+def way_out_of(machine: Machine) -> int:
+    return int(json.loads((machine.spec.runtime_dir / outside.NOTE).read_text())["pid"])
 
 
 async def test_frames_of_one_link_are_not_seen_on_another(world: QemuWorld, driver: QemuDriver) -> None:

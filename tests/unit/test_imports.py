@@ -14,6 +14,8 @@ SRC = Path(__file__).parents[2] / "src"
 
 WITHIN_A_LAYER = frozenset(
     {
+        ("hal", "net"),  # a machine that leads outside has the process that does so at its interface
+        ("net", "preload"),  # that process shuts itself in as those do that are forked
         ("gui", "rpc"),  # the same host user as the qube's session; the same limits on how often something happens
         ("lifecycle", "rpc"),  # starting a qube starts the process that terminates its channel
         ("qrexec", "rpc"),  # a policy daemon asks the user as the broker does

@@ -206,6 +206,13 @@ async def test_next_daemon_finds_who_is_linked_to_whom(bench: Bench) -> None:
     assert told(bench, "sys-firewall") == {}
 
 
+async def test_next_daemon_looks_after_the_way_out_of_who_leads_outside(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    await bench.reopen()
+    asked = [call for call in bench.computer.script.calls if call[1] == "link_outside"]
+    assert asked == [("sys-net", "link_outside")] * 2
+
+
 async def test_net_qube_that_ended_without_a_daemon_is_missed_and_its_clients_wait(bench: Bench) -> None:
     await bench.engine.start(WORK)
     await bench.crash()

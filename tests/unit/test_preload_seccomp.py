@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import pytest
@@ -27,7 +28,7 @@ FORBIDDEN = {
 """Numbers of asm/unistd_64.h and asm-generic/unistd.h. (``mprotect`` is allowed without PROT_EXEC; see below.)"""
 
 PROT_READ, PROT_EXEC = 1, 4
-AF_UNIX, AF_INET = 1, 2
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
 FIONBIO, TIOCSTI = 0x5421, 0x5412
 
 
@@ -49,11 +50,13 @@ def decision(program: bytes, data: bytes) -> int:
             return int(value)
 
 
-def asked(machine: str, number: int, *arguments: int, architecture: int | None = None) -> int:
+def asked(
+    machine: str, number: int, *arguments: int, architecture: int | None = None, reaches_network: bool = False
+) -> int:
     known = MACHINES[machine]
     values = (*arguments, *[0] * (6 - len(arguments)))
     data = struct.pack("=IIQ6Q", number, known.architecture if architecture is None else architecture, 0, *values)
-    return decision(seccomp.assemble(machine), data)
+    return decision(seccomp.assemble(machine, reaches_network=reaches_network), data)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -103,3 +106,28 @@ def test_other_instruction_set_of_the_same_cpu_ends_the_process(machine: str) ->
 def test_unknown_machine_has_no_filter_so_no_process() -> None:
     with pytest.raises(NotImplementedError, match="pdp11"):
         seccomp.assemble("pdp11")
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_program_that_leads_to_the_network_connects_and_does_not_listen(machine: str) -> None:
+    numbers = MACHINES[machine].numbers
+    forbidden = FORBIDDEN[machine]
+
+    def answer(number: int, *arguments: int) -> int:
+        return asked(machine, number, *arguments, reaches_network=True)
+
+    assert answer(forbidden["connect"]) == ALLOW
+    assert answer(forbidden["socket"], AF_INET) == ALLOW
+    for family in (AF_UNIX, AF_INET6, AF_NETLINK, AF_PACKET):
+        assert answer(forbidden["socket"], family) == REFUSE
+    for name in ("listen", "accept4"):
+        assert answer(numbers[name]) == REFUSE
+    still = forbidden.keys() - {"connect", "socket", "openat"}
+    assert {name for name in still if answer(forbidden[name]) != REFUSE} == set()
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(("flags", "expected"), [(os.O_RDONLY | os.O_CLOEXEC, ALLOW), (os.O_WRONLY, REFUSE),
+    (os.O_RDWR, REFUSE), (os.O_CREAT, REFUSE)])  # fmt: skip
+def test_program_that_leads_to_the_network_opens_files_to_read_alone(machine: str, flags: int, expected: int) -> None:
+    assert asked(machine, FORBIDDEN[machine]["openat"], 0, 0, flags, reaches_network=True) == expected

@@ -147,7 +147,7 @@ async def test_app_qube_reaches_the_world_through_two_net_qubes(
 async def test_more_arrives_at_once_than_an_interface_takes(
     daemon: DaemonProcess, names: tuple[str, str, str], page: str
 ) -> None:
-    # It fills the socket between passt and the machine's interface: what is lost there takes the network along.
+    # What the way out fetches does not fit into the socket to the machine's interface, and must not be lost there.
     for qube in names[0], names[2]:
         command = f"import urllib.request as r; print(len(r.urlopen('{page}large', timeout=30).read()))"
         assert await run(daemon, qube, f'python3 -c "{command}"') == (0, f"{LARGE_MIB * 2**20}\n")

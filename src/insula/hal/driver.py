@@ -261,8 +261,9 @@ class Driver(Protocol):
 
         What is found there has the addresses of :mod:`insula.model.uplink`.
 
-        Nothing on the host can reach the machine, and the machine reaches nothing that listens on the host's own
-        addresses (MC-88). Idempotent; ends with the machine. Needs Capability.LINKS.
+        Nothing on the host can reach the machine, and the machine does not reach the host's loopback (MC-88). While the
+        machine is not released, a way out that is lost is replaced; its guest then has the same interface, and new
+        connections. Idempotent: call it for an adopted machine, too. Ends with the machine. Needs Capability.LINKS.
 
         :raise DriverError: it cannot be joined; nothing was done.
         """

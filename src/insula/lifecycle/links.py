@@ -124,6 +124,16 @@ class Links:
             async with self._busy[client]:
                 await self._join(client, machine, here.netvm.subject.name)
 
+    async def resume(self, client: QubeName) -> None:
+        """Have the way outside of a qube looked after whose machine an earlier daemon started. What fails is logged."""
+        running = self._find(client)
+        system = self._host.store.system
+        try:
+            if running is not None and leads_outside(view(system, system.get(client))):
+                await self._driver.link_outside(running.machine)
+        except (QubesException, HalError) as e:
+            log.error("%s: has no network: %s", client, e)
+
     async def end(self, name: QubeName) -> None:
         """A machine is gone: as a client it leaves its link, as a provider its clients wait for it."""
         async with self._busy[name]:

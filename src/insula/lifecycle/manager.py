@@ -79,6 +79,8 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         for running in found:
             await self._supervisor(QubeName(running.name)).adopt(running)
         for running in found:
+            await self.links.resume(QubeName(running.name))
+        for running in found:
             await self.links.provider_is_up(QubeName(running.name))
         if self.seeds is not None:
             await self.seeds.open()

@@ -77,7 +77,7 @@ def leave_host(kinds: Namespaces, paths: Sequence[str] = (), files: Sequence[tup
     # No user namespace inside this one: they are the usual way to reach kernel code that only root could reach.
     _write("/proc/sys/user/max_user_namespaces", "0")
     socket.sethostname(HOST_NAME)
-    if paths:
+    if paths or files:
         _root_with(paths, files)
     else:
         _empty_root()

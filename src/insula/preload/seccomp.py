@@ -6,6 +6,9 @@ OSError: opening a file, making a socket (but a pair of unix sockets), executing
 mounting, namespaces, keys, BPF, io_uring, and whatever a newer kernel invents. Memory cannot be made executable, so
 code cannot be brought along.
 
+Programs that show windows may make memory files as well; those that lead to the network may make sockets of IPv4,
+connect and read files, but not listen.
+
 The program sees ``struct seccomp_data`` (``linux/seccomp.h``): number at 0, architecture at 4, arguments from 16 on,
 eight bytes each. Only low halves of arguments are looked at: those compared here are ``int`` in the kernel.
 """
@@ -40,10 +43,14 @@ _ARGUMENTS = 16
 _PROT_EXEC = 4
 """``asm-generic/mman-common.h``"""
 _AF_UNIX = 1
+_AF_INET = 2
+_WRITES = 0o103
+"""``O_WRONLY | O_RDWR | O_CREAT`` of ``asm-generic/fcntl.h``."""
 _FIONBIO = 0x5421
 _FIOCLEX = 0x5451
 _FIONCLEX = 0x5450
 """``asm-generic/ioctls.h``: what ``socket.setblocking`` and ``os.set_inheritable`` use."""
+_FIONREAD = 0x541B
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,26 @@ _MORE: Mapping[str, Mapping[str, int]] = {
 }
 """What a program that shows windows makes too: memory that it shares with its display server."""
 
+
+@dataclass(frozen=True)
+class _Network:
+    """Of a program that leads to the network."""
+
+    numbers: Mapping[str, int]
+    """As in :class:`Machine`."""
+    socket: int
+    """Of IPv4 only; its first argument is the family."""
+    openat: int
+    """For reading; its third argument has the flags."""
+
+
+_NETWORK: Mapping[str, _Network] = {
+    "x86_64": _Network({"connect": 42, "newfstatat": 262}, socket=41, openat=257),
+    "aarch64": _Network({"connect": 203, "newfstatat": 79}, socket=198, openat=56),
+}
+_INWARDS = frozenset(("listen", "accept4"))
+"""What such a program must not do."""
+
 MACHINES: Mapping[str, Machine] = {"x86_64": _X86_64, "aarch64": _AARCH64}
 """Keys are what ``os.uname().machine`` says."""
 
@@ -137,7 +164,16 @@ def _one_of(index: int, values: tuple[int, ...]) -> list[bytes]:
     return [_argument(index), *allow, _instruction(RETURN, REFUSE), _instruction(RETURN, ALLOW)]
 
 
-def assemble(machine: str, *, shows_windows: bool = False) -> bytes:
+def _none_of(index: int, bits: int) -> list[bytes]:
+    return [
+        _argument(index),
+        _instruction(JUMP_IF_BITS, bits, 0, 1),
+        _instruction(RETURN, REFUSE),
+        _instruction(RETURN, ALLOW),
+    ]
+
+
+def assemble(machine: str, *, shows_windows: bool = False, reaches_network: bool = False) -> bytes:
     """Return the filter for a kind of machine, ``struct sock_filter`` after another.
 
     :raise NotImplementedError: no numbers are known for that kind of machine.
@@ -152,15 +188,18 @@ def assemble(machine: str, *, shows_windows: bool = False) -> bytes:
         _instruction(LOAD_WORD, _NUMBER),
     ]
     for number in known.mapping.values():
-        program += _only(number, [
-            _argument(2),
-            _instruction(JUMP_IF_BITS, _PROT_EXEC, 0, 1),
-            _instruction(RETURN, REFUSE),
-            _instruction(RETURN, ALLOW),
-        ])  # fmt: skip
-    program += _only(known.ioctl, _one_of(1, (_FIONBIO, _FIOCLEX, _FIONCLEX)))
+        program += _only(number, _none_of(2, _PROT_EXEC))
+    requests: tuple[int, ...] = (_FIONBIO, _FIOCLEX, _FIONCLEX)
+    allowed = {**known.numbers, **(_MORE[machine] if shows_windows else {})}
+    if reaches_network:
+        network = _NETWORK[machine]
+        requests = (*requests, _FIONREAD)
+        allowed = {name: number for name, number in allowed.items() if name not in _INWARDS} | dict(network.numbers)
+        program += _only(network.socket, _one_of(0, (_AF_INET,)))
+        program += _only(network.openat, _none_of(2, _WRITES))
+    program += _only(known.ioctl, _one_of(1, requests))
     program += _only(known.socketpair, _one_of(0, (_AF_UNIX,)))
-    numbers = sorted([*known.numbers.values(), *(_MORE[machine].values() if shows_windows else ())])
+    numbers = sorted(allowed.values())
     program += [
         _instruction(JUMP_IF_EQUAL, number, len(numbers) - position, 0) for position, number in enumerate(numbers)
     ]

@@ -25,6 +25,7 @@ from insula.daemon.prompt_program import session_environment
 from insula.hal.hostinfo import HostInfo, probe
 from insula.lifecycle.standby import FEATURE
 from insula.manager import display
+from insula.net import slirp
 from insula.policy.store import PolicyStore
 from insula.preload import trial
 from insula.rpc.ask import CannotAsk
@@ -47,7 +48,6 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "mkfs.ext4": "e2fsprogs",
     "newuidmap": "uidmap",
-    "passt": "passt",
 }
 """Tools besides QEMU and bubblewrap → the Debian package they are in."""
 SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
@@ -95,6 +95,7 @@ def doctor(as_json: Json = False) -> None:
         session_finding(asyncio.run(trial.problem(session_uid(0)))),
         *disk_findings(paths.data, free_space(paths.data)),
         *tool_findings({name: find_tool(name) for name in PACKAGES}, is_root=os.geteuid() == 0),
+        library_finding(),
         *id_findings(),
         policy_finding(paths),
         *daemon_findings(with_running_daemon(look_at_daemon), paths),
@@ -168,7 +169,6 @@ def disk_findings(folder: Path, free: int) -> Iterator[Finding]:
 
 def tool_findings(tools: dict[str, str | None], *, is_root: bool) -> Iterator[Finding]:
     purpose = {"qemu-img": "No volume can be made", "newuidmap": "No template can be built as an ordinary user"}
-    purpose["passt"] = "No net qube reaches this computer's network"
     for name, path in tools.items():
         if path is not None:
             yield Finding(name, Verdict.OK, path, "")
@@ -177,6 +177,15 @@ def tool_findings(tools: dict[str, str | None], *, is_root: bool) -> Iterator[Fi
         else:
             follows = f"{purpose.get(name, 'No template can be built')}: apt-get install {PACKAGES[name]}."
             yield Finding(name, Verdict.FAIL, "not installed", follows)
+
+
+def library_finding() -> Finding:
+    try:
+        slirp.load()
+    except OSError as error:
+        follows = f"No net qube reaches this computer's network: apt-get install {slirp.PACKAGE}."
+        return Finding("libslirp", Verdict.FAIL, str(error), follows)
+    return Finding("libslirp", Verdict.OK, slirp.LIBRARY, "Net qubes can be led to this computer's network.")
 
 
 def id_findings() -> Iterator[Finding]:

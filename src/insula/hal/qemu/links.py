@@ -9,6 +9,9 @@ QEMU 7.2 leaves a connection that it accepted blocking. Frames that nobody takes
 monitor and all, for as long as a provider pleases (MC-117). The daemon makes the open socket non-blocking, which it
 shares with QEMU for a moment (pidfd_getfd(2)); QEMU then keeps what does not fit, and takes no more of the guest's.
 
+A machine that leads outside has a process at the other end of its interface (:mod:`insula.hal.qemu.outside`). It is
+watched here: when it is lost another one is started, and the guest's interface stays what it was.
+
 Pulling: first the network end goes (from that moment nothing passes), then the guest is asked to let go of the device.
 A guest that does not keeps its port occupied, and nothing else.
 
@@ -19,13 +22,14 @@ framing. The provider's is of the older kind: only that one takes a connection b
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import socket
 from collections.abc import Callable
 
 from insula.hal.driver import MachineSpec, link_mac
-from insula.hal.errors import DriverError
+from insula.hal.errors import DriverError, HalError, MachineGone
 from insula.hal.qemu import outside
 from insula.hal.qemu.command import (
     LINK_PORT_BUS,
@@ -37,6 +41,7 @@ from insula.hal.qemu.command import (
 )
 from insula.hal.qemu.descriptors import NIC_SOCKET, connect
 from insula.hal.qemu.monitor import Monitor
+from insula.hal.qemu.outside import WayOut
 from insula.hal.qemu.process import HostUser, VmmProcess
 
 CABLE_LIMIT_S = 2.0
@@ -45,6 +50,11 @@ CABLE_POLL_S = 0.002
 UNPLUG_LIMIT_S = 5.0
 """For a guest to let go of a device that was unplugged; half a second under emulation."""
 UNPLUG_POLL_S = 0.05
+OUTSIDE_DELAY_S = 0.25
+"""Until a lost way out is replaced; twice as long each time it does not last."""
+OUTSIDE_MAX_DELAY_S = 16.0
+OUTSIDE_STABLE_S = 60.0
+"""A way out that lasted so long starts the delays anew."""
 
 _NETDEV = "link-net{}"
 _DEVICE = "link{}"
@@ -69,6 +79,14 @@ class MachineLinks:
         self._plugging = asyncio.Lock()
         self._is_nic_going = False
         """Whether its guest was asked to let go of its interface, and may not have yet."""
+        self._leading: asyncio.Task[None] | None = None
+        self._log = logging.getLogger(f"{__name__}.{spec.name}")
+
+    async def close(self) -> None:
+        """Stop watching; nothing is parted. Idempotent."""
+        if self._leading is not None:
+            self._leading.cancel()
+            await asyncio.gather(self._leading, return_exceptions=True)
 
     # its clients
 
@@ -182,10 +200,42 @@ class MachineLinks:
 
     async def join_outside(self) -> None:
         """See :meth:`insula.hal.driver.Driver.link_outside`."""
-        folder = self._spec.runtime_dir
-        if not outside.is_joined(folder):
-            with await self.open_cable() as cable:
-                await outside.join(folder, cable, self._user)
+        async with self._plugging:
+            if self._leading is None or self._leading.done():
+                way = WayOut.find(self._spec.runtime_dir) or await self._lead_outside()
+                self._leading = asyncio.create_task(self._keep_leading(way), name=f"way out of {self._spec.name}")
+
+    async def _lead_outside(self) -> WayOut:
+        with await self.open_cable() as cable:
+            return await outside.join(self._spec.runtime_dir, cable, self._user)
+
+    async def _keep_leading(self, way: WayOut | None) -> None:
+        """Replace a way out that is lost, as long as the machine lives."""
+        loop = asyncio.get_running_loop()
+        delay_s = OUTSIDE_DELAY_S
+        while True:
+            if way is not None:
+                since = loop.time()
+                try:
+                    why = await way.lost()
+                    await way.end()
+                finally:
+                    way.close()
+                if loop.time() - since > OUTSIDE_STABLE_S:
+                    delay_s = OUTSIDE_DELAY_S
+                self._log.warning("its way to the network is lost (%s)", why)
+                way = None
+            # A machine that ends takes its way out along, and is seen to be gone only a moment later.
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, OUTSIDE_MAX_DELAY_S)
+            try:
+                way = await self._lead_outside()
+            except MachineGone:
+                return
+            except HalError as error:
+                self._log.error("it has no way to the network: %s; tried again in %g s", error, delay_s)
+            else:
+                self._log.info("it has a way to the network again")
 
     async def _ask_to_let_go(self, device: str) -> None:
         try:

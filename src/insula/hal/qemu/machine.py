@@ -511,6 +511,7 @@ class QemuMachine:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await self._links.close()
         await self._monitor.close()
         if self._console is not None:
             self._console.close()

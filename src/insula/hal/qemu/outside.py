@@ -1,11 +1,12 @@
-"""The way out for one machine: ``passt`` at the other end of its interface (decision 013).
+"""The way out of a machine, a process at the other end of its interface: started, watched, found again (decision 020).
 
-passt turns the guest's frames into ordinary sockets of an ordinary program: no interface, route or rule of the host is
-touched, no root is needed. The VMM keeps its sandbox without any network; only passt, which sandboxes itself (own
-namespaces, empty root, seccomp), has the host's. It ends when the machine does, and outlives the daemon as machines do.
+The process is :mod:`insula.net.uplink`: it turns the guest's frames into ordinary sockets, in a sandbox of its own. The
+VMM keeps its sandbox without any network. It ends when the machine does, and outlives the daemon as machines do; a note
+in the run-time folder tells a later daemon which process it is.
 
-What it may not do is told on its command line: no port of the host leads in (``--tcp-ports none``), and the gateway's
-address leads nowhere (``--no-map-gw``; by default it would be the host's loopback, MC-88).
+It is lost when it ends, when it gives no sign of life for :data:`SILENCE_LIMIT_S` (a file in the run-time folder has
+the time of the last one), or when the host asks another name server than the one it knows. Whoever watches then ends it
+and lays another cable.
 """
 
 from __future__ import annotations
@@ -13,93 +14,201 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import insula
 from insula.hal.errors import DriverError
+from insula.hal.qemu.descriptors import explained
 from insula.hal.qemu.process import HostUser, ProcessIdentity, ReapedChild, read_output, sealed_output
-from insula.model.uplink import OUTSIDE_ADDRESS, OUTSIDE_DNS, OUTSIDE_GATEWAY, OUTSIDE_NETMASK
+from insula.net import heartbeat, resolver
+from insula.net.uplink import READY
 
-PASST = "passt"
 NOTE = "outside.pid"
 """In the run-time folder: which process it is, for a later daemon."""
-SETTLE_S = 0.2
-"""Whoever lives so long has understood its command line and shut itself in, which takes some 10 ms; one that ends later
-leaves the machine without network, as a pulled cable would."""
-MTU = 1500
+PULSE = "outside.beat"
+"""In the run-time folder: when it last showed that it lives."""
+START_LIMIT_S = 15.0
+"""Until the process is in its sandbox: 60 ms, seconds on a busy machine."""
+SILENCE_LIMIT_S = 20.0
+"""A process that has written no time for so long hangs: it does every second, and a turn of it takes milliseconds."""
+WATCH_S = 2.0
+"""Between looks at its signs of life and at the host's name server."""
+MAX_REPORT = 256
+"""Bytes of what the process tells of its start."""
+
+_RUN = "import sys; sys.path[:0] = [sys.argv[1]]; from insula.net.uplink import main; sys.exit(main(sys.argv[2:]))"
 
 
-def passt_argv(program: str, cable: int, uid: int | None) -> Iterator[str]:
-    """
-    :param cable: number of a descriptor connected to the machine's interface.
-    :param uid: user and group it becomes; None: it stays who it is.
-    """
-    yield from (program, "--foreground", "--quiet", "--fd", str(cable))
-    yield from ("--address", OUTSIDE_ADDRESS, "--netmask", OUTSIDE_NETMASK, "--gateway", OUTSIDE_GATEWAY)
-    # Questions to that address go to the first resolver of the host; one given by --dns would take its place.
-    yield from ("--dns-forward", OUTSIDE_DNS, "--mtu", str(MTU))
-    # IPv4 alone: a net qube passes no other family on unless it is told to, and then it is told by its own uplink.
-    yield from ("--ipv4-only", "--no-map-gw", "--no-dhcp-search", "--no-dhcp-dns")
-    yield from ("--tcp-ports", "none", "--udp-ports", "none")
-    if uid is not None:
-        yield from ("--runas", f"{uid}:{uid}")
+class WayOut:
+    """A process that leads a machine outside. Owns a pidfd; :meth:`close` lets go of it without ending it."""
+
+    def __init__(self, folder: Path, identity: ProcessIdentity, pidfd: int, server: str | None) -> None:
+        """
+        :param pidfd: taken over.
+        :param server: the name server it asks.
+        """
+        self.identity = identity
+        self._folder = folder
+        self._server = server
+        self._ended = asyncio.Event()
+        self._pidfd: int | None = pidfd
+        asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
+
+    @classmethod
+    def find(cls, folder: Path) -> WayOut | None:
+        """The one noted in a run-time folder; None if it does not live."""
+        try:
+            note = json.loads((folder / NOTE).read_bytes())
+            identity, server = ProcessIdentity.from_record(note), note.get("server")
+        except (OSError, ValueError, AttributeError):
+            return None
+        if identity is None:
+            return None
+        try:
+            pidfd = os.pidfd_open(identity.pid)
+        except OSError:
+            return None
+        if ProcessIdentity.of(identity.pid) != identity:
+            os.close(pidfd)
+            return None
+        return cls(folder, identity, pidfd, server)
+
+    def _on_exit(self) -> None:
+        self.close()
+        self._ended.set()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
+
+    async def lost(self) -> str:
+        """Return, once it is of no use any more, why."""
+        while not self._ended.is_set():
+            silence_s = heartbeat.silence_s(self._folder / PULSE)
+            if silence_s is None or silence_s > SILENCE_LIMIT_S:
+                return "it hangs"
+            if resolver.host_server() != self._server:
+                return "the host asks another name server"
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S):
+                    await self._ended.wait()
+        return "it ended"
+
+    async def end(self) -> None:
+        """End it, hung or not. Idempotent."""
+        if self._pidfd is not None:
+            _kill(self._pidfd)
+            await self._ended.wait()
 
 
-def is_joined(folder: Path) -> bool:
-    """Whether the passt noted in a run-time folder lives."""
-    try:
-        noted = ProcessIdentity.from_record(json.loads((folder / NOTE).read_bytes()))
-    except (OSError, ValueError, AttributeError):
-        return False
-    return noted is not None and ProcessIdentity.of(noted.pid) == noted
-
-
-async def join(folder: Path, cable: socket.socket, user: HostUser | None) -> None:
-    """Start passt on a connection to a machine's interface; the caller closes its copy of ``cable``.
+async def join(folder: Path, cable: socket.socket, user: HostUser | None) -> WayOut:
+    """Start the process on a connection to a machine's interface; the caller closes its copy of ``cable``.
 
     :param folder: the machine's run-time folder.
     :param user: who it is to be, where the daemon is root.
-    :raise DriverError: passt is missing or ended at once.
+    :raise DriverError: it is not in its sandbox; nothing runs.
     """
-    program = shutil.which(PASST)
-    if program is None:
-        raise DriverError("passt is missing: install the Debian package passt, which leads net qubes to the network")
-    # passt sends the rest of a frame that did not fit by waiting; told not to wait, it loses the rest and with it where
-    # frames begin, and the VMM hangs up.
-    cable.setblocking(True)
-    output = sealed_output()
-    try:
-        process = _popen(tuple(passt_argv(program, cable.fileno(), None if user is None else user.uid)), cable, output)
-        child = ReapedChild(process)
+    server = resolver.host_server()
+    with ExitStack() as stack, explained(f"run-time folder {folder}"):
+        output = sealed_output()
+        stack.callback(os.close, output)
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        stack.callback(os.close, reader)
+        with os.fdopen(writer, "wb"):
+            pulse = os.open(folder / PULSE, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, pulse)
+            heartbeat.beat(pulse)
+            numbers = (cable.fileno(), pulse, writer)
+            arguments = [*map(str, numbers), *([] if user is None else [str(user.uid)])]
+            child = ReapedChild(_popen(arguments, numbers, output))
         try:
-            async with asyncio.timeout(SETTLE_S):
-                await child.reaped.wait()
-        except TimeoutError:
-            pass
-        else:
-            raise DriverError("passt, the way to the network, ended at once", read_output(output))
-    finally:
-        os.close(output)
-    identity = ProcessIdentity.of(child.pid)
-    if identity is not None:
-        (folder / NOTE).write_text(json.dumps(identity.record()), encoding="ascii")
+            report = await _read_report(reader)
+            return _started(folder, report, server)
+        except DriverError as error:
+            raise DriverError(str(error), read_output(output)) from error
+        finally:
+            # It has done its part, or never will; what it forked ends as soon as nobody hears its report.
+            child.kill()
+            await child.reaped.wait()
 
 
-def _popen(argv: tuple[str, ...], cable: socket.socket, output: int) -> subprocess.Popen[bytes]:
+def _started(folder: Path, report: bytes, server: str | None) -> WayOut:
+    """:raise DriverError: it did not get into its sandbox. :raise OSError: it cannot be noted; it was ended."""
+    lines = report.splitlines(keepends=True)
+    number = next((int(line) for line in lines if line.strip().isdigit()), None)
+    identity = None if number is None else ProcessIdentity.of(number)
+    if identity is None:
+        raise DriverError("the way to the network could not be started")
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+    except OSError as error:
+        raise DriverError("the way to the network ended at once") from error
+    with ExitStack() as undo:
+        undo.callback(os.close, pidfd)
+        undo.callback(_kill, pidfd)
+        if READY not in lines:
+            raise DriverError(f"the way to the network was not in its sandbox within {START_LIMIT_S:.0f} s")
+        note = json.dumps({**identity.record(), "server": server})
+        (folder / NOTE).write_text(note, encoding="ascii")
+        way = WayOut(folder, identity, pidfd, server)
+        undo.pop_all()
+    return way
+
+
+def _kill(pidfd: int) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _popen(arguments: Sequence[str], descriptors: Sequence[int], output: int) -> subprocess.Popen[bytes]:
+    source = str(Path(insula.__file__).resolve().parents[1])
     try:
         return subprocess.Popen(
-            argv,
+            [sys.executable, "-I", "-S", "-c", _RUN, source, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd="/",
             env={},
-            pass_fds=(cable.fileno(),),
+            pass_fds=descriptors,
             # Not the daemon's: what a terminal sends to the daemon's group is not for what outlives it.
             process_group=0,
         )
     except OSError as error:
-        raise DriverError("passt cannot be started", str(error)) from error
+        raise DriverError("the way to the network cannot be started", str(error)) from error
+
+
+async def _read_report(reader: int) -> bytes:
+    """What the process and the one that made it tell, until both have closed the pipe, or until it takes too long."""
+    loop = asyncio.get_running_loop()
+    complete = asyncio.Event()
+    collected = bytearray()
+
+    def on_readable() -> None:
+        part = os.read(reader, MAX_REPORT)
+        collected.extend(part)
+        if not part or len(collected) > MAX_REPORT:
+            loop.remove_reader(reader)
+            complete.set()
+
+    loop.add_reader(reader, on_readable)
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_LIMIT_S):
+                await complete.wait()
+    finally:
+        loop.remove_reader(reader)
+    return bytes(collected)

@@ -293,6 +293,10 @@ class ReapedChild:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pidfd, self._reap)
 
+    def kill(self) -> None:
+        """SIGKILL; no-op once it was reaped."""
+        self._child.kill()
+
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
