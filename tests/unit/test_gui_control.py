@@ -13,6 +13,7 @@ from insula.gui.control import (
     CopyStarted,
     Deliver,
     Ending,
+    Expect,
     Focused,
     FromGui,
     PasteAsked,
@@ -40,7 +41,7 @@ def test_from_gui_encoded_comes_back(message: FromGui) -> None:
     assert control.decode_from_gui(control.encode(message)) == message
 
 
-@pytest.mark.parametrize("message", [Configure("work", 0x3465A4), Deliver(7)])
+@pytest.mark.parametrize("message", [Configure("work", 0x3465A4), Deliver(7), Expect()])
 def test_to_gui_encoded_comes_back(message: control.ToGui) -> None:
     assert control.decode_to_gui(control.encode(message)) == message
 

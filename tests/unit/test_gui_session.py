@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -18,8 +19,9 @@ from insula.gui.desktop import (
     PointerMoved,
     Show,
     StartCopy,
+    Style,
 )
-from insula.gui.geometry import Desk, Rect
+from insula.gui.geometry import POPUP_FRAME, Desk, Rect
 from insula.gui.session import MAX_QUEUED, MESSAGES_PER_FRAME, Session
 from insula.gui.settings import CONTROL, SHIFT, Settings
 from insula.testing.gui_screen import FakeBackend
@@ -215,3 +217,52 @@ async def test_events_in_the_middle_of_a_command_come_after_it() -> None:
     finally:
         bench.session.close()
         bench.guest.close()
+
+
+class CrowdedBackend(FakeBackend):
+    """A desktop on which others' windows come and go."""
+
+    def __init__(self) -> None:
+        super().__init__(SETTINGS, DESK)
+        self.protected: tuple[Rect, ...] = ()
+        self.looks = 0
+
+    def look(self) -> Desk:
+        self.looks += 1
+        return replace(self.screen.desk, protected=self.protected)
+
+
+async def test_popups_are_placed_by_what_lies_there_now_and_watched_while_they_are_shown() -> None:
+    """MC-38."""
+    backend = CrowdedBackend()
+    bench = Bench(backend)
+    await bench.greet()
+    await bench.show()
+    bench.happened(FocusGained(1))
+    backend.protected = (Rect(0, 100, 1280, 20),)
+    await bench.say(gui.Create(2, 50, 90, 40, 40, 0, True), gui.Map(2, 1, True))
+    await bench.until(lambda: 2 in backend.screen.windows)
+    first = backend.screen.windows[2].place
+    assert not POPUP_FRAME.around(first).overlaps(backend.protected[0])
+    backend.protected = (*backend.protected, first)
+    await bench.until(lambda: backend.screen.windows[2].place != first)
+    bench.session.close()
+    bench.guest.close()
+
+
+async def test_flood_of_popups_looks_once_for_each_picture_of_the_screen() -> None:
+    """MC-43: looking around is work for the display server."""
+    backend = CrowdedBackend()
+    backend.screen.desk = replace(DESK, frame_s=1000.0)
+    bench = Bench(backend)
+    await bench.greet()
+    await bench.show()
+    bench.happened(FocusGained(1))
+    before = backend.looks
+    await bench.say(*[gui.Create(n, 50, 90, 40, 40, 0, True) for n in range(2, 60)])
+    await bench.say(*[gui.Map(n, 1, True) for n in range(2, 60)])
+    await bench.say(gui.Title(1, b"the last"))
+    await bench.until(lambda: any(window.style is Style.POPUP for window in backend.screen.windows.values()))
+    assert backend.looks <= before + 1
+    bench.session.close()
+    bench.guest.close()

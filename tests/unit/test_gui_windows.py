@@ -11,6 +11,7 @@ from insula.gui.desktop import (
     Command,
     DeskChanged,
     Exposed,
+    FocusGained,
     Hide,
     Move,
     Moved,
@@ -32,7 +33,7 @@ from insula.gui.desktop import (
 )
 from insula.gui.geometry import POPUP_FRAME, Desk, Rect
 from insula.gui.settings import Settings
-from insula.gui.windows import MAX_DEPTH, MAX_SHOWN, MAX_WINDOWS, SHOWS_PER_SECOND, Windows
+from insula.gui.windows import EXPECTED_S, MAX_DEPTH, MAX_SHOWN, MAX_WINDOWS, SHOWS_PER_SECOND, Windows
 from insula_proto import gui
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.gui import Message
@@ -372,6 +373,80 @@ def test_popup_as_large_as_the_screen_is_a_window_and_the_user_is_told_once(plac
     assert show(commands).style is Style.WINDOW
     assert len(of(Tell, commands)) == 1
     assert of(Tell, book.said(create(3, place, popup=True), gui.Map(3, 0, True))) == []
+
+
+PANEL = Rect(0, 300, 1280, 40)
+
+
+def test_popup_goes_beside_what_is_protected_and_out_of_its_way_when_it_comes() -> None:
+    """MC-38."""
+    book = Playbook()
+    book.focused()
+    book.happened(DeskChanged(Desk((SCREEN,), (PANEL,))))
+    command = show(book.said(create(2, MENU, popup=True), gui.Map(2, 0, True)))
+    assert command.style is Style.POPUP
+    assert command.place == Rect(150, 300 - POPUP_FRAME.bottom - 200, 120, 200)
+    notice = Rect(140, 0, 200, 300)
+    [move] = of(Move, book.happened(DeskChanged(Desk((SCREEN,), (PANEL, notice)))))
+    assert isinstance(move, Move)
+    assert not any(POPUP_FRAME.around(move.place).overlaps(rect) for rect in (PANEL, notice))
+
+
+def test_windows_stay_where_the_user_has_them_when_only_others_move() -> None:
+    book = Playbook()
+    book.focused()
+    book.happened(Moved(1, Rect(-380, 500, 400, 300)))
+    assert of(Move, book.happened(DeskChanged(Desk((SCREEN,), (PANEL,))))) == []
+    assert of(Move, book.happened(DeskChanged(Desk((Rect(0, 0, 1280, 799),), (PANEL,))))) != []
+
+
+def test_window_in_the_background_does_not_move_over_what_is_not_its_own() -> None:
+    """MC-38."""
+    book = Playbook()
+    book.shown()
+    book.happened(DeskChanged(Desk((SCREEN,), (Rect(600, 0, 40, 800),))))
+    over = Rect(500, 100, 400, 300)
+    commands = book.said(configure(1, over))
+    assert of(Move, commands) == []
+    assert sent(commands) == [configure(1, PLACE)]
+    book.said(configure(1, PLACE))
+    assert of(Move, book.said(configure(1, Rect(700, 100, 400, 300)))) != []
+    # Where the user works, programs move their windows as anywhere.
+    book.windows.focus_changed(1)
+    assert of(Move, book.said(configure(1, over))) != []
+
+
+def test_first_window_after_the_user_started_a_program_is_expected_without_having_focus() -> None:
+    """MC-44."""
+    book = Playbook()
+    book.windows.expect(book.now)
+    first = show(book.said(create(1), gui.Map(1)))
+    assert (first.is_expected, first.may_focus) == (True, False)
+    assert not show(book.said(create(2), gui.Map(2))).is_expected
+    book.windows.expect(book.now)
+    book.now += EXPECTED_S
+    assert not show(book.said(create(3), gui.Map(3))).is_expected
+
+
+def test_only_messages_that_place_something_over_others_ask_for_a_look() -> None:
+    book = Playbook()
+    popup_map, move = gui.Map(2, 0, True), configure(1, MENU)
+    book.shown()
+    assert not book.windows.depends_on_others(popup_map)
+    assert book.windows.depends_on_others(move)
+    book.windows.focus_changed(1)
+    assert book.windows.depends_on_others(popup_map)
+    assert not book.windows.depends_on_others(move)
+    assert not book.windows.depends_on_others(gui.Map(2, 0, False))
+    assert not book.windows.has_popups
+    book.shown(2, MENU, popup=True)
+    assert book.windows.depends_on_others(configure(2, PLACE))
+    assert book.windows.has_popups
+    book.windows.focus_changed(None)
+    book.settle()
+    assert not book.windows.has_popups
+    assert book.windows.depends_on_others(FocusGained(1))
+    assert not book.windows.depends_on_others(Exposed(1))
 
 
 def test_popup_that_grows_over_the_screen_becomes_a_window() -> None:

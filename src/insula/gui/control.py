@@ -74,6 +74,10 @@ class Configure(_Message, frozen=True, tag=True):
         )
 
 
+class Expect(_Message, frozen=True, tag=True):
+    """The user has started a program in this qube: its window need not hide behind others."""
+
+
 class Deliver(_Message, frozen=True, tag=True):
     """What may be pasted, for PasteAsked of that number; with a descriptor."""
 
@@ -120,7 +124,7 @@ class Ending(_Message, frozen=True, tag=True):
     reason: Text
 
 
-ToGui = Configure | Deliver
+ToGui = Configure | Deliver | Expect
 FromGui = Focused | CopyStarted | CopyOffered | CopyFailed | PasteAsked | Told | Ending
 WITH_DESCRIPTOR = (Deliver, CopyOffered)
 

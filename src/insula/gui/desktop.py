@@ -82,6 +82,9 @@ class Show(Command):
     """Else the desktop finds a place; ``place`` gives the size only."""
     may_focus: bool = False
     """Whether it may have the keyboard at once: the user is working in this qube now (MC-44)."""
+    is_expected: bool = False
+    """The user has just started a program in this qube, and looks for its window. (It gets no keyboard by that: by now
+    the user may type elsewhere.)"""
     state: State = State()
     hints: SizeHints = SizeHints()
 

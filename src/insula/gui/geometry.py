@@ -8,7 +8,8 @@ screen, over nothing that is *protected* (panels, prompts, frames of other qubes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from insula_proto import limits
@@ -17,6 +18,11 @@ MIN_VISIBLE = 64
 """Pixels of a title's width that stay on a screen, or all of a title that is narrower."""
 POPUP_SHARE = 0.9
 """Part of a screen a popup may cover in both directions; a larger one could pass for the desktop itself."""
+
+
+MAX_EDGES = 48
+MAX_SPOTS = 256
+"""Places that are tried for a popup, along as many edges of what is in its way: some milliseconds at most."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,14 @@ class Rect:
         return Rect(x, y, width, height)
 
     def overlaps(self, other: Rect) -> bool:
-        return not self.intersection(other).is_empty
+        return (
+            self.x < other.x + other.width
+            and other.x < self.x + self.width
+            and self.y < other.y + other.height
+            and other.y < self.y + self.height
+            and not self.is_empty
+            and not other.is_empty
+        )
 
     def contains(self, other: Rect) -> bool:
         return (
@@ -104,7 +117,7 @@ class Desk:
     areas: tuple[Rect, ...]
     """Of each screen, what panels leave. May be none: all screens are off."""
     protected: tuple[Rect, ...] = ()
-    """What no popup may cover: panels, prompts, frames of other qubes."""
+    """What no popup may cover: panels, prompts, what can be seen of others' frames (``cover``)."""
     frame_s: float = 1 / 60
     """Seconds between two pictures of the screen."""
 
@@ -166,11 +179,9 @@ def place_popup(place: Rect, desk: Desk) -> Rect | None:
     smallest = POPUP_FRAME.around(Rect(0, 0, 1, 1))
     if outer.width < smallest.width or outer.height < smallest.height:
         return None
-    free = [spot for spot in _spots(_shifted(outer, area), area, desk.protected) if _is_free(spot, desk.protected)]
-    if not free:
-        return None
-    best = min(free, key=lambda spot: abs(spot.x - outer.x) + abs(spot.y - outer.y))
-    return POPUP_FRAME.inside(best)
+    spots = itertools.islice(_spots(_shifted(outer, area), area, desk.protected), MAX_SPOTS)
+    spot = next((spot for spot in spots if _is_free(spot, desk.protected)), None)
+    return None if spot is None else POPUP_FRAME.inside(spot)
 
 
 def _shifted(outer: Rect, area: Rect) -> Rect:
@@ -183,17 +194,13 @@ def _is_free(spot: Rect, protected: Iterable[Rect]) -> bool:
     return not any(spot.overlaps(rect) for rect in protected)
 
 
-def _spots(outer: Rect, area: Rect, protected: Iterable[Rect]) -> list[Rect]:
-    """The place itself, then those beside, above and below what is in the way, as far as they are on the screen."""
-    spots = [outer]
+def _spots(outer: Rect, area: Rect, protected: Iterable[Rect]) -> Iterator[Rect]:
+    """Places on the screen, nearest first: the place itself, and those that end at an edge of what is in the way."""
+    xs, ys = {outer.x}, {outer.y}
     for rect in protected:
-        for x, y in (
-            (rect.x - outer.width, outer.y),
-            (rect.right, outer.y),
-            (outer.x, rect.y - outer.height),
-            (outer.x, rect.bottom),
-        ):
-            spot = Rect(x, y, outer.width, outer.height)
-            if area.contains(spot):
-                spots.append(spot)
-    return spots
+        xs |= {rect.x - outer.width, rect.right}
+        ys |= {rect.y - outer.height, rect.bottom}
+    across = sorted((abs(x - outer.x), x) for x in xs if area.x <= x <= area.right - outer.width)
+    down = sorted((abs(y - outer.y), y) for y in ys if area.y <= y <= area.bottom - outer.height)
+    way = sorted((dx + dy, x, y) for dx, x in across[:MAX_EDGES] for dy, y in down[:MAX_EDGES])
+    return (Rect(x, y, outer.width, outer.height) for _, x, y in way)

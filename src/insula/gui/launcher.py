@@ -86,6 +86,11 @@ class RunningGui:
         self._process.kill()
         await asyncio.shield(self._ending)
 
+    def expect(self) -> None:
+        """The user has started a program in this qube: its window may lie over the one they work in."""
+        with suppress(OSError):
+            self._daemon.send(control.encode(control.Expect()))
+
     def deliver(self, number: int, clip: int) -> None:
         """Pass on what may be pasted; the descriptor stays the caller's. One that does not take it gets nothing."""
         with suppress(OSError):

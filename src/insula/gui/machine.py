@@ -35,6 +35,15 @@ class Machine:
         """Whether the user works in this qube."""
         return self._windows.has_focus
 
+    @property
+    def has_popups(self) -> bool:
+        """Whether something is shown above all other windows."""
+        return self._windows.has_popups
+
+    def depends_on_others(self, message: Message | Event) -> bool:
+        """Whether it depends on where others' windows are: a new :class:`DeskChanged` first."""
+        return self._windows.depends_on_others(message)
+
     def receive(self, message: Message, now: float) -> list[Command]:
         """Take a message of the guest. :raise RemoteProtocolError: :meth:`clear` is all that is left to do."""
         if isinstance(message, gui.ClipboardData):
@@ -51,6 +60,10 @@ class Machine:
         self._windows.focus_changed(self._keyboard.focused)
         self._windows.happened(event)
         return commands
+
+    def expect(self, now: float) -> None:
+        """The user has started a program in this qube."""
+        self._windows.expect(now)
 
     def deliver(self, number: int, data: bytes, now: float) -> list[Command]:
         """What may be pasted, as the answer to :class:`insula.gui.desktop.AskPaste`."""

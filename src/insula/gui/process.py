@@ -29,6 +29,7 @@ from insula.gui.control import (
     CopyStarted,
     Deliver,
     Ending,
+    Expect,
     Focused,
     FromGui,
     PasteAsked,
@@ -126,6 +127,9 @@ class Process:
                 self._finish(EXIT_OK)
                 return
             message = control.decode_to_gui(data)
+            if isinstance(message, Expect) and self._session is not None:
+                self._session.expect()
+                return
             if not isinstance(message, Deliver) or not descriptors or self._session is None:
                 raise RemoteProtocolError(f"{type(message).__name__} now")  # noqa: TRY301 - handled as the decoder's
             self._session.deliver(message.number, clip_file.read(descriptors[0], limits.GUI_MAX_CLIPBOARD))

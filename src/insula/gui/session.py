@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from insula.gui.desktop import ABOUT_A_WINDOW, Command, Event, Send
+from insula.gui.desktop import ABOUT_A_WINDOW, Command, DeskChanged, Event, Send
 from insula.gui.geometry import Desk
 from insula.gui.machine import Machine
 from insula.gui.settings import Settings
+from insula.gui.window import NEVER
 from insula_proto import gui
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 from insula_proto.gui_channel import Hello, HostEnd, Screen
@@ -29,6 +30,10 @@ MAX_QUEUED = 1 << 20
 """Bytes a guest may leave unread: the longest paste, and a minute of keys. One that leaves more is not there."""
 MOTION_STOPS = 65536
 """Bytes unread above which the pointer's way is left out; where it is comes with the next click."""
+
+
+POPUPS_WATCHED_S = 0.25
+"""Seconds after which it is looked again whether a popup covers what it may not: others' windows move too."""
 
 
 class Handle(Protocol):
@@ -56,6 +61,9 @@ class Backend(Protocol):
 
     @property
     def desk(self) -> Desk: ...
+
+    def look(self) -> Desk:
+        """The desk, with what popups may not cover on it at this moment."""
 
     def obey(self, command: Command) -> None:
         """Carry out a command about a window, now. All it needs was checked by the machine."""
@@ -94,6 +102,9 @@ class Session:
         self._wake: Handle | None = None
         self._is_over = False
         self._is_obeying = False
+        self._looked_at = NEVER
+        self._expects_since = NEVER
+        """(The first window may be long in coming: its agent starts with it.)"""
         self._late: deque[Event] = deque()
         """What happened while commands were carried out; a back end may tell of it at once."""
         loop.add_reader(channel.fileno(), self._readable)
@@ -144,20 +155,31 @@ class Session:
 
     def _open(self) -> None:
         assert self._end.minor is not None
-        desk = self._backend.desk
+        desk = self._backend.look()
         areas = desk.usable
         width = max((area.right for area in areas), default=1)
         height = max((area.bottom for area in areas), default=1)
         self._machine = Machine(self._settings, desk, memory_size=self._memory_size, minor=self._end.minor)
+        self._machine.expect(self._expects_since)
         self._queue(self._end.answer(Screen(max(1, width), max(1, height))))
 
     def _take(self, message: gui.Message) -> None:
         assert self._machine is not None
+        if self._machine.depends_on_others(message):
+            self._look()
         self._obey(self._machine.receive(message, self._loop.time()))
         self._messages_left -= 1
         if self._messages_left <= 0 and self._pause is None and not self._is_over:
             self._loop.remove_reader(self._channel.fileno())
             self._pause = self._loop.call_later(self._backend.desk.frame_s, self._resume)
+
+    def _look(self) -> None:
+        """See what lies where now; once for each picture of the screen, whatever the guest does."""
+        assert self._machine is not None
+        now = self._loop.time()
+        if now >= self._looked_at + self._backend.desk.frame_s:
+            self._looked_at = now
+            self._obey(self._machine.happened(DeskChanged(self._backend.look()), now))
 
     def _resume(self) -> None:
         self._pause = None
@@ -173,10 +195,18 @@ class Session:
             self._take_late()
             self._settle()
 
+    def expect(self) -> None:
+        """The user has started a program in this qube."""
+        self._expects_since = self._loop.time()
+        if self._machine is not None:
+            self._machine.expect(self._expects_since)
+
     def _take_late(self) -> None:
         while self._late:
             event = self._late.popleft()
             if self._machine is not None and not self._is_over:
+                if self._machine.depends_on_others(event):
+                    self._look()
                 self._obey(self._machine.happened(event, self._loop.time()))
 
     def deliver(self, number: int, data: bytes) -> None:
@@ -199,6 +229,9 @@ class Session:
             self._take_late()
             self._obey(self._machine.settle(self._loop.time()))
         wake_at = self._machine.wake_at
+        if self._machine.has_popups:
+            watch_at = self._loop.time() + POPUPS_WATCHED_S
+            wake_at = watch_at if wake_at is None else min(wake_at, watch_at)
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
@@ -207,6 +240,9 @@ class Session:
 
     def _woken(self) -> None:
         self._wake = None
+        has_popups = self._machine is not None and self._machine.has_popups
+        if has_popups and self._loop.time() >= self._looked_at + POPUPS_WATCHED_S:
+            self._look()
         self._settle()
 
     def _obey(self, commands: list[Command]) -> None:

@@ -11,6 +11,7 @@ Rules that hold whatever a guest says:
   if the user is working in this qube at that moment (MC-44).
 - A *popup* (override-redirect) is above all others, so it is shown only while the qube has focus, wholly on one
   screen, over nothing protected, and not nearly as large as a screen; else it is a window like others (MC-37, MC-38).
+- While the user works elsewhere, a window does not move over frames, panels or prompts that it does not cover already.
 - What a window is can change while it is unmapped only. There is one truth about it: the style the desktop was told.
 - The whole screen is the user's to give; a guest that asks for it gets a maximised window (MC-37).
 """
@@ -27,6 +28,7 @@ from insula.gui.desktop import (
     DeskChanged,
     Event,
     Exposed,
+    FocusGained,
     Hide,
     Move,
     Moved,
@@ -45,7 +47,7 @@ from insula.gui.desktop import (
     Style,
     Tell,
 )
-from insula.gui.geometry import Desk, Rect, clamp_content, is_off_screen, place_popup, place_window
+from insula.gui.geometry import WINDOW_FRAME, Desk, Rect, clamp_content, is_off_screen, place_popup, place_window
 from insula.gui.settings import Settings
 from insula.gui.window import NEVER, Window, size_hints
 from insula.rpc.pacing import RateLimit
@@ -62,6 +64,8 @@ MAX_PIXELS = 1 << 27
 there can be fits."""
 SHOWS_PER_SECOND = 30
 """Windows that may appear, after as many as may be shown at once: each is work for the desktop that all qubes share."""
+EXPECTED_S = 60.0
+"""Seconds a program that the user started has for its first window: a browser in an emulated machine."""
 MAX_DEPTH = 16
 """Windows that belong to one another in a row; a relation that would make more is dropped (MC-42)."""
 
@@ -80,6 +84,7 @@ class Windows:
         self._focused: int | None = None
         self._out: list[Command] = []
         self._told: set[str] = set()
+        self._expected_until = NEVER
         self._shows = RateLimit(MAX_SHOWN, SHOWS_PER_SECOND)
         self.wake_at: float | None = None
         """When to settle again though nothing happens: something waits for the screen's next picture."""
@@ -111,6 +116,24 @@ class Windows:
     def has_focus(self) -> bool:
         """Whether the user works in this qube."""
         return self._focused is not None
+
+    @property
+    def has_popups(self) -> bool:
+        """Whether something is shown above all other windows."""
+        return any(window.shown is not None and window.shown.style is Style.POPUP for window in self._windows.values())
+
+    def depends_on_others(self, message: Message | Event) -> bool:
+        """Whether it places popups, or moves a window while the user works elsewhere."""
+        if isinstance(message, FocusGained):  # popups come back with it
+            return any(window.is_mapped and window.style is Style.POPUP for window in self._windows.values())
+        if isinstance(message, Event):
+            return False
+        if isinstance(message, gui.Map):
+            return message.override_redirect and self.has_focus
+        window = self._windows.get(message.window)
+        if window is None or not isinstance(message, gui.Configure) or not window.is_mapped:
+            return False
+        return window.style is Style.POPUP or not self.has_focus
 
     def is_shown(self, number: int) -> bool:
         window = self._windows.get(number)
@@ -147,6 +170,10 @@ class Windows:
         window = self._windows.get(number) if number is not None else None
         if window is not None:
             window.state = replace(window.state, wants_attention=False)
+
+    def expect(self, now: float) -> None:
+        """The user has started a program in this qube: the next window is the one they look for."""
+        self._expected_until = now + EXPECTED_S
 
     def clear(self) -> list[Command]:
         """The guest is gone, or not to be heard any more: hide everything, forget everything."""
@@ -228,11 +255,20 @@ class Windows:
                 window.is_queued = False
             else:
                 window.must_configure = True
+        elif asked != window.place and self._would_cover(window, asked):
+            window.must_configure = True
         elif asked != window.place:
             window.place = asked
             if window.is_mapped:
                 self._arrange(window)
                 window.must_configure |= (asked.width, asked.height) != (message.width, message.height)
+
+    def _would_cover(self, window: Window, asked: Rect) -> bool:
+        """Whether the guest would move a window over what is not its own while the user works elsewhere (MC-38)."""
+        if window.shown is None or window.shown.style is Style.POPUP or self.has_focus:
+            return False
+        outer = WINDOW_FRAME.around(asked)
+        return any(outer.overlaps(rect) for rect in self._desk.protected)
 
     def _damage(self, window: Window, message: gui.Damage) -> None:
         window.owes_paint = True
@@ -328,10 +364,13 @@ class Windows:
         self._out.append(Send(gui.Close(window.number)))
 
     def _desk_changed(self, desk: Desk) -> None:
-        """Screens came or went (MC-46)."""
+        """Screens came or went (MC-46), or what popups may not cover has moved (MC-38)."""
+        is_other = desk.areas != self._desk.areas
+        if desk == self._desk:
+            return
         self._desk = desk
         for window in self._windows.values():
-            if window.is_mapped and not window.is_docked:
+            if window.is_mapped and not window.is_docked and (is_other or window.style is Style.POPUP):
                 self._arrange(window)
                 window.changed_at = NEVER
 
@@ -398,7 +437,7 @@ class Windows:
                 return
             room, pixels = room - len(row), pixels - area
             for each in row:
-                self._show(each)
+                self._show(each, now)
 
     @staticmethod
     def _area(window: Window) -> int:
@@ -443,7 +482,10 @@ class Windows:
             return self._focused
         return None
 
-    def _show(self, window: Window) -> None:
+    def _show(self, window: Window, now: float) -> None:
+        is_expected = window.style is Style.WINDOW and now < self._expected_until
+        if is_expected:
+            self._expected_until = NEVER
         window.shown = Show(
             window.number,
             window.style,
@@ -453,6 +495,7 @@ class Windows:
             parent=self._parent(window),
             may_focus=self.has_focus and window.style is Style.WINDOW,
             is_positioned=window.is_positioned or window.style is Style.POPUP,
+            is_expected=is_expected,
             state=self._state(window),
             hints=window.hints,
         )

@@ -98,6 +98,9 @@ class FakeBackend:
     def desk(self) -> Desk:
         return self.screen.desk
 
+    def look(self) -> Desk:
+        return self.screen.desk
+
     def obey(self, command: Command) -> None:
         self.commands.append(command)
         self.screen.obey([command])

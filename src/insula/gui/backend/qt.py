@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from PySide6.QtCore import QRect
 from PySide6.QtGui import QGuiApplication, QScreen
 
 from insula.gui.backend.qt_window import QtWindow, Surroundings, rect_of
-from insula.gui.backend.x11 import Keys
+from insula.gui.backend.x11 import Neighbours, held_keys
+from insula.gui.backend.xcb import NotX11, Xcb
+from insula.gui.cover import protected, without_docks
 from insula.gui.desktop import (
     Activate,
     Command,
@@ -23,6 +27,7 @@ from insula.gui.desktop import (
     SetState,
     SetTitle,
     Show,
+    Style,
 )
 from insula.gui.frame_memory import FrameMemory
 from insula.gui.geometry import Desk
@@ -63,7 +68,14 @@ class QtBackend:
         self._app = app
         self._windows: dict[int, QtWindow] = {}
         self._listener: Callable[[Event], None] = lambda _: None
-        self._surroundings = Surroundings(settings, memory, self._tell, Keys(app).held)
+        self._neighbours: Neighbours | None = None
+        held: Callable[[], frozenset[int]] = frozenset
+        try:
+            xcb = Xcb(app)
+            self._neighbours, held = Neighbours(xcb), partial(held_keys, xcb)
+        except NotX11:
+            pass
+        self._surroundings = Surroundings(settings, memory, self._tell, held)
         app.screenAdded.connect(self._screens_changed)
         app.screenRemoved.connect(self._screens_changed)
         for screen in app.screens():
@@ -83,23 +95,44 @@ class QtBackend:
         rate = min(max(min(rates, default=60.0), SLOWEST), FASTEST)
         return Desk(tuple(rect_of(screen.availableGeometry()) for screen in screens), frame_s=1 / rate)
 
+    def look(self) -> Desk:
+        """The screens, and what popups may not cover on them now."""
+        desk = self.desk
+        if self._neighbours is None:
+            return desk
+        seen = self._neighbours.look({int(window.winId()) for window in self._windows.values()})
+        areas = tuple(without_docks(area, seen.docks) for area in desk.areas)
+        return replace(desk, areas=areas, protected=protected(seen.panes))
+
     def _screens_changed(self, screen: QScreen) -> None:
         if screen in self._app.screens():
             screen.availableGeometryChanged.connect(self._area_changed)
-        self._tell(DeskChanged(self.desk))
+        self._tell(DeskChanged(self.look()))
 
     def _area_changed(self, _: QRect) -> None:
-        self._tell(DeskChanged(self.desk))
+        self._tell(DeskChanged(self.look()))
 
     def obey(self, command: Command) -> None:
         """Carry out a command about a window."""
         if isinstance(command, Show):
             parent = self._windows.get(command.parent) if command.parent is not None else None
-            self._windows[command.window] = QtWindow(command, self._surroundings, parent)
+            shown = self._windows[command.window] = QtWindow(command, self._surroundings, parent)
+            if not command.is_expected and self._would_cover_active(command):
+                # (Not below that one by name: a window manager may fall over one that goes just then.)
+                shown.lower()
         elif isinstance(command, Hide):
             self._windows.pop(command.window).vanish()
         else:
             self._change(command)
+
+    def _would_cover_active(self, command: Show) -> bool:
+        """Whether a window that appears would come over the one the user works in, of another qube."""
+        if self._neighbours is None or command.style is Style.POPUP or command.may_focus:
+            return False
+        active = self._neighbours.active()
+        if active is None or active[0] in {int(window.winId()) for window in self._windows.values()}:
+            return False
+        return not command.is_positioned or command.style.frame.around(command.place).overlaps(active[1])
 
     def _change(self, command: Command) -> None:
         if isinstance(command, Paint):

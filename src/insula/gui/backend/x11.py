@@ -1,47 +1,166 @@
-"""What only an X11 desktop needs, over Qt's own connection to it: which keys are down.
+"""What only an X11 desktop needs, over Qt's own connection to it: which keys are down, and what lies where.
 
 X repeats a key that is held to whoever has the focus, as presses, and Qt takes the first of them for a new one. So the
 server is asked when a window gets the focus, and when a key is said to be released. (On Wayland keys are repeated by
 the program that saw them pressed.)
+
+On X11 a popup may be put anywhere, so what it may not cover must be found (:func:`Neighbours.look`): by the server's
+order of all windows, in which each managed one lies in its window manager's frame.
 """
 
 from __future__ import annotations
 
-import ctypes
+import struct
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from PySide6.QtGui import QGuiApplication, QNativeInterface
+from insula.gui.backend.xcb import Xcb, children, numbers, property_bytes
+from insula.gui.cover import Pane
+from insula.gui.geometry import WINDOW_FRAME, Rect
 
 _KEYS_AT = 8
 _KEYS = 32
-"""``xcb_query_keymap_reply_t`` of ``xcb/xproto.h``: a bit for each of 256 key codes behind eight bytes."""
+"""``xcb_query_keymap_reply_t``: a bit for each of 256 key codes behind eight bytes."""
+_VIEWABLE = 2
+_INPUT_OUTPUT = 1
+MAX_WINDOWS = 1024
+"""Windows of the desktop that are looked at, the upper ones."""
+MAX_CLIENTS = 256
+MAX_DEPTH = 4
+"""Windows a window manager puts around one."""
+PROMPT_CLASS = b"insula-prompt"
 
 
-class Keys:
-    """Of the desktop the application is connected to."""
+def held_keys(xcb: Xcb) -> frozenset[int]:
+    """X key codes that are down now, whoever saw them pressed."""
+    reply = xcb.answer(xcb.ask("query_keymap"))
+    if reply is None:
+        return frozenset()  # the connection broke, which ends the program
+    bits = reply[_KEYS_AT : _KEYS_AT + _KEYS]
+    return frozenset(code for code in range(8 * _KEYS) if bits[code // 8] >> code % 8 & 1)
 
-    def __init__(self, app: QGuiApplication) -> None:
-        native = app.nativeInterface()
-        self._connection: int | None = None
-        if isinstance(native, QNativeInterface.QX11Application):
-            self._connection = native.connection()
-            self._xcb = ctypes.CDLL("libxcb.so.1")
-            self._xcb.xcb_query_keymap.argtypes = (ctypes.c_void_p,)
-            self._xcb.xcb_query_keymap.restype = ctypes.c_uint  # a structure of one field
-            self._xcb.xcb_query_keymap_reply.argtypes = (ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p)
-            self._xcb.xcb_query_keymap_reply.restype = ctypes.c_void_p
-            self._libc = ctypes.CDLL(None)
-            self._libc.free.argtypes = (ctypes.c_void_p,)
 
-    def held(self) -> frozenset[int]:
-        """X key codes that are down now, whoever saw them pressed; empty where that does not matter."""
-        if self._connection is None:
-            return frozenset()
-        cookie = self._xcb.xcb_query_keymap(self._connection)
-        reply = self._xcb.xcb_query_keymap_reply(self._connection, cookie, None)
-        if not reply:
-            return frozenset()  # the connection broke, which ends the program
-        try:
-            bits = ctypes.string_at(reply + _KEYS_AT, _KEYS)
-        finally:
-            self._libc.free(reply)
-        return frozenset(code for code in range(8 * _KEYS) if bits[code // 8] >> code % 8 & 1)
+@dataclass(frozen=True)
+class Seen:
+    """The desktop, as others' windows lie on it."""
+
+    panes: tuple[Pane, ...]
+    """Topmost first."""
+    docks: tuple[Rect, ...]
+    """Panels."""
+
+
+class Neighbours:
+    def __init__(self, xcb: Xcb) -> None:
+        self._xcb = xcb
+        self._desktop = xcb.atom("_NET_WM_WINDOW_TYPE_DESKTOP")
+        self._dock = xcb.atom("_NET_WM_WINDOW_TYPE_DOCK")
+        self._above = xcb.atom("_NET_WM_STATE_ABOVE")
+
+    def look(self, own: Collection[int]) -> Seen:
+        """Look around; ``own`` are the X server's numbers of the qube's windows."""
+        xcb = self._xcb
+        tree, listed = xcb.ask("query_tree", xcb.root), xcb.ask_property(xcb.root, "_NET_CLIENT_LIST")
+        order = children(xcb.answer(tree))[-MAX_WINDOWS:]
+        clients = numbers(property_bytes(xcb.answer(listed)))[:MAX_CLIENTS]
+        client_in = self._frames(clients)
+        rects = self._shown(order)
+        managed = [window for window in order if window in rects and window in client_in]
+        described = dict(zip(managed, self._describe([client_in[window] for window in managed]), strict=True))
+        panes: list[Pane] = []
+        docks: list[Rect] = []
+        for window in reversed(order):
+            if window not in rects or window in own:
+                continue  # (its own popups lie where they may)
+            client = client_in.get(window)
+            if client is None:
+                panes.append(Pane(rects[window]))
+                continue
+            kinds, states, of_class, inner = described[window]
+            if client in own:
+                panes.append(Pane(rects[window], is_own=True))
+            elif self._dock in kinds:
+                docks.append(rects[window])
+                panes.append(Pane(rects[window]))
+            elif self._above in states or PROMPT_CLASS in of_class.split(b"\0"):
+                panes.append(Pane(rects[window]))
+            elif self._desktop not in kinds:
+                # (Only classes of windows that insula-gui shows have a colon.)
+                content = WINDOW_FRAME.inside(inner) if b":" in of_class else inner
+                panes.append(Pane(rects[window], content))
+        return Seen(tuple(panes), tuple(docks))
+
+    def active(self) -> tuple[int, Rect] | None:
+        """The window the user works in, and where it is without its window manager's frame."""
+        xcb = self._xcb
+        active = numbers(property_bytes(xcb.answer(xcb.ask_property(xcb.root, "_NET_ACTIVE_WINDOW"))))
+        if not active or not active[0]:
+            return None
+        [(_, _, _, rect)] = self._describe(active[:1])
+        return active[0], rect
+
+    def _shown(self, windows: Sequence[int]) -> dict[int, Rect]:
+        """Of those that can be seen: where they are."""
+        xcb = self._xcb
+        asked = [(xcb.ask("get_window_attributes", window), xcb.ask("get_geometry", window)) for window in windows]
+        rects = {}
+        for window, (attributes, geometry) in zip(windows, asked, strict=True):
+            about, rect = xcb.answer(attributes), _rect(xcb.answer(geometry))
+            if about is None or rect is None:
+                continue
+            if about[26] == _VIEWABLE and int.from_bytes(about[12:14], "little") == _INPUT_OUTPUT:
+                rects[window] = rect
+        return rects
+
+    def _frames(self, clients: Sequence[int]) -> dict[int, int]:
+        """The root's child that each client lies in → the client."""
+        xcb = self._xcb
+        found: dict[int, int] = {}
+        waiting = {client: client for client in clients}
+        for _ in range(MAX_DEPTH):
+            asked = [(client, outer, xcb.ask("query_tree", outer)) for client, outer in waiting.items()]
+            waiting = {}
+            for client, outer, question in asked:
+                reply = xcb.answer(question)
+                parent = int.from_bytes(reply[12:16], "little") if reply is not None else 0
+                if parent == xcb.root:
+                    found[outer] = client
+                elif parent:
+                    waiting[client] = parent
+        return found
+
+    def _describe(self, clients: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...], bytes, Rect]]:
+        """Types, states, class and place of each."""
+        xcb = self._xcb
+        asked = [
+            [
+                xcb.ask_property(client, "_NET_WM_WINDOW_TYPE"),
+                xcb.ask_property(client, "_NET_WM_STATE"),
+                xcb.ask_property(client, "WM_CLASS"),
+                xcb.ask("get_geometry", client),
+                xcb.ask("translate_coordinates", client, xcb.root, 0, 0),
+            ]
+            for client in clients
+        ]
+        described = []
+        for questions in asked:
+            kinds, states, of_class, geometry, where = xcb.answers(questions)
+            rect = _rect(geometry) or Rect(0, 0, 0, 0)
+            x, y = struct.unpack_from("<hh", where, 12) if where is not None else (0, 0)
+            described.append(
+                (
+                    numbers(property_bytes(kinds)),
+                    numbers(property_bytes(states)),
+                    property_bytes(of_class),
+                    Rect(x, y, rect.width, rect.height),
+                )
+            )
+        return described
+
+
+def _rect(reply: bytes | None) -> Rect | None:
+    """Of a reply to GetGeometry, its border included."""
+    if reply is None:
+        return None
+    x, y, width, height, border = struct.unpack_from("<hhHHH", reply, 12)
+    return Rect(x, y, width + 2 * border, height + 2 * border)
