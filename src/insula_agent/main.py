@@ -36,9 +36,12 @@ if TYPE_CHECKING:
     from insula_agent import identity as identity_module
     from insula_agent.key_socket import KeySocket
     from insula_agent.net import network as network_module
+    from insula_agent.windows import Session
 
 DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
 SIGTERM = 15
+WINDOWS_KEY = "/qubes-gui-enabled"
+"""See :mod:`insula_agent.windows`."""
 CLOCK_KEY = "/insula-clock"
 """See :mod:`insula_agent.renewal`."""
 NETWORK_PREFIXES = (
@@ -118,6 +121,7 @@ class Identity:
 
     _who: identity_module.Identity
     _network: network_module.Network | None = None
+    _session: Session | None = None
 
     def is_seed(self, all_keys: dict[str, bytes]) -> bool:
         """Whether the machine is nobody's."""
@@ -178,6 +182,16 @@ class Identity:
             self._network = network.Network(loop)
         return self._network
 
+    def want_windows(self, loop: Loop, value: bytes | None) -> None:
+        """The host says whether it shows windows; an identity was applied."""
+        if value != b"1":
+            return
+        if self._session is None:
+            from insula_agent import windows  # noqa: PLC0415 - most qubes have none
+
+            self._session = windows.Session(loop, self._who.user)
+        self._session.begin()
+
     def is_gated(self) -> bool:
         """Whether the rest of the system waits for us to open the gate."""
         from insula_agent import seed  # noqa: PLC0415
@@ -217,6 +231,9 @@ class NoIdentity(Identity):
         pass
 
     def change_network(self, loop: Loop, path: str, value: bytes | None) -> None:
+        pass
+
+    def want_windows(self, loop: Loop, value: bytes | None) -> None:
         pass
 
     def is_gated(self) -> bool:
@@ -288,6 +305,7 @@ class Agent:
             self.link.flush()
             self._identity.finish()
         self._identity.set_up_network(self.loop, all_keys)
+        self._identity.want_windows(self.loop, all_keys.get(WINDOWS_KEY))
         if is_new:
             if self._identity.is_gated():
                 self._begun = time.monotonic()
@@ -300,6 +318,8 @@ class Agent:
         # Before that it is read with the others, and obeyed once.
         if path == CLOCK_KEY and self._has_identity:
             self._identity.set_clock(value)
+        elif path == WINDOWS_KEY and self._has_identity:
+            self._identity.want_windows(self.loop, value)
         elif self._has_identity:
             self._identity.change_network(self.loop, path, value)
 

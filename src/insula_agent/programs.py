@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _IGNORED_BY_PYTHON = (13, 25)
 """SIGPIPE, SIGXFSZ: another program is to meet them as usual."""
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
 class ProgramFailed(Exception):
@@ -28,7 +28,7 @@ def run(argv: Sequence[str], accept: int = 0, stdin: str | None = None) -> int:
     :raise OSError: not started.
     """
     if stdin is None:
-        pid = os.posix_spawnp(argv[0], list(argv), _ENVIRONMENT, setsigmask=())
+        pid = os.posix_spawnp(argv[0], list(argv), ENVIRONMENT, setsigmask=())
     else:
         # A file and not a pipe: nobody has to write while it runs.
         fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
@@ -36,7 +36,7 @@ def run(argv: Sequence[str], accept: int = 0, stdin: str | None = None) -> int:
             os.write(fd, stdin.encode("utf-8"))
             os.lseek(fd, 0, os.SEEK_SET)
             actions = [(os.POSIX_SPAWN_DUP2, fd, 0)]
-            pid = os.posix_spawnp(argv[0], list(argv), _ENVIRONMENT, file_actions=actions, setsigmask=())
+            pid = os.posix_spawnp(argv[0], list(argv), ENVIRONMENT, file_actions=actions, setsigmask=())
         finally:
             os.close(fd)
     _, status = os.waitpid(pid, 0)

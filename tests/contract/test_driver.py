@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from insula.hal import frames
 from insula.hal.capabilities import Capability
 from insula.hal.driver import GUI_CHANNEL, RPC_CHANNEL, Driver, ExitKind, Machine, MachineSpec, MachineState, Nic
 from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
@@ -715,3 +716,68 @@ async def test_interface_is_given_and_taken_away_while_the_machine_runs(world: W
         with pytest.raises(DriverError):
             await driver.link(one, net, 0)
         await driver.plug_nic(one, "00:16:3e:5e:6c:00")
+
+
+# Frame memory
+
+
+async def test_frame_memory_is_sealed_and_the_same_each_time(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("shown")) as machine:
+        assert not await machine.has_frames()
+        first = await machine.open_frames()
+        second = await machine.open_frames()
+        try:
+            assert await machine.has_frames()
+            assert os.fstat(first).st_size == frames.SIZE
+            with pytest.raises(PermissionError):
+                os.ftruncate(first, 0)
+            os.pwrite(first, b"pixels", 4096)
+            assert os.pread(second, 6, 4096) == b"pixels"
+        finally:
+            os.close(first)
+            os.close(second)
+
+
+async def test_frame_memory_of_an_adopted_machine_is_what_it_had(world: World, driver: Driver) -> None:
+    machine = await driver.define(world.spec("shown"))
+    await machine.start_paused()
+    memory = await machine.open_frames()
+    os.pwrite(memory, b"pixels", 4096)
+    os.close(memory)
+    record = machine.record()
+    await driver.close()
+    later = world.driver()
+    adopted = await later.adopt(machine.spec, record)
+    assert adopted is not None
+    try:
+        assert await adopted.has_frames()
+        memory = await adopted.open_frames()
+        try:
+            assert os.pread(memory, 6, 4096) == b"pixels"
+            with pytest.raises(PermissionError):
+                os.ftruncate(memory, 0)
+        finally:
+            os.close(memory)
+    finally:
+        await adopted.kill()
+        await later.close()
+
+
+async def test_two_machines_have_frame_memory_of_their_own(world: World, driver: Driver) -> None:
+    async with (
+        running(world, driver, world.spec("one")) as one,
+        running(world, driver, world.spec("two")) as two,
+    ):
+        first, second = await one.open_frames(), await two.open_frames()
+        try:
+            os.pwrite(first, b"pixels", 0)
+            assert os.pread(second, 6, 0) == bytes(6)
+        finally:
+            os.close(first)
+            os.close(second)
+
+
+async def test_machine_to_be_frozen_gets_no_frame_memory(world: World, driver: Driver) -> None:
+    async with running(world, driver, replace(world.spec("frozen"), freezable=True)) as machine:
+        with pytest.raises(DriverError, match="frozen"):
+            await machine.open_frames()

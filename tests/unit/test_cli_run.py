@@ -12,13 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from insula.cli import streams
-from insula.cli.commands.run import RunCommand, command_line
+from insula.cli.commands.run import RunCommand, command_line, shell_line
 from insula.cli.failures import CliError
 from insula.cli.main import load
 from insula.model.errors import QubesException
@@ -66,14 +66,17 @@ def run(cli: Cli, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedPr
 
 
 def test_command_line_keeps_every_argument_as_it_is() -> None:
-    assert command_line(["ls", "-a", "/home/user"], shell=False) == ("QUBESRPC qubes.VMExec+ls+--a+-2Fhome-2Fuser dom0")
-    assert command_line(["echo $HOME", "&&", "ls"], shell=True) == "echo $HOME && ls"
+    assert command_line(["ls", "-a", "/home/user"]) == "QUBESRPC qubes.VMExec+ls+--a+-2Fhome-2Fuser dom0"
+    assert command_line(["xterm"], "qubes.VMExecGUI") == "QUBESRPC qubes.VMExecGUI+xterm dom0"
+    assert shell_line(["echo $HOME", "&&", "ls"]) == "echo $HOME && ls"
 
 
-@pytest.mark.parametrize(("words", "shell"), [([], False), (["x" * 70000], False), (["\udcff"], True)])
-def test_command_line_impossible_is_wrong_usage(words: list[str], shell: bool) -> None:
+@pytest.mark.parametrize(
+    ("words", "line"), [([], command_line), ([], shell_line), (["x" * 70000], command_line), (["\udcff"], shell_line)]
+)
+def test_command_line_impossible_is_wrong_usage(words: list[str], line: Callable[[list[str]], str]) -> None:
     with pytest.raises(CliError) as raised:
-        command_line(words, shell=shell)
+        line(words)
     assert raised.value.exit_code == 2
 
 

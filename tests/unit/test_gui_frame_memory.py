@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from insula.gui import frame_memory
 from insula.gui.desktop import Picture
-from insula.gui.frame_memory import MIN_SIZE, FrameMemory
+from insula.gui.frame_memory import FrameMemory
+from insula.hal import frames
+from insula.hal.frames import MIN_SIZE
 
 
 @pytest.fixture
 def descriptor() -> Iterator[int]:
-    made = frame_memory.make(MIN_SIZE)
+    made = frames.make(MIN_SIZE)
     yield made
     os.close(made)
 
@@ -69,7 +70,7 @@ def test_ordinary_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 4096, MIN_SIZE - 1, MIN_SIZE + 4096, 2 << 30])
 def test_odd_sizes_are_not_made(size: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
-        frame_memory.make(size)
+        frames.make(size)
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,12 @@ class AdminClient:
         """Socket of the qube's session, where commands are run. :raise QubesVMNotRunningError:"""
         return Path(answers.parse_text(await self.call("insula.vm.RpcSocket", name)))
 
+    async def show_windows(self, name: str, desktop: Mapping[str, str] | None = None) -> None:
+        """Have its windows shown on the desktop that these variables of an environment name; without, where the last
+        ones are.
+        """
+        await self.call("insula.vm.ShowWindows", name, payload=b"" if desktop is None else json.dumps(desktop).encode())
+
     async def notes(self, name: str) -> str:
         return answers.parse_text(await self.call("admin.vm.notes.Get", name))
 

@@ -59,6 +59,7 @@ _HINTS: tuple[tuple[type[errors.InsulaError], str], ...] = (
     (errors.QubesVolumeRevisionNotFoundError, "insula volume revisions NAME VOLUME"),
     (errors.QubesFeatureNotFoundError, "insula features NAME lists them"),
     (errors.QubesTagNotFoundError, "insula tags NAME lists them"),
+    (errors.QubesNoDesktopError, "run it from a terminal of the desktop; over ssh: DISPLAY=:0 insula run --gui …"),
     (errors.QubesMemoryError, "stop a qube, or give this one less: insula prefs NAME memory MIB"),
 )
 

@@ -29,7 +29,9 @@ from insula.admin.uploads import Uploads
 from insula.daemon.calls import open_calls
 from insula.daemon.control import Control, Templates, host_runtime
 from insula.daemon.paths import Paths
+from insula.daemon.windows import Windows
 from insula.events.bus import EventBus
+from insula.gui.launcher import GuiLauncher
 from insula.hal.registry import open_driver
 from insula.lifecycle.host import Host
 from insula.lifecycle.kernels import Kernels
@@ -158,6 +160,9 @@ async def serve(paths: Paths) -> None:
         # Before there are sessions: what their qubes ask for is decided there.
         calls = await rooms.enter_async_context(open_calls(context, paths))
         launch_session.requests = calls.broker
+        launch_gui = await rooms.enter_async_context(GuiLauncher(calls.may_paste, calls.prompts.tell))
+        host.windows = Windows(store, launch_gui, paths.desktop_note, calls.prompts.tell, os.environ)
+        rooms.push_async_callback(host.windows.close)
         await engine.recover()
         await context.leases.recover(context)
         await updates.recover(context)

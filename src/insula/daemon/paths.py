@@ -90,6 +90,11 @@ class Paths:
         return self.runtime / "policy-agent.sock"
 
     @property
+    def desktop_note(self) -> Path:
+        """Which desktop windows were shown on last."""
+        return self.runtime / "desktop.json"
+
+    @property
     def lock(self) -> Path:
         return self.runtime / "insulad.lock"
 

@@ -14,26 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from insula.gui.desktop import Picture
+from insula.hal.frames import MAX_SIZE, MIN_SIZE, SEALS
 from insula_proto import gui_wire
-
-MIN_SIZE = 1 << 20
-MAX_SIZE = 1 << 30
-"""Bytes; a screen of 3840 × 2160 pixels takes 32 MiB."""
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-
-
-def make(size: int, name: str = "insula-frames") -> int:
-    """Return the descriptor of new frame memory, sealed; the caller owns it. :raise OSError, ValueError:"""
-    if not MIN_SIZE <= size <= MAX_SIZE or size & (size - 1):
-        raise ValueError(f"frame memory has {MIN_SIZE} to {MAX_SIZE} bytes, a power of two, not {size}")
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, size)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 class FrameMemory:
@@ -45,7 +27,7 @@ class FrameMemory:
         :raise ValueError: not sealed against shrinking and growing, or of a size that cannot be.
         :raise OSError: not a memory file.
         """
-        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS != SEALS:
             raise ValueError("frame memory that can be made smaller or larger")
         # (Not fstat(2): the C library makes it by a call that could look at any path, which the sandbox forbids.)
         self.size = os.lseek(descriptor, 0, os.SEEK_END)

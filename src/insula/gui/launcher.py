@@ -76,6 +76,11 @@ class RunningGui:
         """Process id on the host."""
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self._ending.done()
+
     async def wait_closed(self) -> str:
         """Return why it ended, once it has; may be awaited by many."""
         await asyncio.shield(self._ending)
@@ -170,8 +175,17 @@ class GuiLauncher:
         if self._expiry is not None:
             self._expiry.cancel()
 
-    async def __call__(self, configure: Configure, qid: int, channel: socket.socket, memory: int) -> RunningGui:
+    async def __call__(
+        self,
+        configure: Configure,
+        qid: int,
+        channel: socket.socket,
+        memory: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> RunningGui:
         """Show the windows of a qube; ``channel`` and ``memory`` are passed on, and stay the caller's.
+
+        ``environment`` names the desktop, if it is not that of the others.
 
         :raise OSError: no desktop, or the process could not be started.
         :raise ValueError: its windows are shown already.
@@ -183,7 +197,8 @@ class GuiLauncher:
         words = LastWords(reader)
         try:
             descriptors = (writer, channel.fileno(), memory)
-            process, daemon = await spawn_gui(self._parent, qid, configure, descriptors, self._environment)
+            where = self._environment if environment is None else environment
+            process, daemon = await spawn_gui(self._parent, qid, configure, descriptors, where)
         except BaseException:
             words.close()
             raise

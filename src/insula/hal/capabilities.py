@@ -21,6 +21,8 @@ class Capability(StrEnum):
     """Guests run on the CPU itself, not in software emulation."""
     FORK = "fork"
     """A running machine can be frozen and forked."""
+    FRAMES = "frames"
+    """A running machine can be given frame memory, so it can have windows."""
     PCI_PASSTHROUGH = "pci-passthrough"
     """An IOMMU keeps a device that a machine is given to that machine's memory."""
 

@@ -189,6 +189,18 @@ class Machine(Protocol):
         One connection at a time and channel: a second one is refused until the first is closed.
         """
 
+    async def open_frames(self) -> int:
+        """The machine's frame memory (:mod:`insula.hal.frames`), given to it when it is first asked for.
+
+        Return a descriptor, the caller's, the same memory each time, also of a machine that was adopted. Its guest
+        sees a PCI device of that memory (``ivshmem``) appear, or has something else its agent knows of.
+
+        :raise DriverError: it cannot be given any. :raise Unsupported: no Capability.FRAMES.
+        """
+
+    async def has_frames(self) -> bool:
+        """Whether it was ever given frame memory. :raise HalError: it cannot be told."""
+
     async def set_memory(self, mib: int) -> None:
         """Move the balloon. :raise Unsupported:"""
 

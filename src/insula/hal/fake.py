@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from insula.hal import frames
 from insula.hal.capabilities import Capability
 from insula.hal.driver import ExitKind, Machine, MachineExit, MachineSpec, MachineState, MachineStats
 from insula.hal.errors import DriverError, MachineGone, SeedUnusable, Unsupported
@@ -32,6 +33,7 @@ ALL_CAPABILITIES = frozenset(
         Capability.ADOPT,
         Capability.FORK,
         Capability.LINKS,
+        Capability.FRAMES,
     }
 )
 CONSOLE_NAME = "console.log"
@@ -91,6 +93,8 @@ class FakeGuest:
     """Whether it is joined to the host's network."""
     is_fork: bool = False
     """Whether it began as a fork of a seed instead of booting."""
+    frames: int | None = None
+    """Its frame memory, once the host has asked for it; the fake closes it when the machine ends."""
     exit: MachineExit | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _host_ends: dict[str, int] = field(default_factory=dict)
@@ -138,6 +142,8 @@ class FakeGuest:
         self.state = MachineState.GONE
         for guest_end in self._guest_ends.values():
             guest_end.close()
+        if self.frames is not None:
+            os.close(self.frames)
         with suppress(FileNotFoundError):
             (self.spec.runtime_dir / NOTE_NAME).unlink()
         self.ended.set()
@@ -344,6 +350,18 @@ class FakeMachine:
         if name not in self._spec.channels:
             raise DriverError(f"machine {self._spec.name!r} has no channel {name!r}")
         return guest.connect(name)
+
+    async def open_frames(self) -> int:
+        guest = await self.begin("open_frames", Capability.FRAMES)
+        if self._spec.freezable:
+            raise DriverError(f"machine {self._spec.name!r} is to be frozen, and gets no frame memory")
+        if guest.frames is None:
+            guest.frames = frames.make()
+        return os.dup(guest.frames)
+
+    async def has_frames(self) -> bool:
+        guest = await self.begin("has_frames")
+        return guest.frames is not None
 
     async def set_memory(self, mib: int) -> None:
         guest = await self.begin("set_memory", Capability.BALLOON)

@@ -75,6 +75,13 @@ class Engine(Protocol):
 
     async def unpause(self, name: QubeName) -> None: ...
 
+    async def show_windows(self, name: QubeName, desktop: Mapping[str, str] | None) -> None:
+        """Have the windows of a running qube shown on a desktop, which a few variables of an environment name; None: on
+        the last one.
+
+        :raise QubesException: there is no desktop, or the qube has no windows.
+        """
+
     async def stats(self, name: QubeName) -> MachineStats | None:
         """None when it does not run."""
 

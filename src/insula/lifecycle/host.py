@@ -77,6 +77,33 @@ class Network(Protocol):
         """What a net qube is told of its clients."""
 
 
+class Windows(Protocol):
+    """Who shows windows (:class:`insula.daemon.windows.Windows`)."""
+
+    async def show(
+        self, name: QubeName, machine: Machine, session: Session, desktop: Mapping[str, str] | None = None
+    ) -> None:
+        """Have those of a running qube shown. :raise QubesException: they cannot be."""
+
+    async def show_again(self, name: QubeName, machine: Machine, session: Session) -> None:
+        """It runs again, or for another daemon: have them shown if they were. Never fails."""
+
+    async def adopt(self, name: QubeName, machine: Machine) -> None:
+        """An earlier daemon started its machine. :raise HalError:"""
+
+    async def hide(self, name: QubeName) -> None:
+        """It stands still."""
+
+    async def end(self, name: QubeName) -> None:
+        """Its machine is gone."""
+
+    async def changed(self, name: QubeName) -> None:
+        """Its label has another colour."""
+
+    def keys_of(self, name: QubeName) -> dict[str, str]:
+        """What the qube is told of its windows."""
+
+
 class Seeds(Protocol):
     """What a start asks (:class:`insula.lifecycle.seed_keeper.SeedKeeper`)."""
 
@@ -126,6 +153,8 @@ class Host:
     """None: every start boots."""
     links: Network | None = None
     """None: no qube has a network."""
+    windows: Windows | None = None
+    """None: no qube has windows."""
     standby: Standby | None = None
     """None: every fork is made when it is asked for."""
 

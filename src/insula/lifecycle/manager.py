@@ -209,6 +209,9 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
     async def unpause(self, name: QubeName) -> None:
         await self._started(name).unpause()
 
+    async def show_windows(self, name: QubeName, desktop: Mapping[str, str] | None) -> None:
+        await self._started(name).show_windows(desktop)
+
     async def stats(self, name: QubeName) -> MachineStats | None:
         supervisor = self._supervisors.get(name)
         if supervisor is None or supervisor.running is None:
@@ -347,6 +350,9 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         if name in ("netvm", "default_netvm"):
             for client in [other for other in self._supervisors if qube in (None, other)]:
                 await self.links.follow(client)
+            return
+        if name == "label" and qube is not None and self.host.windows is not None:
+            await self.host.windows.changed(qube)
             return
         supervisor = None if qube is None else self._supervisors.get(qube)
         if qube is None or name != "memory" or supervisor is None or supervisor.running is None:

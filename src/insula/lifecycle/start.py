@@ -240,6 +240,8 @@ async def open_session(host: Host, machine: Machine) -> Session:
     keys = boot_keys(host.store.system, name, os.urandom(RANDOM_SEED_BYTES), host_timezone())
     if host.links is not None:
         keys |= host.links.keys_of(name)
+    if host.windows is not None:
+        keys |= host.windows.keys_of(name)
     channel = await machine.open_channel(RPC_CHANNEL)
     try:
         return await host.launch_session(

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+from insula.hal.capabilities import Capability
 from insula.hal.driver import ExitKind, MachineExit, MachineState
 from insula.hal.errors import HalError
 from insula.lifecycle.host import Host, Session, log
@@ -23,6 +24,7 @@ from insula.lifecycle.stop import clear_up, end_now, press_until_gone, settle
 from insula.model.errors import (
     InsulaError,
     QubesException,
+    QubesNotImplementedError,
     QubesVMNotPausedError,
     QubesVMNotRunningError,
     QubesVMNotStartedError,
@@ -137,9 +139,12 @@ class Supervisor:
     async def adopt(self, running: RunningQube) -> None:
         """Take over a machine that an earlier daemon started."""
         self._ended.clear()
+        if self.host.windows is not None:
+            await self.host.windows.adopt(self.name, running.machine)
         session = await open_session(self.host, running.machine)
         self._take(running, session)
         self._state = PowerState.PAUSED if running.machine.state is MachineState.PAUSED else PowerState.RUNNING
+        await self._show_windows_again()
 
     def _take(self, running: RunningQube, session: Session) -> None:
         self.running, self.session = running, session
@@ -183,6 +188,8 @@ class Supervisor:
         self._state = PowerState.DYING
         self.ended_cleanly = end.kind is ExitKind.SHUTDOWN
         self.host.publish(self.name, "domain-stopped")
+        if self.host.windows is not None:
+            await self.host.windows.end(self.name)
         if self.session is not None:
             await self.session.close()
         problems = await clear_up(self.host, running, self.klass, end)
@@ -260,6 +267,8 @@ class Supervisor:
         await self._machine_call(running.machine.pause())
         self._state = PowerState.PAUSED
         self.host.publish(self.name, "domain-paused")
+        if self.host.windows is not None:
+            await self.host.windows.hide(self.name)
 
     async def unpause(self) -> None:
         if self.state is not PowerState.PAUSED or self.running is None:
@@ -269,6 +278,22 @@ class Supervisor:
         await self._machine_call(self.running.machine.resume())
         self._state = PowerState.RUNNING
         self.host.publish(self.name, "domain-unpaused")
+        await self._show_windows_again()
+
+    # -- its windows
+
+    async def show_windows(self, desktop: Mapping[str, str] | None) -> None:
+        """:raise QubesException: they cannot be shown."""
+        if self.host.windows is None or Capability.FRAMES not in self.host.driver.capabilities:
+            raise QubesNotImplementedError("No windows can be shown here")
+        running = self._require_running()
+        if self.session is None:
+            raise QubesException(f"{self.name} cannot be told to have windows")
+        await self.host.windows.show(self.name, running.machine, self.session, desktop)
+
+    async def _show_windows_again(self) -> None:
+        if self.host.windows is not None and self.session is not None and self._state is PowerState.RUNNING:
+            await self.host.windows.show_again(self.name, self._require_running().machine, self.session)
 
     async def _tell_time(self) -> None:
         """The clock of a machine that stands still does so too. Told before it goes on: so its agent hears of the time

@@ -15,7 +15,7 @@ The class name *is* the wire name (admin-api §9). The tree::
     │   ├── QubesInvalidLabelValueError  QubesInvalidTagError
     │   ├── QubesPoolInUseError  QubesPoolNotFoundError  StoragePoolException
     │   ├── QubesVolumeNotFoundError  QubesVolumeRevisionNotFoundError  QubesVolumeCopyTokenNotFoundError
-    │   ├── QubesMemoryError  QubesNotImplementedError
+    │   ├── QubesMemoryError  QubesNotImplementedError  QubesNoDesktopError
     ├── ProtocolError                 the call itself is malformed (not a QubesException for clients)
     └── PermissionDenied              refused by a rule or an argument outside its list
 
@@ -74,6 +74,10 @@ class QubesVMShutdownTimeoutError(QubesVMError): ...
 
 
 class QubesNoTemplateError(QubesVMError): ...
+
+
+class QubesNoDesktopError(QubesException):
+    """There is nowhere to show windows. Ours: published clients take it for the general one."""
 
 
 class QubesValueError(QubesException): ...

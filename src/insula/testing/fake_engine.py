@@ -60,6 +60,8 @@ class FakeEngine:
         self.store = store
         self.bus = bus
         self.states: dict[QubeName, PowerState] = {}
+        self.shown_on: dict[QubeName, Mapping[str, str] | None] = {}
+        """Where windows were asked for."""
         self.killed: set[QubeName] = set()
         """Those whose last end was a kill."""
         self.changed: list[tuple[QubeName | None, str]] = []
@@ -156,6 +158,10 @@ class FakeEngine:
         self._publish(name, "domain-pre-paused")
         self.states[name] = PowerState.PAUSED
         self._publish(name, "domain-paused")
+
+    async def show_windows(self, name: QubeName, desktop: Mapping[str, str] | None) -> None:
+        self._require_started(name)
+        self.shown_on[name] = desktop
 
     async def unpause(self, name: QubeName) -> None:
         self._require_started(name)

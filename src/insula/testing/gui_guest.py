@@ -24,9 +24,9 @@ import msgspec
 import xcffib
 
 import insula_proto
-from insula.gui import frame_memory
 from insula.gui.control import Configure
 from insula.gui.geometry import Rect
+from insula.hal import frames
 from insula.testing.desktop import WAIT_S, Desktop, desktop
 from insula_proto import gui, gui_wire
 from insula_proto.gui import Message
@@ -155,7 +155,7 @@ def shown_by_host(screen: Desktop, qubes: Sequence[Qube], policy: str = "allow")
     with contextlib.ExitStack() as stack:
         lines, words, theirs = [], [], []
         for qube in qubes:
-            memory = frame_memory.make(MEMORY)
+            memory = frames.make(MEMORY)
             stack.callback(os.close, memory)
             ours, other = socket.socketpair()
             stack.callback(ours.close)

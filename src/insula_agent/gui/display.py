@@ -17,6 +17,8 @@ import xcffib.xfixes
 import xcffib.xproto
 import xcffib.xtest
 
+from insula_agent.gui.server import NoDisplay
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,10 +35,6 @@ _ANY_TYPE = 0
 
 BadRequest = xcffib.Error
 """A window that has gone meanwhile, mostly."""
-
-
-class NoDisplay(Exception):
-    """There is no X server, or it cannot do what is needed."""
 
 
 class Display:
@@ -141,6 +139,14 @@ class Display:
         """As :meth:`set_numbers`, of a property that somebody else has named."""
         data = b"".join([number.to_bytes(4, "little") for number in numbers])
         self.core.ChangeProperty(0, window, atom, self.atom(kind), 32, len(numbers), data)
+
+    def set_resources(self, text: str) -> None:
+        """Say what programs look like that were not told otherwise (RESOURCE_MANAGER), if nobody has."""
+        if not self.property(self.root, "RESOURCE_MANAGER"):
+            data = text.encode("ascii")
+            self.core.ChangeProperty(
+                0, self.root, self.atom("RESOURCE_MANAGER"), self.atom("STRING"), 8, len(data), data
+            )
 
     def send_protocol(self, window: int, protocol: str) -> None:
         """A client message WM_PROTOCOLS (ICCCM)."""

@@ -1,17 +1,19 @@
 """The GUI agent: ``python3 -m insula_agent.gui.main --channel fd:N --frames fd:N|PATH --display :N``.
 
 ``--channel`` is a stream to the host's ``insula-gui``, ``--frames`` the frame memory (a device's memory, or a
-descriptor). It ends with the channel or the X server; whoever started it starts it again.
+descriptor). It ends with the channel or the X server; whoever started it starts it again. In a qube that is
+:mod:`insula_agent.gui.session`, by :func:`serve`; there the X server is started when the host has said how large its
+screen is.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from types import ModuleType
 
-from insula_agent.gui.display import Display, NoDisplay
-from insula_agent.gui.selection import Selection
-from insula_agent.gui.windows import Windows
+from insula_agent.gui import server
+from insula_agent.gui.server import NoDisplay
 from insula_agent.link import TransportError, open_transport
 from insula_agent.log import log
 from insula_agent.loop import READ, WRITE, Loop
@@ -21,11 +23,24 @@ from insula_proto.gui_channel import AgentEnd, Hello
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from insula_agent.gui.display import Display
+    from insula_agent.gui.selection import Selection
+    from insula_agent.gui.windows import Windows
     from insula_proto.gui import Message
+    from insula_proto.gui_channel import Screen
 
 READ_SIZE = 65536
+RESOURCES = """\
+Xft.antialias:\t1
+Xft.hinting:\t1
+Xft.hintstyle:\thintslight
+Xft.rgba:\tnone
+XTerm*faceName:\tMonospace
+XTerm*faceSize:\t10
+"""
+"""Defaults of programs that ask the X server for them. The fonts of old, in its own format, are not installed."""
 EXIT_OK = 0
 EXIT_USAGE = 64
 EXIT_NO_HOST = 69
@@ -34,22 +49,37 @@ EXIT_PROTOCOL = 76
 
 
 class GuiAgent:
-    def __init__(self, loop: Loop, channel: int, frames: int, display_name: str) -> None:
-        """Takes over the descriptors. :raise NoDisplay:"""
+    def __init__(self, loop: Loop, channel: int, frames: int, find_display: Callable[[Screen], str]) -> None:
+        """Takes over the descriptors. ``find_display`` names an X server that can be used; it may raise NoDisplay."""
         self._loop = loop
         self._channel = channel
+        self._frames = frames
+        self._find_display = find_display
         self._end = AgentEnd(uses_frames=True)
         self._queued = bytearray(self._end.hello())
-        size = os.lseek(frames, 0, os.SEEK_END)
-        self._display = Display(display_name, frames)
-        os.close(frames)
-        self._windows = Windows(self._display, size, self._send)
+        self._display: Display | None = None
+        self._windows: Windows | None = None
         self._selection: Selection | None = None
         self._copy_for = gui.NO_WINDOW
-        self._is_started = False
         loop.watch(channel, READ, self._channel_ready)
-        loop.watch(self._display.fd, READ, lambda events: None)
         loop.before_wait(self._work)
+
+    def _start(self, hello: Hello) -> None:
+        """Find the X server and tell of its windows. :raise NoDisplay:"""
+        assert hello.screen is not None
+        name = self._find_display(hello.screen)
+        # Late: the X server is started meanwhile.
+        from insula_agent.gui.display import Display  # noqa: PLC0415
+        from insula_agent.gui.selection import Selection  # noqa: PLC0415
+        from insula_agent.gui.windows import Windows  # noqa: PLC0415
+
+        display = self._display = Display(name, self._frames)
+        self._windows = Windows(display, os.fstat(self._frames).st_size, self._send)
+        os.close(self._frames)
+        display.set_resources(RESOURCES)
+        self._loop.watch(display.fd, READ, lambda events: None)
+        self._selection = Selection(display, self._loop, gui_channel.max_clipboard(hello.minor), self._copied)
+        self._windows.start({self._selection.window})
 
     def _send(self, message: Message) -> None:
         self._queued += self._end.send(message)
@@ -72,13 +102,13 @@ class GuiAgent:
         except RemoteProtocolError as error:
             log(f"the host: {error}")
             self._loop.stop(EXIT_PROTOCOL)
+        except NoDisplay as error:
+            log(f"no X server: {error}")
+            self._loop.stop(EXIT_NO_HOST)
 
     def _take(self, message: Hello | Message) -> None:
         if isinstance(message, Hello):
-            limit = gui_channel.max_clipboard(message.minor)
-            self._selection = Selection(self._display, self._loop, limit, self._copied)
-            self._windows.start({self._selection.window})
-            self._is_started = True
+            self._start(message)
         elif isinstance(message, gui.ClipboardRequest):
             self._copy_for = message.window
             if self._selection is not None:
@@ -88,7 +118,7 @@ class GuiAgent:
                 self._selection.offer(message.data)
         elif isinstance(message, gui.Unknown):
             log(f"message type {message.type} of the host is not known here")
-        else:
+        elif self._windows is not None:
             self._windows.take_message(message)
 
     def _copied(self, data: bytes | None) -> None:
@@ -101,21 +131,26 @@ class GuiAgent:
         """All that the X server said, then copies, then what there is to say; nothing is left in a queue of a library
         when the loop waits."""
         try:
-            is_busy = self._is_started
-            while is_busy:
-                is_busy = False
-                for event in self._display.events():
-                    is_busy = True
-                    self._take_event(event)
-                is_busy = self._windows.copy() or is_busy
-            self._display.flush()
+            if self._display is not None and self._windows is not None:
+                self._look(self._display, self._windows)
         except NoDisplay as error:
             log(f"the X server is gone: {error}")
             self._loop.stop(EXIT_NO_HOST)
             return
         self._write()
 
-    def _take_event(self, event: object) -> None:
+    def _look(self, display: Display, windows: Windows) -> None:
+        """:raise NoDisplay:"""
+        is_busy = True
+        while is_busy:
+            is_busy = False
+            for event in display.events():
+                is_busy = True
+                self._take_event(event, windows)
+            is_busy = windows.copy() or is_busy
+        display.flush()
+
+    def _take_event(self, event: object, windows: Windows) -> None:
         name = type(event).__name__
         if self._selection is not None and name.startswith("Selection"):
             if name == "SelectionNotifyEvent":
@@ -123,7 +158,7 @@ class GuiAgent:
             elif name == "SelectionRequestEvent":
                 self._selection.requested(event)
             return
-        self._windows.take_event(event)
+        windows.take_event(event)
 
     def _write(self) -> None:
         try:
@@ -143,6 +178,36 @@ def _open_frames(name: str) -> int:
     return os.open(name, os.O_RDWR | os.O_CLOEXEC)
 
 
+def _know_libraries() -> None:
+    """xcffib asks where libxcb is, for which the standard library runs three programs; in a qube it is known."""
+    import ctypes  # noqa: PLC0415 - with the rest that takes long
+
+    libraries = ModuleType("ctypes.util")
+    vars(libraries)["find_library"] = "lib{}.so.1".format
+    sys.modules[libraries.__name__] = vars(ctypes)["util"] = libraries
+
+
+def serve(channel: int, frames: int, on_session: Callable[[], object]) -> int:
+    """Be the agent of one connection in a qube; ``on_session`` is called when programs can be started.
+
+    Takes over the descriptors; returns an exit code.
+    """
+
+    def find_display(screen: Screen) -> str:
+        started = server.Server(screen.width, screen.height, os.environ)
+        # What takes long to load, while the X server does.
+        _know_libraries()
+        import insula_agent.gui.windows  # noqa: F401, PLC0415
+
+        started.wait()
+        on_session()
+        return server.DISPLAY
+
+    loop = Loop()
+    GuiAgent(loop, channel, frames, find_display)
+    return loop.run()
+
+
 def main(arguments: Sequence[str]) -> int:
     options = dict(zip(arguments[::2], arguments[1::2]))  # noqa: B905 - Python 3.9 has no strict
     if options.keys() != {"--channel", "--frames", "--display"}:
@@ -151,9 +216,9 @@ def main(arguments: Sequence[str]) -> int:
     loop = Loop()
     try:
         channel = open_transport(options["--channel"])
-        GuiAgent(loop, channel, _open_frames(options["--frames"]), options["--display"])
+        GuiAgent(loop, channel, _open_frames(options["--frames"]), lambda screen: options["--display"])
         return loop.run()
-    except (NoDisplay, TransportError, OSError) as error:
+    except (TransportError, OSError) as error:
         log(str(error))
         return EXIT_NO_HOST
 

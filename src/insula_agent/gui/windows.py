@@ -309,6 +309,9 @@ class Windows:
             fields = display.numbers(window.window, name)
             if len(fields) >= 17:
                 flags, _, _, _, _, *sizes = fields[:11]
+                if not window.x and not window.y:
+                    # Toolkits say so of windows that are where X puts those nobody has placed.
+                    flags &= ~gui.HINT_PROGRAM_POSITION
                 self._send(gui.WindowHints(window.number, flags, *sizes, *fields[15:17]))
         elif name == "WM_HINTS":
             flags = (display.numbers(window.window, name) or [0])[0]

@@ -6,6 +6,7 @@ import json
 
 from insula.admin.call import Call, Context
 from insula.admin.handlers.qubes import power_state
+from insula.model.desktop import parse_desktop
 from insula.model.errors import (
     ProtocolError,
     QubesException,
@@ -76,6 +77,13 @@ async def console(context: Context, call: Call) -> str:
 async def rpc_socket(context: Context, call: Call) -> str:
     """Path of the socket where commands are run in the qube (ours; docs/architecture.md)."""
     return str(context.rpc_socket(_running(context, call)))
+
+
+async def show_windows(context: Context, call: Call) -> str:
+    """The payload names a desktop: some variables of an environment, as JSON; nothing: where the last ones are."""
+    desktop = parse_desktop(call.untrusted_payload) if call.untrusted_payload else None
+    await context.engine.show_windows(_running(context, call), desktop)
+    return ""
 
 
 def _machine(call: Call) -> QubeName:

@@ -1,5 +1,8 @@
 """``insula run``: a command in a qube, with the caller's streams and the command's exit code.
 
+With ``--gui`` its windows are shown on the desktop of whoever runs this; the program is started once the qube's session
+is there.
+
 With ``--dispvm`` the qube is a disposable made for this command alone. It belongs to the connection of this process
 (:mod:`insula.client.lease`): whatever ends the process ends the disposable.
 """
@@ -27,6 +30,7 @@ from insula.cli.qubes import find_qube
 from insula.cli.text import seconds_text
 from insula.client.command import command_line as exec_line
 from insula.client.lease import lease
+from insula.model.desktop import desktop_of
 from insula.model.klass import Klass
 from insula.model.state import PowerState
 from insula.rpc import client as rpc
@@ -41,6 +45,9 @@ MAX_COLLECTED = 64 * 1024 * 1024
 """Bytes of output that --json keeps."""
 STDIN, STDOUT, STDERR = range(3)
 DISPVM = "--dispvm"
+GUI = "--gui"
+IN_SESSION = "qubes.VMExecGUI"
+"""As VMExec, once the user's session is up (agent-services §1)."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(\+[A-Za-z0-9_.+-]*)?")
 
@@ -102,6 +109,10 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
         typer.Option("--service", "-s", metavar="NAME[+ARGUMENT]", help="Call a service of the qube, as dom0."),
     ] = None,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Without: the qube's default_user.")] = None,
+    gui: Annotated[
+        bool,
+        typer.Option(GUI, help="A program with windows, shown on your desktop; it gets no input. May follow QUBE."),
+    ] = False,
     root: Annotated[bool, typer.Option("--root", help="As root.")] = False,
     shell: Annotated[bool, typer.Option("--shell", "-c", help="COMMAND is a line for the shell in the qube.")] = False,
     no_start: Annotated[bool, typer.Option("--no-start", help="Fail if the qube is off.")] = False,
@@ -126,17 +137,26 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
     if dispvm is None and not words:
         raise CliError("Missing argument QUBE", hint="insula run --help", exit_code=USAGE)
     qube, words = ("", words) if dispvm is not None else (words[0], words[1:])
+    if words and words[0] == GUI:
+        gui, words = True, words[1:]
     words = words[1:] if words and words[0] == "--" else words
-    line = command_line(words, shell=shell) if service is None else service_line(service, words, shell=shell)
+    if service is not None:
+        line = service_line(service, words, shell=shell)
+    elif gui:
+        line = command_line(["sh", "-c", " ".join(words)] if shell and words else words, IN_SESSION)
+    else:
+        line = shell_line(words) if shell else command_line(words)
     options = Options(
         user="root" if root else user or "DEFAULT",
         may_start=not no_start,
         timeout=timeout,
-        stdin=not no_stdin,
+        stdin=not no_stdin and not gui,
         raw=raw,
     )
 
-    async def call_in(qube: str, socket_path: Path) -> int:
+    async def call_in(client: AdminClient, qube: str, socket_path: Path) -> int:
+        if gui:
+            await client.show_windows(qube, desktop_of(os.environ))
         if as_json:
             return await call_for_json(socket_path, qube, line, options)
         return await call(socket_path, line, options)
@@ -144,7 +164,7 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
     async def work(client: AdminClient, board: Board) -> int:
         if dispvm is not None:
             return await in_disposable(client, board, dispvm or DOM0, call_in)
-        return await call_in(qube, await ready_session(client, board, qube, may_start=options.may_start))
+        return await call_in(client, qube, await ready_session(client, board, qube, may_start=options.may_start))
 
     try:
         code = with_daemon_and_board(work)
@@ -158,27 +178,32 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 
 
 async def in_disposable(
-    client: AdminClient, board: Board, template: str, call_in: Callable[[str, Path], Awaitable[int]]
+    client: AdminClient, board: Board, template: str, call_in: Callable[[AdminClient, str, Path], Awaitable[int]]
 ) -> int:
     """Make a disposable, run the command in it, remove it whatever happens. :raise CliError, InsulaError:"""
     async with AsyncExitStack() as ends:
         with board.step("disposable", "starting"):
             held = await ends.enter_async_context(lease(client, template))
-        return await call_in(held.name, held.rpc_socket)
+        return await call_in(client, held.name, held.rpc_socket)
 
 
-def command_line(words: Sequence[str], *, shell: bool) -> str:
-    """What the agent is asked for: a shell line, or a VMExec call that keeps every argument as it is.
-
-    :raise CliError: usage.
-    """
+def command_line(words: Sequence[str], service: str = "qubes.VMExec") -> str:
+    """What the agent is asked for: a VMExec call that keeps every argument as it is. :raise CliError: usage."""
     if not words:
         raise CliError("there is no command to run", hint="insula run --help", exit_code=USAGE)
     try:
-        if shell:
-            return os.fsencode(" ".join(words)).decode()
-        return exec_line(words)
-    except ValueError as error:  # UnicodeDecodeError included
+        return exec_line(words, service)
+    except ValueError as error:
+        raise CliError(f"this command cannot be passed on: {error}", exit_code=USAGE) from error
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """What the agent is asked for: a line for the shell. :raise CliError: usage."""
+    if not words:
+        raise CliError("there is no command to run", hint="insula run --help", exit_code=USAGE)
+    try:
+        return os.fsencode(" ".join(words)).decode()
+    except UnicodeDecodeError as error:
         raise CliError(f"this command cannot be passed on: {error}", exit_code=USAGE) from error
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from uuid import UUID
 
+from insula.hal import frames
 from insula.hal.driver import MAX_HOST_NUMBER, Disk, MachineSpec, Nic
 from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator
@@ -66,6 +67,11 @@ NIC_NETDEV = "nic"
 NIC_DEVICE = "nic0"
 NIC_BUS = ROOT_PORT_BUS.format(HOTPLUG_PORTS - 1)
 """The last of the hot-plug ports is kept for it: so it can be given and taken away while the machine runs."""
+FRAMES_PORT = HOTPLUG_PORTS - 2
+FRAMES_BUS = ROOT_PORT_BUS.format(FRAMES_PORT)
+"""The one before it is kept for frame memory: it has room for that in the guest's address space."""
+FRAMES_DEVICE = "frames"
+FRAMES_MEMORY = "frames-memory"
 BALLOON_ID = "balloon"
 
 _SLOT_RNG = 0x1
@@ -292,10 +298,13 @@ def _platform_devices() -> Iterator[str]:
         "-device", {"driver": "pvpanic-pci", "id": "panic", "bus": "pcie.0", "addr": f"{_SLOT_PANIC:#x}"}
     )
     for port in range(HOTPLUG_PORTS):
-        yield from _root_port(ROOT_PORT_BUS.format(port), _SLOT_PORTS, port, chassis=port + 1)
+        # Twice as much: firmware puts it anywhere, and such memory lies at a multiple of its own size.
+        room = 2 * frames.SIZE if port == FRAMES_PORT else 0
+        yield from _root_port(ROOT_PORT_BUS.format(port), _SLOT_PORTS, port, chassis=port + 1, room=room)
 
 
-def _root_port(name: str, slot: int, function: int, *, chassis: int) -> Iterator[str]:
+def _root_port(name: str, slot: int, function: int, *, chassis: int, room: int = 0) -> Iterator[str]:
+    """:param room: bytes of memory that a device on it will show, if that is more than registers."""
     yield from json_option(
         "-device",
         {
@@ -308,6 +317,7 @@ def _root_port(name: str, slot: int, function: int, *, chassis: int) -> Iterator
             "slot": chassis,
             # No hot-plugged device of ours has I/O ports, and there is room for few such windows only.
             "io-reserve": 0,
+            **({"pref64-reserve": room} if room else {}),
         },
     )
 
@@ -326,6 +336,18 @@ def interface(name: str, netdev: str, bus: str, mac: str) -> dict[str, object]:
     # No option ROM: nothing is booted from a network.
     device = {"id": name, "bus": bus, "netdev": netdev, "mac": mac, "romfile": ""}
     return {"driver": "virtio-net-pci", "disable-legacy": "on", **device}
+
+
+def frame_memory(fd: int) -> dict[str, object]:
+    """The memory of :func:`frame_device`, an open file of the VMM's."""
+    file = {"id": FRAMES_MEMORY, "size": frames.SIZE, "mem-path": f"/proc/self/fd/{fd}"}
+    # A dump of the VMM has no pictures in it; they are not looked through for pages that are equal to another's.
+    return {"qom-type": "memory-backend-file", **file, "share": True, "dump": False, "merge": False}
+
+
+def frame_device() -> dict[str, object]:
+    """What the guest sees of its frame memory: a PCI device whose only registers nobody uses, and its memory."""
+    return {"driver": "ivshmem-plain", "id": FRAMES_DEVICE, "bus": FRAMES_BUS, "memdev": FRAMES_MEMORY}
 
 
 def _link_ports(links: int) -> Iterator[str]:

@@ -27,6 +27,7 @@ _ALWAYS = frozenset(
         Capability.ADOPT,
         Capability.FORK,
         Capability.LINKS,
+        Capability.FRAMES,
     }
 )
 

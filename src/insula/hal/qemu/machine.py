@@ -39,6 +39,7 @@ from insula.hal.qemu.descriptors import (
     unlink_thrown_away,
 )
 from insula.hal.qemu.disk_swap import Leftovers, close_leftovers, swap_disks
+from insula.hal.qemu.frames import MachineFrames
 from insula.hal.qemu.links import MachineLinks
 from insula.hal.qemu.machine_model import model_digest
 from insula.hal.qemu.migration import announce_disks, restore_state, save_state
@@ -110,6 +111,7 @@ class QemuMachine:
         self._console: ConsoleReader | None = None
         self._monitor = Monitor(spec.name, self._on_event)
         self._links = MachineLinks(spec, self._monitor, self._host_user(), self._require_started)
+        self._frames = MachineFrames(self._monitor, self._require_started)
         self._process: VmmProcess | None = None
         self._keys = KeyFiles()
         self._fdsets: tuple[tuple[int, ...], ...] = ()
@@ -326,6 +328,16 @@ class QemuMachine:
         self._require_started()
         return self._links
 
+    async def open_frames(self) -> int:
+        self._require_started()
+        if self._spec.freezable:
+            raise DriverError(f"machine {self._spec.name!r} is to be frozen, and gets no frame memory")
+        return await self._frames.open()
+
+    async def has_frames(self) -> bool:
+        self._require_started()
+        return await self._frames.are_plugged()
+
     def _host_user(self) -> HostUser | None:
         host = self._host
         number = self._spec.host_number or self._spec.qid
@@ -520,6 +532,7 @@ class QemuMachine:
         if self._memory is not None:
             os.close(self._memory)
             self._memory = None
+        self._frames.close()
         if self._process is not None:
             self._process.close()
 

@@ -19,7 +19,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,13 +244,10 @@ class VmmProcess:
 
         :raise OSError: the kernel does not let us look into the VMM.
         """
-        if self._pidfd is None:
-            return None
-        for entry in Path(f"/proc/{self.identity.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                if not str(entry.readlink()).startswith("socket:"):
-                    continue
-            found = _descriptor_of(self._pidfd, int(entry.name))
+        for number, link in self._links():
+            if not link.startswith("socket:") or self._pidfd is None:
+                continue
+            found = _descriptor_of(self._pidfd, number)
             if found is None:
                 continue
             with ExitStack() as stack:
@@ -260,6 +257,26 @@ class VmmProcess:
                         stack.pop_all()
                         return copy
         return None
+
+    def memory_file(self, name: str) -> int | None:
+        """A descriptor of the VMM's memory file of that name, the caller's; None if it has none.
+
+        :raise OSError: the kernel does not let us look into the VMM.
+        """
+        for number, link in self._links():
+            if link.startswith(f"/memfd:{name} ") and self._pidfd is not None:
+                found = _descriptor_of(self._pidfd, number)
+                if found is not None:
+                    return found
+        return None
+
+    def _links(self) -> Iterator[tuple[int, str]]:
+        """The VMM's descriptors, and what each leads to; those it closes meanwhile are left out."""
+        if self._pidfd is None:
+            return
+        for entry in Path(f"/proc/{self.identity.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                yield int(entry.name), str(entry.readlink())
 
     def output(self) -> str:
         """What the VMM printed so far, at most :data:`OUTPUT_LIMIT` bytes; empty for an attached process."""

@@ -29,6 +29,8 @@ PACKAGES = (
     "iproute2", "nftables",
     # services: documents and images become pixels (docs/decisions/012); keys of GnuPG and SSH stay in a vault
     "poppler-utils", "python3-pil", "gpg", "gpg-agent", "openssh-client",
+    # windows: the X server of a qube, what its agent speaks X with; a terminal, a file manager, a browser, fonts
+    "xvfb", "python3-xcffib", "xterm", "xfe", "dillo", "fonts-dejavu-core",
     # people
     "sudo", "less", "nano",
 )  # fmt: skip
@@ -41,6 +43,10 @@ LEFT_OUT = (
     "/usr/share/lintian/*",
     "/usr/share/locale/*",
     "/usr/share/man/*",
+    # Drivers and compilers of graphics chips: 140 MB for what has none. Programs draw with the processor.
+    "/usr/lib/x86_64-linux-gnu/dri/*",
+    "/usr/lib/x86_64-linux-gnu/libLLVM-*",
+    "/usr/lib/x86_64-linux-gnu/libz3.*",
     # Kernel modules for what a virtual machine never has: built-in graphics, tuners, laptops' sound chips, sensors,
     # host adapters of servers, cluster file systems. Kept: everything that may be passed through (network, wireless,
     # USB, HD audio, NVMe), usbip, virtio, nftables, wireguard, overlay, device mapper, common file systems.

@@ -1,0 +1,266 @@
+"""Which qubes' windows are on which desktop: the processes that show them, started, replaced and ended.
+
+A qube has windows from the first time somebody asks for them: then it gets frame memory and is told so
+(``/qubes-gui-enabled``), and its agent starts an X server. Nothing of this is there before. The process that shows them
+may end at any time (it reads what a guest wrote): it is replaced, the qube's agent tells it of all windows anew, and no
+program in the qube notices (MC-47).
+
+The desktop is that of whoever asked last, known by a few variables of its environment. It is written down in the
+run-time folder, so that the windows come back with a new daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from insula.admin.call import SystemStore
+from insula.gui.control import Configure
+from insula.gui.features import configure
+from insula.gui.spawn import NoDesktop, view
+from insula.hal.driver import GUI_CHANNEL, Machine
+from insula.hal.errors import HalError
+from insula.lifecycle.host import Session
+from insula.model.desktop import Desktop, desktop_of, parse_desktop
+from insula.model.errors import QubesException, QubesNoDesktopError
+from insula.model.names import ADMIN_NAME, QubeName
+from insula.model.properties import view as properties_of
+
+log = logging.getLogger("insula.daemon")
+
+ENABLED_KEY = "/qubes-gui-enabled"
+FEATURE = "gui"
+OFF = ("", "0")
+"""Values of the feature with which a qube has no windows."""
+
+RESTARTS = 5
+"""How often in a row a process is replaced; one that lived :data:`STABLE_S` starts the count anew."""
+STABLE_S = 60.0
+RESTART_DELAY_S = 0.3
+"""Long enough for the qube to notice that nobody is there."""
+
+
+class Gui(Protocol):
+    """A process that shows windows (:class:`insula.gui.launcher.RunningGui`)."""
+
+    @property
+    def is_running(self) -> bool: ...
+
+    async def wait_closed(self) -> str: ...
+
+    async def close(self) -> None: ...
+
+
+class Launch(Protocol):
+    """Starts one (:class:`insula.gui.launcher.GuiLauncher`)."""
+
+    async def __call__(
+        self,
+        configure: Configure,
+        qid: int,
+        channel: socket.socket,
+        memory: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> Gui:
+        """:raise OSError: no desktop, or it could not be started."""
+
+
+class _Shown:
+    """A qube whose windows are wanted."""
+
+    def __init__(self, machine: Machine, desktop: Desktop) -> None:
+        self.machine = machine
+        self.desktop = desktop
+        self.lock = asyncio.Lock()
+        """Held while its process is started or ended."""
+        self.gui: Gui | None = None
+        self.keeping: asyncio.Task[None] | None = None
+
+
+class Windows:
+    """Implements :class:`insula.lifecycle.host.Windows`."""
+
+    def __init__(
+        self,
+        store: SystemStore,
+        launch: Launch,
+        note: Path,
+        tell: Callable[[str | None, str], None],
+        own: Mapping[str, str],
+    ) -> None:
+        """
+        :param note: where the desktop is written down.
+        :param tell: the user, about a qube.
+        :param own: the daemon's environment: a desktop before anybody has named one.
+        """
+        self._store = store
+        self._launch = launch
+        self._note = note
+        self._tell = tell
+        self._shown: dict[QubeName, _Shown] = {}
+        self._enabled: set[QubeName] = set()
+        """Qubes that were told to have windows."""
+        self._desktop = _read(note) or desktop_of(own)
+
+    async def close(self) -> None:
+        """The daemon ends, and with it the processes; the qubes keep their windows for the next one."""
+        for name in tuple(self._shown):
+            await self._stop(name)
+
+    # --- what is asked -------------------------------------------------------------------------------------------
+
+    async def show(self, name: QubeName, machine: Machine, session: Session, desktop: Desktop | None = None) -> None:
+        """Have the windows of a running qube shown; returns when its process runs.
+
+        :param desktop: where; None: where the last ones were asked for.
+        :raise QubesException: there is no desktop, or the qube has no windows.
+        """
+        desktop = self._desktop if desktop is None else desktop
+        self._check(name, desktop)
+        shown = self._shown.setdefault(name, _Shown(machine, desktop))
+        async with shown.lock:
+            if shown.gui is not None and shown.gui.is_running and shown.desktop == desktop:
+                return
+            await self._end_process(shown)
+            shown.desktop = desktop
+            try:
+                await self._begin(name, shown, session)
+            except (OSError, HalError) as error:
+                self._shown.pop(name, None)
+                raise QubesException(f"The windows of {name} cannot be shown: {error}") from error
+        self._remember(desktop)
+
+    def _check(self, name: QubeName, desktop: Desktop) -> None:
+        system = self._store.system
+        if properties_of(system, system.get(name)).feature_from_template(FEATURE) in OFF:
+            raise QubesException(f"{name} has no windows: its feature gui is off")
+        try:
+            view(desktop)
+        except NoDesktop as error:
+            raise QubesNoDesktopError(f"There is nowhere to show windows: {error}") from error
+
+    async def _begin(self, name: QubeName, shown: _Shown, session: Session) -> None:
+        memory = await shown.machine.open_frames()
+        try:
+            self._enabled.add(name)
+            # Told first: it has more to do than we.
+            await session.set_key(ENABLED_KEY, b"1")
+            await self._start_process(name, shown, memory)
+        finally:
+            os.close(memory)
+        shown.keeping = asyncio.create_task(self._keep(name, shown), name=f"windows of {name}")
+
+    async def _start_process(self, name: QubeName, shown: _Shown, memory: int) -> None:
+        system = self._store.system
+        here = properties_of(system, system.get(name))
+        colour = system.label(here.text("label")).color
+        of_host = system.get(ADMIN_NAME).features.get
+        settings, problems = configure(name, colour, here.feature_from_template, of_host)
+        for problem in problems:
+            log.warning("%s: windows: %s", name, problem)
+        channel = await shown.machine.open_channel(GUI_CHANNEL)
+        with channel:
+            shown.gui = await self._launch(settings, shown.machine.spec.qid, channel, memory, shown.desktop)
+
+    # --- while it runs -------------------------------------------------------------------------------------------
+
+    async def _keep(self, name: QubeName, shown: _Shown) -> None:
+        """Replace the process when it ends; give up when it keeps ending."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while shown.gui is not None:
+            since = loop.time()
+            why = await shown.gui.wait_closed()
+            failures = 1 if loop.time() - since > STABLE_S else failures + 1
+            if failures > RESTARTS:
+                log.error("%s: its windows' process keeps ending (%s)", name, why)
+                self._tell(name, "its windows are gone: what shows them keeps ending")
+                return
+            await asyncio.sleep(RESTART_DELAY_S * failures)
+            log.warning("%s: its windows' process ended (%s), starting another", name, why)
+            try:
+                async with shown.lock:
+                    memory = await shown.machine.open_frames()
+                    try:
+                        await self._start_process(name, shown, memory)
+                    finally:
+                        os.close(memory)
+            except (OSError, HalError) as error:
+                # The desktop has gone, or the machine has. Whoever asks again says where.
+                log.warning("%s: its windows are not shown any more: %s", name, error)
+                return
+
+    async def changed(self, name: QubeName) -> None:
+        """Its label is another one: windows are shown anew."""
+        shown = self._shown.get(name)
+        if shown is not None and shown.gui is not None:
+            # What keeps it starts another, with what holds then.
+            await shown.gui.close()
+
+    async def _end_process(self, shown: _Shown) -> None:
+        if shown.keeping is not None:
+            shown.keeping.cancel()
+            await asyncio.gather(shown.keeping, return_exceptions=True)
+            shown.keeping = None
+        if shown.gui is not None:
+            await shown.gui.close()
+            shown.gui = None
+
+    # --- its machine's life --------------------------------------------------------------------------------------
+
+    def keys_of(self, name: QubeName) -> dict[str, str]:
+        """What the qube is told when its session begins anew."""
+        return {ENABLED_KEY: "1"} if name in self._enabled else {}
+
+    async def adopt(self, name: QubeName, machine: Machine) -> None:
+        """An earlier daemon started its machine, and may have shown its windows."""
+        if await machine.has_frames():
+            self._enabled.add(name)
+
+    async def show_again(self, name: QubeName, machine: Machine, session: Session) -> None:
+        """If it had windows, have them shown; the desktop may be gone, then they wait until somebody asks."""
+        if name in self._enabled:
+            try:
+                await self.show(name, machine, session)
+            except QubesException as error:
+                log.warning("%s", error)
+
+    async def hide(self, name: QubeName) -> None:
+        """It stands still, or is about to: what cannot answer is not shown."""
+        await self._stop(name)
+
+    async def end(self, name: QubeName) -> None:
+        """Its machine is gone."""
+        self._enabled.discard(name)
+        await self._stop(name)
+
+    async def _stop(self, name: QubeName) -> None:
+        shown = self._shown.pop(name, None)
+        if shown is not None:
+            async with shown.lock:
+                await self._end_process(shown)
+
+    # --- the desktop ---------------------------------------------------------------------------------------------
+
+    def _remember(self, desktop: Desktop) -> None:
+        if desktop != self._desktop or not self._note.exists():
+            self._desktop = desktop
+            new = self._note.with_suffix(".new")
+            new.write_text(json.dumps(dict(desktop)), encoding="utf-8")
+            new.replace(self._note)
+
+
+def _read(note: Path) -> Desktop | None:
+    try:
+        return parse_desktop(note.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, QubesException) as error:
+        log.warning("%s: %s", note, error)
+        return None

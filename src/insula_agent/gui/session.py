@@ -1,0 +1,170 @@
+"""``python3 -I -S …/gui/session.py USER``: the user's session, while the host shows this qube's windows.
+
+Started by the agent when the host says that windows are wanted (:mod:`insula_agent.windows`), as root, for what only
+root may open: the frame memory and the port of the windows. For each connection of the host it forks a GUI agent,
+which is the user's; the X server and the programs outlive that. Standard input is the gate at which calls wait for the
+session: a FIFO whose path :data:`GATE` goes, and whose last writer lets go, when the X server is there.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import select
+import sys
+import time
+
+if __name__ == "__main__":
+    # Isolated mode puts no folder of ours on the path, nor those of the system's libraries.
+    sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
+    sys.path.append("/usr/lib/python3/dist-packages")
+
+from insula_agent import boot, files
+from insula_agent.gui import device, server
+from insula_agent.gui.device import NoFrames
+from insula_agent.log import log
+
+CHANNEL = "insula.gui"
+GATE = "/run/insula/session-gate"
+ENVIRONMENT = "/run/insula/session-env"
+"""What programs are told of the session, by /etc/profile.d: lines for the shell."""
+X_SOCKETS = "/tmp/.X11-unix"  # noqa: S108 - where X servers listen
+RETRY_S = 0.5
+MAX_FAILURES = 5
+"""In a row; an agent that began to talk starts the count anew."""
+EXIT_USAGE = 64
+EXIT_NO_HOST = 69
+READY = b"1"
+
+
+class Gate:
+    """Where calls wait for the session."""
+
+    def __init__(self) -> None:
+        """Takes it from standard input, so that no program that is started here holds it."""
+        self._descriptor = os.dup(0)
+        with open(os.devnull, "rb") as null:
+            os.dup2(null.fileno(), 0)
+
+    def open(self) -> None:
+        """Let all go on who wait or will wait; idempotent."""
+        if self._descriptor >= 0:
+            try:
+                os.unlink(GATE)
+            except FileNotFoundError:
+                log("the gate of the session is gone already")
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Somebody else opens it; idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def make_folders(account: pwd.struct_passwd) -> None:
+    """What a login would have made: a run-time folder of the user, and the one of X servers."""
+    runtime = f"/run/user/{account.pw_uid}"
+    os.makedirs("/run/user", mode=0o755, exist_ok=True)
+    for path, mode in ((runtime, 0o700), (X_SOCKETS, 0o1777)):
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            continue
+        os.chmod(path, mode)
+        if path == runtime:
+            os.chown(path, account.pw_uid, account.pw_gid)
+
+
+def wait_for_host(port: int) -> None:
+    """Return when a host is connected to the port; looks only when something changes."""
+    poll = select.epoll()
+    try:
+        poll.register(port, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        while any(events & select.EPOLLHUP for _, events in poll.poll()):
+            pass
+    finally:
+        poll.close()
+
+
+def become(account: pwd.struct_passwd) -> None:
+    """Be the user, as after a login."""
+    os.setgroups(os.getgrouplist(account.pw_name, account.pw_gid))
+    os.setgid(account.pw_gid)
+    os.setuid(account.pw_uid)
+    os.environ.clear()
+    os.environ.update(
+        HOME=account.pw_dir,
+        USER=account.pw_name,
+        PATH="/usr/local/bin:/usr/bin:/bin",
+        XDG_RUNTIME_DIR=f"/run/user/{account.pw_uid}",
+    )
+    os.chdir(account.pw_dir if os.path.isdir(account.pw_dir) else "/")
+
+
+def show_session(account: pwd.struct_passwd) -> None:
+    """Have the shells of calls that come from now on know of the session."""
+    lines = f"export DISPLAY={server.DISPLAY}\nexport XDG_RUNTIME_DIR=/run/user/{account.pw_uid}\n"
+    files.write(ENVIRONMENT, lines)
+
+
+def run_agent(account: pwd.struct_passwd, port: int, frames: int, gate: Gate) -> int:
+    """Be the agent of one connection in a process of its own; return its exit code."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if not pid:
+        code = EXIT_NO_HOST
+        try:
+            os.close(reading)
+            gate.let_go()
+            become(account)
+            from insula_agent.gui import main  # noqa: PLC0415 - in the process that needs it
+
+            code = main.serve(port, frames, lambda: os.write(writing, READY))
+        except BaseException as error:  # noqa: BLE001, RUF100 - nothing of the parent may run on in the child
+            log(f"windows: {type(error).__name__}: {error}")
+        finally:
+            os._exit(code)
+    os.close(writing)
+    # The port is the agent's alone: closed there, it is closed for the host.
+    os.close(port)
+    if os.read(reading, 1) == READY:
+        show_session(account)
+        gate.open()
+    os.close(reading)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def serve(account: pwd.struct_passwd, gate: Gate) -> None:
+    """Have an agent for each connection of the host, until they fail one after the other."""
+    make_folders(account)
+    frames = device.open_memory()
+    failures = 0
+    while failures < MAX_FAILURES:
+        port = os.open(boot.find_device(CHANNEL), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        wait_for_host(port)
+        begun = time.monotonic()
+        code = run_agent(account, port, frames, gate)
+        failures = 1 if time.monotonic() - begun > RETRY_S * MAX_FAILURES else failures + 1
+        log(f"windows: the agent ended ({code})")
+        time.sleep(RETRY_S)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        log("usage: session.py USER, with the gate of the session as standard input")
+        return EXIT_USAGE
+    gate = Gate()
+    try:
+        serve(pwd.getpwnam(arguments[0]), gate)
+    except (KeyError, NoFrames, OSError) as error:
+        log(f"windows: {error}")
+    finally:
+        # There will be no session: who waits is to fail by itself, not by a limit.
+        gate.open()
+    return EXIT_NO_HOST
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,59 @@
+"""Frame memory in the guest's sysfs: found whatever else is there, opened once its files are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from insula_agent.gui import device
+from insula_agent.gui.device import NoFrames
+
+
+def add(devices: Path, address: str, vendor: str, kind: str, *memories: str) -> Path:
+    folder = devices / address
+    folder.mkdir(parents=True)
+    (folder / "vendor").write_text(f"{vendor}\n")
+    (folder / "device").write_text(f"{kind}\n")
+    (folder / "enable").write_text("0\n")
+    for name in memories:
+        (folder / name).write_bytes(b"pixels")
+    return folder
+
+
+def test_device_is_told_from_others_of_its_maker(tmp_path: Path) -> None:
+    add(tmp_path, "0000:00:01.0", "0x1af4", "0x1044")
+    add(tmp_path, "0000:00:02.0", "0x8086", "0x1110")
+    assert device.find(str(tmp_path)) is None
+    folder = add(tmp_path, "0000:07:00.0", "0x1af4", "0x1110")
+    assert device.find(str(tmp_path)) == str(folder)
+
+
+def test_device_is_enabled_and_its_memory_opened_for_writing(tmp_path: Path) -> None:
+    folder = add(tmp_path, "0000:07:00.0", "0x1af4", "0x1110", "resource0", "resource2")
+    fd = device.open_memory(str(tmp_path))
+    try:
+        assert os.pread(fd, 6, 0) == b"pixels"
+        assert os.pwrite(fd, b"x", 0) == 1
+    finally:
+        os.close(fd)
+    assert (folder / "enable").read_text() == "1"
+
+
+def test_memory_with_combined_writes_is_preferred(tmp_path: Path) -> None:
+    folder = add(tmp_path, "0000:07:00.0", "0x1af4", "0x1110", "resource2", "resource2_wc")
+    assert device.memory_of(str(folder)) == f"{folder}/resource2_wc"
+
+
+def test_device_that_never_comes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "WAIT_S", 0.05)
+    with pytest.raises(NoFrames):
+        device.open_memory(str(tmp_path))
+
+
+def test_device_whose_files_never_come_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "WAIT_S", 0.05)
+    add(tmp_path, "0000:07:00.0", "0x1af4", "0x1110")
+    with pytest.raises(NoFrames):
+        device.open_memory(str(tmp_path))

@@ -1,0 +1,110 @@
+"""The user's session as the agent starts it: once, with a gate where calls wait, again if it fails."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from insula_agent import windows
+from insula_agent.gui import server, session
+from insula_agent.loop import Loop
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "run/session-gate"
+    monkeypatch.setattr(windows, "GATE", str(path))
+    monkeypatch.setattr(session, "GATE", str(path))
+    monkeypatch.setattr(windows, "PYTHON", sys.executable)
+    monkeypatch.setattr(windows, "RETRY_S", 0.01)
+    return path
+
+
+def program(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    path = folder / "session.py"
+    path.write_text(f"import os, sys\n{text}\n")
+    monkeypatch.setattr(windows, "PROGRAM", str(path))
+
+
+def until(loop: Loop, path: Path, count: int = 1) -> None:
+    """Run the loop until a file has so many lines."""
+
+    def look() -> None:
+        if path.exists() and path.read_text().count("\n") >= count:
+            loop.stop(0)
+        else:
+            loop.after(0.01, look)
+
+    look()
+    loop.run()
+
+
+def test_session_is_started_once_for_its_user_and_holds_the_gate(
+    gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    program(tmp_path, monkeypatch, f"open({str(log)!r}, 'a').write(sys.argv[1] + '\\n'); sys.stdin.read()")
+    loop = Loop()
+    started = windows.Session(loop, "joe")
+    started.begin()
+    # There before the program is: who is told that there are windows finds where to wait.
+    assert stat.S_ISFIFO(gate.stat().st_mode)
+    started.begin()
+    until(loop, log)
+    with subprocess.Popen(["cat", gate], stdout=subprocess.DEVNULL) as waiting:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(0.3)
+        os.kill(started._pid, 9)
+        assert waiting.wait(10) == 0
+    assert log.read_text() == "joe\n"
+    os.waitpid(started._pid, 0)
+
+
+def test_session_that_ends_is_started_again_some_times(
+    gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    program(tmp_path, monkeypatch, f"open({str(log)!r}, 'a').write('run\\n')")
+    loop = Loop()
+    windows.Session(loop, "joe").begin()
+    until(loop, log, 1 + windows.MAX_RETRIES)
+    loop = Loop()
+    loop.after(0.3, lambda: loop.stop(0))
+    loop.run()
+    assert log.read_text().count("\n") == 1 + windows.MAX_RETRIES
+
+
+def test_gate_opened_is_gone_and_lets_everybody_go_on(gate: Path) -> None:
+    """In a process of its own: the gate is its standard input."""
+    opening = (
+        "from insula_agent.gui import session; session.GATE = {!r}; g = session.Gate(); g.open(); g.open(); input()"
+    )
+    descriptor = windows._make_gate()
+    opener = subprocess.Popen([sys.executable, "-c", opening.format(str(gate))], stdin=descriptor)
+    waiting = subprocess.Popen(["cat", gate], stdout=subprocess.DEVNULL)
+    os.close(descriptor)
+    try:
+        assert waiting.wait(20) == 0
+        # (``input`` fails at once: standard input is no gate any more.)
+        assert opener.wait(20) == 1
+        assert not gate.exists()
+    finally:
+        for process in (opener, waiting):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize(
+    ("size", "screen"), [((1920, 1080), "1920x1080x24"), ((1, 99999), f"640x{server.MAX_SIZE}x24")]
+)
+def test_server_is_as_large_as_the_hosts_screen_within_limits(size: tuple[int, int], screen: str) -> None:
+    words = server.arguments(*size, 5)
+    assert words[words.index("-screen") + 2] == screen
+    assert words[words.index("-displayfd") + 1] == "5"
