@@ -342,6 +342,20 @@ class Cursor(Fixed):
         self._fill(window=window, cursor=cursor)
 
 
+class Icon(Message):
+    """Ours, of an agent that uses frame memory: the window's icon, blue, green, red and alpha for each pixel. It comes
+    in the message: what is interpreted must not change while it is looked at. Empty: it has none any more."""
+
+    __slots__ = ("height", "pixels", "width")
+    kind = 0x8002
+    width: int
+    height: int
+    pixels: bytes
+
+    def __init__(self, window: int, width: int, height: int, pixels: bytes) -> None:
+        self._fill(window=window, width=width, height=height, pixels=pixels)
+
+
 # --- host to agent -------------------------------------------------------------------------------------------------
 
 
@@ -504,7 +518,7 @@ class Unknown(Message):
 
 FROM_AGENT = (
     Create, Destroy, Map, Unmap, Configure, Damage, ClipboardData, Title, Dock, WindowHints, WindowFlags, WindowClass,
-    GrantPicture, FramePicture, Cursor,
+    GrantPicture, FramePicture, Cursor, Icon,
 )  # fmt: skip
 FROM_HOST = (
     Key, Button, Motion, Crossing, Focus, Destroy, Map, Configure, Close, ClipboardRequest, ClipboardData, KeymapNotify,

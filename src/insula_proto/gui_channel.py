@@ -18,7 +18,16 @@ import struct
 
 from insula_proto import gui, gui_wire, limits
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
-from insula_proto.gui import ClipboardData, Destroy, DumpAcknowledged, FramePicture, GrantPicture, Message, Painted
+from insula_proto.gui import (
+    ClipboardData,
+    Destroy,
+    DumpAcknowledged,
+    FramePicture,
+    GrantPicture,
+    Icon,
+    Message,
+    Painted,
+)
 from insula_proto.gui_wire import Decoder, encode
 from insula_proto.value import Value
 
@@ -76,6 +85,11 @@ def _version(minor: int) -> bytes:
 
 def _without(classes: tuple[type[Message], ...], *unwanted: type[Message]) -> tuple[type[Message], ...]:
     return tuple([cls for cls in classes if cls not in unwanted])
+
+
+def _not_from_agent(uses_frames: bool) -> tuple[type[Message], ...]:
+    """What an agent does not say: the other kind of picture, and without frame memory nothing that is ours."""
+    return (GrantPicture,) if uses_frames else (FramePicture, Icon)
 
 
 class _End:
@@ -152,7 +166,7 @@ class HostEnd(_End):
     def _open(self, untrusted_head: bytes) -> Hello:
         (untrusted_version,) = _VERSION.unpack(untrusted_head)
         self.minor = min(_check_minor(untrusted_version, "qube's GUI agent"), self._own_minor)
-        allowed = _without(gui.FROM_AGENT, GrantPicture if self._uses_frames else FramePicture)
+        allowed = _without(gui.FROM_AGENT, *_not_from_agent(self._uses_frames))
         # One byte more than may be is how an agent says "too long" (§9).
         excess = 1 if self.minor >= LARGE_CLIPBOARD else 0
         self._decoder = Decoder(allowed, longest_clipboard=max_clipboard(self.minor) + excess)
@@ -196,7 +210,7 @@ class AgentEnd(_End):
             raise RemoteProtocolError(f"the host chose version {MAJOR}.{minor}, we offered {MAJOR}.{self._own_minor}")
         self.minor = minor
         self._decoder = Decoder(gui.FROM_HOST, longest_clipboard=max_clipboard(minor), skips_unknown=True)
-        self._may_send = _without(gui.FROM_AGENT, GrantPicture if self._uses_frames else FramePicture)
+        self._may_send = _without(gui.FROM_AGENT, *_not_from_agent(self._uses_frames))
         width, height, _, _ = _SCREEN.unpack_from(untrusted_head, _VERSION.size)
         return Hello(minor, Screen(width, height))
 

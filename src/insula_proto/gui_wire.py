@@ -20,6 +20,7 @@ from insula_proto.gui import (
     Fixed,
     FramePicture,
     GrantPicture,
+    Icon,
     KeymapNotify,
     Message,
     Title,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 HEADER = struct.Struct("<III")
 _DUMP = struct.Struct("<IIII")
 _FRAME = struct.Struct("<QI")
+_ICON = struct.Struct("<II")
 _BITS_PER_PIXEL = 24
 _REFERENCE_SIZE = 4
 _KEYMAP_SIZE = 32
@@ -84,6 +86,8 @@ def _encode_body(message: Message) -> bytes:
     if isinstance(message, FramePicture):
         dump = _DUMP.pack(gui.DUMP_FRAME, message.width, message.height, _BITS_PER_PIXEL)
         return dump + _FRAME.pack(message.offset, message.width * limits.GUI_BYTES_PER_PIXEL)
+    if isinstance(message, Icon):
+        return _ICON.pack(message.width, message.height) + message.pixels
     raise LocalProtocolError(f"{type(message).__name__} is not sent")
 
 
@@ -167,6 +171,18 @@ def _decode_dump(window: int, untrusted_body: bytes) -> Message:
     return GrantPicture(window, width, height, struct.unpack(f"<{count}I", rest))
 
 
+def _decode_icon(window: int, untrusted_body: bytes) -> Message:
+    width, height = _ICON.unpack_from(untrusted_body)
+    pixels = untrusted_body[_ICON.size :]
+    largest = limits.GUI_MAX_ICON
+    is_none = (width, height) == (0, 0)
+    if not is_none and not (0 < width <= largest and 0 < height <= largest):
+        raise RemoteProtocolError(f"icon of {width} x {height}")
+    if len(pixels) != picture_size(width, height):
+        raise RemoteProtocolError(f"icon of {width} x {height} in {len(pixels)} bytes")
+    return Icon(window, width, height, pixels)
+
+
 def _untrusted_text(untrusted_field: bytes) -> bytes:
     """What stands before the first NUL; the last byte is none of the text, as in the published daemon."""
     return untrusted_field[:-1].partition(b"\0")[0]
@@ -188,6 +204,8 @@ def decode_body(kind: int, window: int, untrusted_body: bytes) -> Message:
         return WindowClass(window, _untrusted_text(untrusted_body[:size]), _untrusted_text(untrusted_body[size:]))
     if kind == KeymapNotify.kind:
         return KeymapNotify(window, untrusted_body)
+    if kind == Icon.kind:
+        return _decode_icon(window, untrusted_body)
     raise RemoteProtocolError(f"message type {kind} is not read here")
 
 
@@ -198,6 +216,7 @@ _LENGTHS: dict[type[Message], tuple[int, int]] = {
     Title: (limits.GUI_TITLE_SIZE,) * 2,
     WindowClass: (2 * limits.GUI_CLASS_SIZE,) * 2,
     KeymapNotify: (_KEYMAP_SIZE,) * 2,
+    Icon: (_ICON.size, _ICON.size + picture_size(limits.GUI_MAX_ICON, limits.GUI_MAX_ICON)),
     GrantPicture: _GRANT_LENGTHS,
     FramePicture: _FRAME_LENGTHS,
 }

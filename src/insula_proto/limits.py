@@ -98,6 +98,9 @@ GUI_TITLE_SIZE = 128
 GUI_CLASS_SIZE = 64
 """Bytes of each of the two fields of a window's class, with its NUL."""
 
+GUI_MAX_ICON = 64
+"""Pixels of a side of a window's icon; desktops show them smaller."""
+
 GUI_MAX_CLIPBOARD = 256000
 """Bytes of a clipboard from version 1.8 on."""
 

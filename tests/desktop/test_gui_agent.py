@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -129,6 +130,26 @@ def test_typing_clicking_and_menus_work(screen: Desktop, guest: RealGuest) -> No
         screen.key("Down", "Return")
         assert editor.stdout.readline() == "opened\n"
         screen.wait(lambda: not menu_is_open(), "the menu stays")
+
+
+def test_icon_of_a_program_is_the_windows_in_the_qubes_colour(screen: Desktop, guest: RealGuest) -> None:
+    """MC-40."""
+    icon = "window.setWindowIcon(QIcon(QPixmap.fromImage(image)))"
+    image = "image = QImage(200, 200, QImage.Format.Format_ARGB32); image.fill(QColor(250, 250, 20))"
+    imports = "from PySide6.QtGui import QColor, QIcon, QImage, QPixmap"
+    with program(guest, EDITOR.replace("window.show()", f"{imports}\n{image}\n{icon}\nwindow.show()")):
+        number = screen.window(r"\[work\] Editor").number
+
+        def icon_colour() -> int:
+            words = subprocess.run(
+                ["xprop", "-id", str(number), "-f", "_NET_WM_ICON", "32c", "-notype", "_NET_WM_ICON"],
+                env=screen.environment, check=True, stdout=subprocess.PIPE, text=True,
+            ).stdout.split(",")  # fmt: skip
+            return int(words[len(words) // 2]) & 0xFFFFFF
+
+        screen.wait(lambda: icon_colour() != BLUE, "it has no icon of its own")
+        colour = icon_colour()
+        assert colour & 0xFF > colour >> 16  # more blue than red
 
 
 def test_window_the_user_makes_larger_is_drawn_larger_by_its_program(screen: Desktop, guest: RealGuest) -> None:

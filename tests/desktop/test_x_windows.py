@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import struct
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -184,6 +186,31 @@ def test_popup_is_at_its_offset_above_its_window_and_gone_with_the_focus(screen:
         screen.click(place.x + 50, place.y + 50)
         other.wait_for(gui.Focus(1, True))
         wait_painted(screen, PLACE, GREEN)
+
+
+def icon_of(screen: Desktop, window: int) -> set[int]:
+    """The colours of what the desktop shows as a window's icon."""
+    told = subprocess.run(
+        ["xprop", "-id", str(window), "-f", "_NET_WM_ICON", "32c", "-notype", "_NET_WM_ICON"],
+        env=screen.environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    numbers = [int(word) for word in re.findall(r"\d+", told.partition("=")[2])]
+    return {number & 0xFFFFFF for number in numbers[2 : 2 + numbers[0] * numbers[1]]}
+
+
+def test_icon_is_in_the_qubes_colour_whatever_the_guest_gives(screen: Desktop, guest: ScriptedGuest) -> None:
+    """MC-40: a window without icon has one too; the icon of a red qube comes out blue."""
+    guest.window(1, PLACE, GREEN)
+    window = screen.window(r"\[work\]")
+    assert icon_of(screen, window.number) == {BLUE}
+    guest.say(gui.Icon(1, 32, 32, b"\x00\x00\xcc\xff" * 512 + b"\xff\xff\xff\xff" * 512))
+    screen.wait(lambda: len(icon_of(screen, window.number)) == 2, "the icon does not change")
+    for colour in icon_of(screen, window.number):
+        red, green, blue = colour >> 16, colour >> 8 & 255, colour & 255
+        assert blue > green > red
 
 
 # --- input -----------------------------------------------------------------------------------------------------------

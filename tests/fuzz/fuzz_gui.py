@@ -25,6 +25,7 @@ SEEDS = [
     b"\2" + HOST_HELLO + gui_wire.encode(gui.Key(1, True, 0, 0, 0, 38)) + gui_wire.encode(gui.Focus(1, True)),
     b"\2" + HOST_HELLO + gui_wire.encode(gui.KeymapNotify(0, bytes(32))) + gui_wire.encode(gui.Painted(1)),
     b"\2" + HOST_HELLO + gui_wire.encode(gui.Crossing(1, True, 0, 0, 0)) + gui_wire.encode(gui.Close(1)),
+    b"\0" + AGENT_HELLO + gui_wire.encode(gui.Icon(1, 2, 3, bytes(24))) + gui_wire.encode(gui.Icon(1, 0, 0, b"")),
 ]  # fmt: skip
 LONGEST = gui_wire.HEADER.size + gui_wire.lengths((gui.GrantPicture,))[gui.GrantPicture.kind][1]
 

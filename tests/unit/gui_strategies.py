@@ -34,6 +34,12 @@ FRAME_PICTURE = st.builds(
 GRANT_PICTURE = st.builds(grant_picture, U32, st.integers(1, 300), st.integers(1, 300), st.integers(0, 5))
 CURSOR = st.builds(gui.Cursor, U32, st.just(0) | st.integers(0, 76).map(lambda n: 0x100 + 2 * n))
 
+ICON = st.tuples(U32, st.integers(1, 64), st.integers(1, 64)).map(
+    lambda three: gui.Icon(
+        *three, bytes(range(256)) * (three[1] * three[2] // 64) + bytes(three[1] * three[2] % 64 * 4)
+    )
+) | st.builds(gui.Icon, U32, st.just(0), st.just(0), st.just(b""))
+
 FROM_AGENT: st.SearchStrategy[Message] = st.one_of(
     st.builds(gui.Create, WINDOW, I32, I32, SIDE, SIDE, U32, FLAG),
     DESTROY,
@@ -49,7 +55,7 @@ FROM_AGENT: st.SearchStrategy[Message] = st.one_of(
     st.builds(gui.WindowClass, U32, text(64), text(64)),
     CURSOR,
 )
-"""But pictures, of which a channel has one kind."""
+"""But icons, which are ours, and pictures, of which a channel has one kind."""
 
 FROM_HOST: st.SearchStrategy[Message] = st.one_of(
     st.builds(gui.Key, U32, FLAG, I32, I32, U32, U32),

@@ -13,6 +13,7 @@ from insula.gui.desktop import (
     Exposed,
     FocusGained,
     Hide,
+    Icon,
     Move,
     Moved,
     Obscured,
@@ -21,6 +22,7 @@ from insula.gui.desktop import (
     Send,
     SetCursor,
     SetHints,
+    SetIcon,
     SetPicture,
     SetState,
     SetTitle,
@@ -33,7 +35,7 @@ from insula.gui.desktop import (
 )
 from insula.gui.geometry import POPUP_FRAME, Desk, Rect
 from insula.gui.settings import Settings
-from insula.gui.windows import EXPECTED_S, MAX_DEPTH, MAX_SHOWN, MAX_WINDOWS, SHOWS_PER_SECOND, Windows
+from insula.gui.windows import EXPECTED_S, ICONS_BURST, MAX_DEPTH, MAX_SHOWN, MAX_WINDOWS, SHOWS_PER_SECOND, Windows
 from insula_proto import gui
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.gui import Message
@@ -329,6 +331,30 @@ def test_screens_change_windows_come_back_onto_one() -> None:
     for areas in ((), (Rect(0, 0, 0, 0),)):
         assert book.happened(DeskChanged(Desk(areas))) == []
     assert book.happened(DeskChanged(DESK)) == []
+
+
+def test_icon_is_shown_once_for_each_change_and_again_with_its_window() -> None:
+    book = Playbook()
+    first, second = (gui.Icon(1, 1, 1, bytes([byte] * 4)) for byte in (1, 2))
+    assert of(SetIcon, book.said(create(), first, gui.Map(1))) == [SetIcon(1, Icon(1, 1, first.pixels))]
+    assert of(SetIcon, book.said(first)) == []
+    assert of(SetIcon, book.said(second, gui.Icon(1, 0, 0, b""))) == [SetIcon(1, None)]
+    book.said(second, gui.Unmap(1))
+    assert of(SetIcon, book.said(gui.Map(1))) == [SetIcon(1, Icon(1, 1, second.pixels))]
+
+
+def test_flood_of_icons_is_shown_now_and_then_and_the_last_one_at_last() -> None:
+    """MC-43."""
+    book = Playbook()
+    book.shown()
+    shown = []
+    for n in range(1000):
+        book.windows.receive(gui.Icon(1, 1, 1, n.to_bytes(4, "little")))
+        shown += of(SetIcon, book.windows.settle(book.now))
+    assert len(shown) == ICONS_BURST
+    assert book.windows.wake_at is not None
+    book.now = book.windows.wake_at
+    assert of(SetIcon, book.windows.settle(book.now)) == [SetIcon(1, Icon(1, 1, (999).to_bytes(4, "little")))]
 
 
 # --- popups ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from gui_strategies import FRAME_PICTURE, FROM_AGENT, FROM_HOST, GRANT_PICTURE
+from gui_strategies import FRAME_PICTURE, FROM_AGENT, FROM_HOST, GRANT_PICTURE, ICON
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,7 +51,7 @@ def test_agent_answer_it_did_not_offer_refused(version: int) -> None:
         AgentEnd(uses_frames=True).receive(struct.pack("<IIIII", version, 1, 1, 24, 1))
 
 
-@given(st.lists(FROM_AGENT | FRAME_PICTURE, max_size=4), st.integers(1, 50))
+@given(st.lists(FROM_AGENT | FRAME_PICTURE | ICON, max_size=4), st.integers(1, 50))
 def test_host_any_split_handshake_included_returns_same_messages(messages: list[Message], size: int) -> None:
     agent, host = opened()
     data = agent.hello() + agent.send_all(messages)

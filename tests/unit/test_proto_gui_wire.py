@@ -4,7 +4,7 @@ import struct
 import tracemalloc
 
 import pytest
-from gui_strategies import FRAME_PICTURE, FROM_AGENT, FROM_HOST, GRANT_PICTURE
+from gui_strategies import FRAME_PICTURE, FROM_AGENT, FROM_HOST, GRANT_PICTURE, ICON
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from insula_proto.gui_wire import Decoder, encode
 EVERYTHING = (*gui.FROM_HOST, *(cls for cls in gui.FROM_AGENT if cls is not FramePicture))
 LENGTHS = gui_wire.lengths(EVERYTHING)
 WITH_FRAMES = (*gui.FROM_HOST, *(cls for cls in gui.FROM_AGENT if cls is not GrantPicture))
-ANY = st.one_of(FROM_AGENT, FROM_HOST, GRANT_PICTURE)
+ANY = st.one_of(FROM_AGENT, FROM_HOST, GRANT_PICTURE, ICON)
 
 
 def raw(kind: int, body: bytes, window: int = 7) -> bytes:
@@ -257,3 +257,29 @@ def test_decode_title_is_cut_at_nul_and_at_its_field(field: bytes, text: bytes) 
 def test_encode_what_the_peer_would_refuse_raises(message: Message) -> None:
     with pytest.raises(LocalProtocolError):
         encode(message)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [
+        (65, 1, 260),
+        (1, 65, 260),
+        (0, 1, 0),
+        (1, 0, 0),
+        (2, 2, 15),
+        (2, 2, 17),
+        (0, 0, 4),
+        (2**31, 2**31, 16),
+        (64, 64, 0),
+    ],
+)
+def test_decode_icon_too_large_or_of_another_size_refused(width: int, height: int, size: int) -> None:
+    """MC-40."""
+    with pytest.raises(RemoteProtocolError, match="icon"):
+        decode(gui.Icon.kind, struct.pack("<II", width, height) + bytes(size))
+
+
+def test_decode_icon_longer_than_the_largest_is_refused_with_its_header() -> None:
+    """MC-11."""
+    with pytest.raises(RemoteProtocolError, match="length"):
+        Decoder(EVERYTHING).receive(struct.pack("<III", gui.Icon.kind, 1, 8 + 4 * 64 * 64 + 1))

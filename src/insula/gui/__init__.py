@@ -4,6 +4,8 @@ Everything that decides is pure: messages of the guest and events of the desktop
 
 ``geometry``      rectangles, the frame around a window, where windows may lie
 ``titles``        what is shown of a title a guest chose
+``tint``          icons of guests in the colour of their qube
+``cover``         what of others' windows no popup may cover
 ``damage``        what has changed in a picture, in few rectangles
 ``desktop``       what happens on the desktop, and what it is told to do
 ``windows``       the windows of one qube: what each is, what may be shown, and what the guest is told of it

@@ -54,6 +54,15 @@ class Picture:
     height: int
 
 
+@dataclass(frozen=True)
+class Icon:
+    """Blue, green, red, alpha for each pixel, as the guest gave it: to be tinted before it is shown (``tint``)."""
+
+    width: int
+    height: int
+    pixels: bytes
+
+
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +146,14 @@ class SetCursor(Command):
 
 
 @dataclass(frozen=True)
+class SetIcon(Command):
+    """None: it has none of its own."""
+
+    window: int
+    icon: Icon | None
+
+
+@dataclass(frozen=True)
 class Paint(Command):
     """These parts of the content, from the picture; the rest is as it was."""
 
@@ -189,7 +206,7 @@ class AskPaste(Command):
 
 
 ABOUT_A_WINDOW = (
-    Show, Hide, Move, SetTitle, SetState, SetHints, SetPicture, SetCursor, Paint, Activate,
+    Show, Hide, Move, SetTitle, SetState, SetHints, SetPicture, SetCursor, SetIcon, Paint, Activate,
 )  # fmt: skip
 """Commands a back end carries out; the others are for whoever started it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from insula.gui.damage import Damage
-from insula.gui.desktop import Picture, Show, SizeHints, State, Style
+from insula.gui.desktop import Icon, Picture, Show, SizeHints, State, Style
 from insula.gui.geometry import Rect
 from insula_proto import gui, limits
 
@@ -52,6 +52,8 @@ class Window:
     """What the desktop was told, brought up to date; None: it is not shown."""
     shown_picture: Picture | None = None
     shown_cursor: int = gui.CURSOR_DEFAULT
+    icon: Icon | None = None
+    shown_icon: Icon | None = None
 
     @property
     def content(self) -> Rect:

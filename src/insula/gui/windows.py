@@ -30,6 +30,7 @@ from insula.gui.desktop import (
     Exposed,
     FocusGained,
     Hide,
+    Icon,
     Move,
     Moved,
     Obscured,
@@ -38,6 +39,7 @@ from insula.gui.desktop import (
     Send,
     SetCursor,
     SetHints,
+    SetIcon,
     SetPicture,
     SetState,
     SetTitle,
@@ -66,6 +68,8 @@ SHOWS_PER_SECOND = 30
 """Windows that may appear, after as many as may be shown at once: each is work for the desktop that all qubes share."""
 EXPECTED_S = 60.0
 """Seconds a program that the user started has for its first window: a browser in an emulated machine."""
+ICONS_BURST, ICONS_PER_SECOND = 32, 4.0
+"""Icons of a qube that are shown: each takes two milliseconds, and the desktop draws it in several places."""
 MAX_DEPTH = 16
 """Windows that belong to one another in a row; a relation that would make more is dropped (MC-42)."""
 
@@ -86,6 +90,7 @@ class Windows:
         self._told: set[str] = set()
         self._expected_until = NEVER
         self._shows = RateLimit(MAX_SHOWN, SHOWS_PER_SECOND)
+        self._icons = RateLimit(ICONS_BURST, ICONS_PER_SECOND)
         self.wake_at: float | None = None
         """When to settle again though nothing happens: something waits for the screen's next picture."""
         self._messages: dict[type[Message], Callable[..., None]] = {
@@ -101,6 +106,7 @@ class Windows:
             gui.WindowClass: self._class,
             gui.FramePicture: self._picture,
             gui.Cursor: self._cursor,
+            gui.Icon: self._icon,
         }
         self._events: dict[type[Event], Callable[..., None]] = {
             Moved: self._moved,
@@ -327,6 +333,9 @@ class Windows:
     def _cursor(self, window: Window, message: gui.Cursor) -> None:
         window.cursor = message.cursor
 
+    def _icon(self, window: Window, message: gui.Icon) -> None:
+        window.icon = Icon(message.width, message.height, message.pixels) if message.pixels else None
+
     # --- events of the desktop -----------------------------------------------------------------------------------
 
     def _moved(self, window: Window, event: Moved) -> None:
@@ -499,7 +508,7 @@ class Windows:
             state=self._state(window),
             hints=window.hints,
         )
-        window.shown_picture, window.shown_cursor = None, gui.CURSOR_DEFAULT
+        window.shown_picture, window.shown_cursor, window.shown_icon = None, gui.CURSOR_DEFAULT, None
         window.is_exposed = False
         self._out.append(window.shown)
 
@@ -533,6 +542,12 @@ class Windows:
         if window.picture != window.shown_picture:
             self._out.append(SetPicture(number, window.picture))
             window.shown_picture = window.picture
+        if window.icon != window.shown_icon and window.style is Style.WINDOW:
+            if self._icons.take(now):
+                self._out.append(SetIcon(number, window.icon))
+                window.shown_icon = window.icon
+            else:
+                self._wake(now + 1 / ICONS_PER_SECOND)
         wanted = replace(shown, place=window.place, title=window.title, hints=window.hints, state=self._state(window))
         if wanted == shown and window.cursor == window.shown_cursor:
             return

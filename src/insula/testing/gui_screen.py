@@ -19,6 +19,7 @@ from insula.gui.desktop import (
     Send,
     SetCursor,
     SetHints,
+    SetIcon,
     SetPicture,
     SetState,
     SetTitle,
@@ -66,7 +67,9 @@ class Screen:
         self.pictures[command.window] = None
 
     def _change(self, command: Command) -> None:
-        if not isinstance(command, (Move, SetTitle, SetState, SetHints, SetPicture, SetCursor, Paint, Activate)):
+        if not isinstance(
+            command, (Move, SetTitle, SetState, SetHints, SetPicture, SetCursor, SetIcon, Paint, Activate)
+        ):
             return
         window = self.windows[command.window]
         if isinstance(command, Move):

@@ -2,6 +2,7 @@
 
 ``pictures``   places in the frame memory; pure
 ``display``    the X server, as far as it is used
+``icons``      which of a program's icons is told
 ``selection``  the clipboard of the X server
 ``windows``    what the X server's windows are, told to the host, and what the host says, done to them
 ``main``       the program: ``python3 -m insula_agent.gui.main``

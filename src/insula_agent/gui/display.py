@@ -127,6 +127,14 @@ class Display:
         reply = self.core.GetProperty(False, window, self.atom(name), _ANY_TYPE, 0, MAX_PROPERTY // 4).reply()
         return bytes(reply.value.buf())
 
+    def words(self, window: int, name: str, first: int, count: int) -> bytes:
+        """Part of a property of 32-bit numbers: from that word on, that many or as many as there are.
+
+        :raise BadRequest: the window is gone.
+        """
+        reply = self.core.GetProperty(False, window, self.atom(name), _ANY_TYPE, first, count).reply()
+        return bytes(reply.value.buf()) if reply.format == 32 else b""
+
     def numbers(self, window: int, name: str) -> list[int]:
         """A property of 32-bit numbers."""
         value = self.property(window, name)

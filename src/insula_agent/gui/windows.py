@@ -14,6 +14,7 @@ import xcffib.xfixes
 import xcffib.xproto
 
 from insula_agent.gui import display as x11
+from insula_agent.gui import icons
 from insula_agent.gui.display import BadRequest, Display
 from insula_agent.gui.pictures import Memory, Place
 from insula_agent.log import log
@@ -211,6 +212,8 @@ class Windows:
         self._send(gui.Create(made.number, made.x, made.y, made.width, made.height, 0, made.override))
         for name in ("WM_NORMAL_HINTS", "WM_CLASS"):
             self._tell_property(made, name)
+        if display.property(window, "_NET_WM_ICON"):
+            self._tell_property(made, "_NET_WM_ICON")
 
     def _destroyed(self, event: Any) -> None:
         window = self._windows.pop(event.window, None)
@@ -291,7 +294,7 @@ class Windows:
     def _property_changed(self, event: Any) -> None:
         window = self._windows.get(event.window)
         if window is not None:
-            for name in ("WM_NAME", "_NET_WM_NAME", "WM_NORMAL_HINTS", "WM_CLASS", "WM_HINTS"):
+            for name in ("WM_NAME", "_NET_WM_NAME", "WM_NORMAL_HINTS", "WM_CLASS", "WM_HINTS", "_NET_WM_ICON"):
                 if event.atom == self._display.atom(name):
                     self._tell_property(window, name)
 
@@ -313,6 +316,9 @@ class Windows:
                     # Toolkits say so of windows that are where X puts those nobody has placed.
                     flags &= ~gui.HINT_PROGRAM_POSITION
                 self._send(gui.WindowHints(window.number, flags, *sizes, *fields[15:17]))
+        elif name == "_NET_WM_ICON":
+            icon = icons.load(lambda first, count: display.words(window.window, name, first, count))
+            self._send(gui.Icon(window.number, *(icon or (0, 0, b""))))
         elif name == "WM_HINTS":
             flags = (display.numbers(window.window, name) or [0])[0]
             if flags & _URGENCY_HINT:

@@ -23,6 +23,7 @@ from insula.gui.desktop import (
     Paint,
     SetCursor,
     SetHints,
+    SetIcon,
     SetPicture,
     SetState,
     SetTitle,
@@ -69,10 +70,11 @@ class QtBackend:
         self._windows: dict[int, QtWindow] = {}
         self._listener: Callable[[Event], None] = lambda _: None
         self._neighbours: Neighbours | None = None
+        self._flush: Callable[[], None] = lambda: None
         held: Callable[[], frozenset[int]] = frozenset
         try:
             xcb = Xcb(app)
-            self._neighbours, held = Neighbours(xcb), partial(held_keys, xcb)
+            self._neighbours, held, self._flush = Neighbours(xcb), partial(held_keys, xcb), xcb.flush
         except NotX11:
             pass
         self._surroundings = Surroundings(settings, memory, self._tell, held)
@@ -149,5 +151,8 @@ class QtBackend:
             self._windows[command.window].set_picture(command.picture)
         elif isinstance(command, SetCursor):
             self._windows[command.window].set_cursor(command.cursor)
+        elif isinstance(command, SetIcon):
+            self._windows[command.window].set_icon(command.icon)
+            self._flush()  # (Qt leaves an icon until it says something else.)
         elif isinstance(command, Activate):
             self._windows[command.window].requestActivate()

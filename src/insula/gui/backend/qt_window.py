@@ -19,12 +19,14 @@ from PySide6.QtGui import (
     QExposeEvent,
     QFocusEvent,
     QFont,
+    QIcon,
     QImage,
     QKeyEvent,
     QMouseEvent,
     QMoveEvent,
     QPaintDevice,
     QPainter,
+    QPixmap,
     QRegion,
     QResizeEvent,
     QSurface,
@@ -32,7 +34,7 @@ from PySide6.QtGui import (
     QWindow,
 )
 
-from insula.gui import titles
+from insula.gui import tint, titles
 from insula.gui.desktop import (
     ButtonChanged,
     CloseRequested,
@@ -40,6 +42,7 @@ from insula.gui.desktop import (
     Exposed,
     FocusGained,
     FocusLost,
+    Icon,
     KeyChanged,
     Moved,
     Obscured,
@@ -136,6 +139,12 @@ def _font(pixels: int, *, is_bold: bool = False) -> QFont:
     return font
 
 
+def _qicon(icon: Icon, colour: int) -> QIcon:
+    pixels = tint.tinted(icon, colour)
+    image = QImage(pixels, icon.width, icon.height, 4 * icon.width, QImage.Format.Format_RGB32)
+    return QIcon(QPixmap.fromImage(image))  # (copies)
+
+
 _FONTS = ((_NAME_PIXELS, False), (_TITLE_PIXELS, True), (_TITLE_PIXELS, False))
 
 
@@ -147,6 +156,7 @@ def rehearse() -> None:
         painter.setFont(_font(pixels, is_bold=is_bold))
         painter.drawText(0, 20, "".join(map(chr, range(0x20, 0x7F))))
     painter.end()
+    _qicon(tint.PLAIN, 0)
 
 
 class QtWindow(QWindow):
@@ -184,6 +194,8 @@ class QtWindow(QWindow):
         self._store = QBackingStore(self)
         self.set_title(command.title)
         self.set_hints(command.hints)
+        if command.style is Style.WINDOW:
+            self.set_icon(None)
         outer = self._frame.around(command.place)
         if command.is_positioned:
             self.setGeometry(qrect(outer))
@@ -247,6 +259,9 @@ class QtWindow(QWindow):
             self._pixels = self._memory.view(picture)
             row = picture.width * limits.GUI_BYTES_PER_PIXEL
             self._image = QImage(self._pixels, picture.width, picture.height, row, QImage.Format.Format_RGB32)
+
+    def set_icon(self, icon: Icon | None) -> None:
+        self.setIcon(_qicon(icon or tint.PLAIN, self._settings.colour))
 
     def set_cursor(self, cursor: int) -> None:
         self.setCursor(QCursor(_SHAPES.get(cursor - gui.CURSOR_FONT, Qt.CursorShape.ArrowCursor)))

@@ -57,6 +57,7 @@ class Xcb:
             reply.restype = ctypes.c_void_p
         self._xcb.xcb_get_setup.argtypes = (ctypes.c_void_p,)
         self._xcb.xcb_get_setup.restype = ctypes.c_void_p
+        self._xcb.xcb_flush.argtypes = (ctypes.c_void_p,)
         self._libc = ctypes.CDLL(None)
         self._libc.free.argtypes = (ctypes.c_void_p,)
         self._atoms: dict[str, int] = {}
@@ -69,6 +70,10 @@ class Xcb:
         vendor = struct.unpack_from("<H", head, _SETUP_VENDOR)[0]
         at = setup + _SETUP_SIZE + (vendor + 3) // 4 * 4 + _FORMAT_SIZE * head[_SETUP_FORMATS]
         return int.from_bytes(ctypes.string_at(at, 4), "little")
+
+    def flush(self) -> None:
+        """Have all that was asked of the server, by Qt too, go there now."""
+        self._xcb.xcb_flush(self._connection)
 
     def ask(self, name: str, *arguments: int | bytes) -> Asked:
         """Ask; many questions may be on their way at a time."""
