@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,8 +114,74 @@ def test_create_existing_name_is_refused_and_the_old_qube_stays(cli: Cli) -> Non
 def test_create_without_label_is_wrong_usage(cli: Cli) -> None:
     ran = cli.run("create", "bank")
     assert ran.code == 2
-    assert ran.err.startswith("insula: error: Missing option")
-    assert ran.err.endswith("hint: insula create --help\n")
+    assert ran.err.startswith("insula: error: give it a colour")
+    assert ran.err.endswith("hint: insula label lists them\n")
+
+
+def in_json(cli: Cli, *arguments: str) -> Any:
+    ran = cli.run(*arguments, "--json")
+    assert ran.code == 0, ran.err
+    return ran.json
+
+
+def test_create_vpn_gives_network_and_reaches_the_other_end_alone(cli: Cli) -> None:
+    ran = cli.run("create", "sys-vpn", "--role", "vpn", "--endpoint", "udp:203.0.113.5:51820")
+    assert ran.code == 0, ran.err
+    [row] = in_json(cli, "ls", "sys-vpn")
+    assert row["label"] == "green"
+    assert cli.run("prefs", "sys-vpn", "provides_network").out.strip() == "True"
+    assert cli.run("features", "sys-vpn", "service.vpn-gateway").out.strip() == "1"
+    [rule] = in_json(cli, "firewall", "sys-vpn")
+    assert rule["rule"] == "action=accept proto=udp dst4=203.0.113.5/32 dstports=51820-51820 comment=tunnel"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--role", "vpm"), "did you mean vpn"),
+        (("--role", "vpn", "--endpoint", "udp:vpn.example.org:1"), "an address"),
+        (("--role", "vpn", "--endpoint", "udp:203.0.113.5"), "--endpoint"),
+        (("--role", "vpn", "--endpoint", "icmp:203.0.113.5:1"), "--endpoint"),
+        (("--role", "tor-gateway", "--endpoint", "udp:203.0.113.5:1"), "--role vpn"),
+        (("--endpoint", "udp:203.0.113.5:1", "--label", "red"), "--role vpn"),
+        (
+            (
+                "--role",
+                "tor-workstation",
+            ),
+            "--prop netvm=sys-whonix",
+        ),
+    ],
+)
+def test_create_role_that_cannot_be_is_wrong_usage_and_nothing_is_made(
+    cli: Cli, arguments: tuple[str, ...], said: str
+) -> None:
+    ran = cli.run("create", "new", *arguments)
+    assert ran.code == 2
+    assert said in ran.err
+    assert "new" not in names(cli)
+
+
+def test_create_workstation_goes_through_a_tor_gateway_or_is_not_made(cli: Cli) -> None:
+    assert cli.run("create", "sys-whonix", "--role", "tor-gateway").code == 0
+    assert cli.run("create", "sys-plain", "--label", "red", "--prop", "provides_network=True").code == 0
+    ran = cli.run("create", "anon", "--role", "tor-workstation", "--prop", "netvm=sys-plain")
+    assert ran.code == 1
+    assert "not through sys-plain" in ran.err
+    assert "anon" not in names(cli)
+    assert cli.run("create", "anon", "--role", "tor-workstation", "--prop", "netvm=sys-whonix").code == 0
+    assert "anon-vm" in cli.run("tags", "anon").out
+    assert cli.run("prefs", "anon", "default_dispvm").out.strip() in ("", "none", "-")
+
+
+def test_role_of_a_running_net_qube_stays_what_it_was_started_as(cli: Cli) -> None:
+    assert cli.run("create", "sys-whonix", "--role", "tor-gateway").code == 0
+    assert cli.run("start", "sys-whonix").code == 0
+    ran = cli.run("features", "sys-whonix", "service.tor-gateway", "")
+    assert ran.code != 0
+    assert "must be halted" in ran.err
+    assert cli.run("stop", "sys-whonix").code == 0
+    assert cli.run("features", "sys-whonix", "service.tor-gateway", "").code == 0
 
 
 def test_create_standalone_with_template_points_to_clone(cli: Cli) -> None:

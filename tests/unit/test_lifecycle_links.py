@@ -15,6 +15,8 @@ from insula.model.errors import QubesException, QubesVMInUseError
 from insula.model.klass import Klass
 from insula.model.names import QubeName
 from insula.model.properties import reset_property, set_property
+from insula.model.property_resolution import view
+from insula.model.roles import ANONYMOUS, TOR_SERVICE
 from insula.model.state import PowerState
 from insula.testing.lifecycle_bench import TEMPLATE, WORK, Bench, engine_bench
 from insula_proto.firewall import parse_rules
@@ -283,6 +285,40 @@ async def test_disposable_reaches_no_more_than_what_it_is_made_from(bench: Bench
     put_firewall(bench, WORK, "action=accept dst4=10.0.0.1\n")
     name = await bench.engine.create_disposable(WORK, QubeName("dom0"))
     assert bench.host.store.system.get(name).firewall == bench.host.store.system.get(WORK).firewall
+
+
+async def test_disposable_of_an_offline_qube_has_no_network(bench: Bench) -> None:
+    """MC-86"""
+    store = bench.host.store
+    store.commit(set_property(store.system, None, "default_netvm", OTHER, bench.engine.power_state))
+    put(bench, WORK, "template_for_dispvms", True)
+    put(bench, WORK, "netvm", None)
+    name = await bench.engine.create_disposable(WORK, QubeName("dom0"))
+    assert view(store.system, store.system.get(name)).vm("netvm") is None
+
+
+async def test_anonymous_qube_is_linked_with_a_tor_gateway_or_not_at_all(bench: Bench) -> None:
+    """MC-85: whatever its properties say."""
+    store = bench.host.store
+    store.commit(store.system.with_qube(store.system.get(WORK).with_tags([ANONYMOUS])))
+    with pytest.raises(QubesException, match="not through sys-firewall"):
+        await bench.engine.start(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    store.commit(store.system.with_qube(store.system.get(FIREWALL).with_feature(TOR_SERVICE, "1")))
+    await bench.engine.start(WORK)
+    assert link_of(bench, WORK) == (FIREWALL, 0)
+    # The gateway comes back as an ordinary net qube: it is no way out any more.
+    await bench.engine.kill(FIREWALL)
+    store.commit(store.system.with_qube(store.system.get(FIREWALL).with_feature(TOR_SERVICE, "")))
+    await bench.engine.start(FIREWALL)
+    assert told(bench, FIREWALL) == {}
+
+
+async def test_anonymous_qube_does_not_lead_outside_itself(bench: Bench) -> None:
+    store = bench.host.store
+    store.commit(store.system.with_qube(store.system.get(NET).with_tags([ANONYMOUS])))
+    with pytest.raises(QubesException, match="not through the host's network"):
+        await bench.engine.start(NET)
 
 
 async def test_uplink_and_net_qube_together_are_refused(bench: Bench) -> None:

@@ -26,6 +26,7 @@ from insula.model.names import QubeName
 from insula.model.property_resolution import view
 from insula.model.qube import Qube
 from insula.model.qubesdb_keys import NETWORK_KEYS, client_key, firewall_keys, network_keys, valid_rules
+from insula.model.roles import refusal
 from insula.model.uplink import leads_outside
 
 KEY_LIMIT_S = 2.0
@@ -117,6 +118,7 @@ class Links:
         system = self._host.store.system
         here = view(system, system.get(client))
         if leads_outside(here):
+            self._require_allowed(client, None)
             self._require_capability(client)
             await self._driver.link_outside(machine)
         elif here.netvm is not None:
@@ -255,7 +257,15 @@ class Links:
         if Capability.LINKS not in self._driver.capabilities:
             raise QubesException(f"{client} cannot have a network: the hypervisor {self._driver.name} has no links")
 
+    def _require_allowed(self, client: QubeName, provider: QubeName | None) -> None:
+        """The last word on who reaches the network through whom. :raise QubesException:"""
+        system = self._host.store.system
+        reason = refusal(system, system.get(client), None if provider is None else system.get(provider))
+        if reason:
+            raise QubesException(reason)
+
     async def _join(self, client: QubeName, machine: Machine, provider: QubeName) -> None:
+        self._require_allowed(client, provider)
         async with self._numbering[provider]:
             net = self._find(provider)
             if net is None:

@@ -21,6 +21,7 @@ from insula.model.klass import Klass
 from insula.model.names import QubeName
 from insula.model.property_resolution import view
 from insula.model.qube import PropertyValue, Qube
+from insula.model.roles import refusal
 from insula.model.state import PowerState
 from insula.model.system import System
 
@@ -156,6 +157,21 @@ def _no_net_loop(change: Change) -> None:
             seen.append(here.subject.name)
 
 
+def _through_tor_if_anonymous(change: Change) -> None:
+    """Who is to be anonymous is not moved to another way out, defaults included."""
+    for qube in change.after.qubes.values():
+        reason = _other_way(change.after, qube)
+        is_meant = change.qube is not None and change.qube.name == qube.name
+        if reason and (is_meant or not _other_way(change.before, change.before.get(qube.name))):
+            raise change.refusal(reason)
+
+
+def _other_way(system: System, qube: Qube) -> str:
+    """Why a qube's net qube is wrong for it; empty: it is not."""
+    provider = view(system, qube).netvm if qube.klass.has_machine else None
+    return "" if provider is None else refusal(system, qube, provider.subject)
+
+
 def _netvm_runs_if_needed(change: Change) -> None:
     """A running qube cannot be moved to a net qube that does not run."""
     target = change.target
@@ -219,7 +235,13 @@ QUBE_RULES: Mapping[str, tuple[Check, ...]] = MappingProxyType(
         "template_for_dispvms": (_disposables_unused,),
         "default_dispvm": (_dispvm_template_fits,),
         "management_dispvm": (_dispvm_template_fits,),
-        "netvm": (_not_itself, _provides_network, _no_net_loop, _netvm_runs_if_needed),
+        "netvm": (
+            _not_itself,
+            _provides_network,
+            _no_net_loop,
+            _through_tor_if_anonymous,
+            _netvm_runs_if_needed,
+        ),
         "provides_network": (_network_unused,),
         "guivm": (_not_itself, _is_local),
         "audiovm": (_not_itself, _is_local),
@@ -235,7 +257,7 @@ GLOBAL_RULES: Mapping[str, tuple[Check, ...]] = MappingProxyType(
         "default_audiovm": (_is_local,),
         "default_dispvm": (_dispvm_template_fits,),
         "management_dispvm": (_dispvm_template_fits,),
-        "default_netvm": (_provides_network, _no_net_loop),
+        "default_netvm": (_provides_network, _no_net_loop, _through_tor_if_anonymous),
         "default_template": (_is_template,),
         "default_kernel": (_kernel_installed,),
         "default_pool": (_pool_exists,),

@@ -37,8 +37,10 @@ ENABLED_UNITS = {
         "insula-rc-local.service",
         "insula-seed.service",
         "insula-ssh-keys.service",
+        "insula-tor.service",
         "insula-updates-forwarder.socket",
         "insula-updates-proxy.service",
+        "insula-vpn.service",
     ),
     "sysinit.target": ("insula-agent.service", "insula-identity.target"),
 }

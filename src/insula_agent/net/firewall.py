@@ -17,6 +17,7 @@ import time
 from insula_agent import files, programs
 from insula_agent.log import log
 from insula_agent.net.firewall_rules import tables
+from insula_agent.net.roles import DNS_FILE
 from insula_proto.firewall import FirewallError, Rule, parse_rules
 
 TYPE_CHECKING = False
@@ -124,7 +125,8 @@ class Firewall:
         return max(0.0, min(self._due.values(), default=self._clock() + REFRESH) - self._clock())
 
     def _apply(self, clients: Mapping[str, Sequence[Rule] | None]) -> None:
-        text = tables(clients, self._addresses, dns_servers(files.read(RESOLV_CONF)))
+        dns = [server for path in (RESOLV_CONF, DNS_FILE) for server in dns_servers(files.read(path))]
+        text = tables(clients, self._addresses, dns)
         if text != self._loaded:
             self._load(text)
             self._loaded = text

@@ -21,9 +21,13 @@ UPLINK_GROUP = 1
 """Interfaces that lead to the net qube or outside (agent-services §12)."""
 GATEWAY_MAC = "fe:ff:ff:ff:ff:ff"
 """Of every net qube's end of a link (agent-services §12)."""
+GATEWAY_KEY = "/qubes-netvm-gateway"
+"""Address that clients of a net qube know it by."""
 HOST_NETMASK = "255.255.255.255"
 _MAC_LETTERS = frozenset("0123456789abcdef:")
 MAC_LENGTH = 17
+_IFF_UP = 1
+"""<linux/if.h>"""
 
 
 class NetworkError(Exception):
@@ -80,6 +84,20 @@ def names_by_mac(folder: str = FOLDER) -> dict[str, str]:
     return found
 
 
+def first_of_group(group: int, folder: str = FOLDER) -> str | None:
+    """Name of the first interface of a group that is up; None: none is."""
+    try:
+        # Not all that is there is an interface.
+        names = sorted([name for name in os.listdir(folder) if os.path.isdir(f"{folder}/{name}")])
+    except FileNotFoundError:
+        return None
+    for name in names:
+        is_member = files.read(f"{folder}/{name}/netdev_group").strip() == str(group)
+        if is_member and int(files.read(f"{folder}/{name}/flags").strip() or "0", 16) & _IFF_UP:
+            return name
+    return None
+
+
 class Uplink:
     """This qube's own way to its network, as the keys say."""
 
@@ -127,6 +145,19 @@ class Uplink:
 def resolv_conf(dns: list[str]) -> str:
     """resolv.conf(5) with these servers, in order."""
     return "".join([f"nameserver {address}\n" for address in dns])
+
+
+def name_servers(text: str) -> list[str]:
+    """The IPv4 addresses of a resolv.conf(5), in order; other lines are left out."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["nameserver"] and len(words) == 2:
+            try:
+                found.append(parse_ip4(words[1].encode("utf-8", "replace")))
+            except NetworkError:
+                continue
+    return found
 
 
 def run_ip(lines: list[str]) -> None:

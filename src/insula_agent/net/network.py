@@ -17,10 +17,10 @@ import sys
 from insula_agent import files, programs
 from insula_agent.log import log
 from insula_agent.loop import READ, Loop
-from insula_agent.net import interfaces
+from insula_agent.net import interfaces, roles
 from insula_agent.net.card import Card
 from insula_agent.net.firewall_rules import closed_table
-from insula_agent.net.interfaces import GATEWAY_MAC, NetworkError, Uplink
+from insula_agent.net.interfaces import GATEWAY_KEY, GATEWAY_MAC, NetworkError, Uplink
 from insula_agent.net.rules import CLIENT_GROUP, PUBLISHED_DNS, Client, ruleset, update
 
 TYPE_CHECKING = False
@@ -36,7 +36,6 @@ RESTART = 2.0
 """Seconds until the firewall's program is started again."""
 UPLINK_PREFIXES = ("/qubes-ip", "/qubes-mac", "/qubes-netmask", "/qubes-gateway", "/net-config/")
 DNS_PREFIXES = ("/qubes-primary-dns", "/qubes-secondary-dns")
-GATEWAY_KEY = "/qubes-netvm-gateway"
 CARD_KEY = "/insula-card"
 """This qube has a network card of its own."""
 RESOLV_CONF = "/etc/resolv.conf"
@@ -189,6 +188,8 @@ class Network:
         """Clients whose interface is set up."""
         self._rules: str | None = None
         """What differs between rules, as it was taken last; None: none were."""
+        self._tunnel_dns: list[str] | None = None
+        """Of a VPN, as its rules were told last; None: they were not."""
         self._is_provider = False
         self._firewall: Firewall | None = None
         self._rules_of: dict[int, str | None] = {}
@@ -239,6 +240,9 @@ class Network:
 
     def _apply(self) -> None:
         self._is_planned = False
+        if not self._has_role_rules():
+            # A way out that the role closes is never open, not even for this qube's own packets.
+            return
         try:
             if CARD_KEY in self._keys:
                 self._set_up_card()
@@ -275,6 +279,17 @@ class Network:
         """Name servers that are not the published names of somebody else's."""
         servers = self._card.dns if self._card is not None else [] if self._uplink is None else self._uplink.dns
         return [address for address in servers if address not in PUBLISHED_DNS]
+
+    def _has_role_rules(self) -> bool:
+        """Whether the rules of this qube's role hold, or it has none; they are loaded if they are not yet."""
+        if self._is_provider and self._rules is None and roles.names(self._services):
+            self._clients = clients_of(self._keys)
+            try:
+                self._load_rules()
+            except NetworkError as error:
+                log(f"net qube: {error}")
+                return False
+        return True
 
     def _set_up_uplink(self) -> None:
         has_address = any(path.startswith(("/qubes-ip", "/net-config/")) for path in self._keys)
@@ -323,6 +338,9 @@ class Network:
         self._set_up_firewall()
         self._looks_left = LOOKS
         self._look_for_interfaces()
+        if roles.VPN in self._services and self._tunnel_dns is None:
+            # One that was there before this agent.
+            self._look_for_tunnel()
 
     def _set_up_firewall(self) -> None:
         """Rules of the clients there are; nobody else's. :raise OSError:"""
@@ -341,22 +359,55 @@ class Network:
     def _load_rules(self) -> None:
         clients = [self._clients[number] for number in sorted(self._clients)]
         make = ruleset if self._rules is None else update
-        rules = update(clients, self._real_dns())
+        dns = [] if roles.names(self._services) else self._real_dns()
+        rules = update(clients, dns)
         if rules == self._rules:
             return
-        text = make(clients, self._real_dns())
-        if self._rules is None and self._firewall is not None:
-            # In one go: there is no moment without it.
-            text += closed_table()
+        text = make(clients, dns)
+        if self._rules is None:
+            # In one go: there is no moment without them.
+            text += roles.ruleset(self._services)
+            if self._firewall is not None:
+                text += closed_table()
         try:
             programs.run(["nft", "-f", "-"], stdin=text)
         except (programs.ProgramFailed, OSError) as error:
             raise NetworkError(f"rules were not taken: {error}") from error
-        if self._rules is None:
+        if self._rules is None and roles.VPN in self._services:
+            self._set_up_routing()
+        if self._rules is None and not roles.is_closed(self._services):
             # Only now: without rules nothing is passed on.
             files.write(FORWARDING, "1\n")
             files.write(FORWARDING6, "1\n")
         self._rules = rules
+
+    def _set_up_routing(self) -> None:
+        """Clients' packets look for their way where only a tunnel is."""
+        for line in roles.routing():
+            try:
+                interfaces.run_ip([line])
+            except NetworkError as error:
+                # It is there already if this agent was started again; without it the rules let nothing pass.
+                log(f"net qube: {line}: {error}")
+
+    def _look_for_tunnel(self) -> None:
+        """Send what clients send into the interface that is the tunnel now, if there is one."""
+        name = interfaces.first_of_group(roles.TUNNEL_GROUP)
+        if name is None:
+            return
+        dns = interfaces.name_servers(files.read(roles.DNS_FILE))
+        try:
+            # Every time: whether it was down for a moment is not known, and then the kernel has forgotten the route.
+            interfaces.run_ip([roles.tunnel_route(name)])
+            if dns != self._tunnel_dns:
+                programs.run(["nft", "-f", "-"], stdin=roles.tunnel_dns(dns))
+                self._tunnel_dns = dns
+        except (NetworkError, programs.ProgramFailed, OSError) as error:
+            log(f"tunnel {name}: {error}")
+            return
+        log(f"tunnel: {name}, name servers: {' '.join(dns) or 'none'}")
+        if self._firewall is not None:
+            self._firewall.tell()
 
     def _take_down(self, client: Client) -> None:
         try:
@@ -384,6 +435,8 @@ class Network:
             # ENOBUFS: more notices than it keeps. What is there is looked up anyway.
             log(f"net qube: {error}")
         self._look_for_interfaces(by_notice=True)
+        if roles.VPN in self._services and self._rules is not None:
+            self._look_for_tunnel()
 
     def _look_for_interfaces(self, *, by_notice: bool = False) -> None:
         """Set up the interfaces that are there for clients who wait; look again for those that are not."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from insula.admin.call import Call, Context
 from insula.model import features
-from insula.model.errors import ProtocolError
+from insula.model.errors import ProtocolError, QubesVMNotHaltedError
 from insula.model.features import Lookup
+from insula.model.roles import FIXED_WHILE_ON
 
 _LOOKUPS = {
     "Get": Lookup.OWN,
@@ -30,6 +31,7 @@ async def get(context: Context, call: Call) -> str:
 async def set_feature(context: Context, call: Call) -> str:
     name = features.parse_feature_name(call.untrusted_arg)
     features.check_client_may_change(name)
+    _check_is_off(context, call, name)
     try:
         untrusted_value = call.untrusted_payload.decode("ascii")
     except UnicodeDecodeError:
@@ -41,5 +43,12 @@ async def set_feature(context: Context, call: Call) -> str:
 
 async def remove(context: Context, call: Call) -> str:
     features.check_client_may_change(call.untrusted_arg)
+    _check_is_off(context, call, call.untrusted_arg)
     context.commit(features.remove_feature(context.store.system, call.dest.name, call.untrusted_arg))
     return ""
+
+
+def _check_is_off(context: Context, call: Call, name: str) -> None:
+    """:raise QubesVMNotHaltedError: others rely on what the running qube was told at its start."""
+    if name in FIXED_WHILE_ON and context.engine.power_state(call.dest.name).is_on:
+        raise QubesVMNotHaltedError(f"{call.dest.name} must be halted to change its feature {name}")

@@ -27,6 +27,8 @@ PACKAGES = (
     "python3", "ca-certificates", "zstd",
     # network: addresses and routes are set by the agent; nftables is the firewall of net qubes
     "iproute2", "nftables",
+    # roles of net qubes: their programs run only where the role is (docs/decisions/020)
+    "wireguard-tools", "openvpn", "tor",
     # services: documents and images become pixels (docs/decisions/012); keys of GnuPG and SSH stay in a vault
     "poppler-utils", "python3-pil", "gpg", "gpg-agent", "openssh-client",
     # windows: the X server of a qube, what its agent speaks X with; a terminal, a file manager, a browser, fonts
@@ -84,6 +86,8 @@ MASKED_UNITS = (
     "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "sys-kernel-config.mount", "sys-fs-fuse-connections.mount",
     # the journal stays in memory (see journald.conf.d of the agent)
     "systemd-journal-flush.service", "systemd-journald-audit.socket",
+    # roles of net qubes have units of their own
+    "tor.service", "tor@default.service", "openvpn.service",
     # maintenance: root file systems are thrown away or updated under the host's control
     "apt-daily.timer", "apt-daily-upgrade.timer", "apt-daily.service", "apt-daily-upgrade.service",
     "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer",
