@@ -84,3 +84,14 @@ def test_any_bytes_are_judged(data: bytes, kind: bytes) -> None:
 @given(st.integers(0, 54))
 def test_half_a_frame_is_judged(size: int) -> None:
     assert may_pass(packet(OUTSIDE_DNS, UDP, TO_DNS)[:size]) in (True, False)
+
+
+@pytest.mark.parametrize("flags_and_offset", [0x2000, 0x0001, 0x2001, 0x1FFF])
+def test_part_of_a_packet_for_the_name_server_does_not(flags_and_offset: int) -> None:
+    """MC-88: put together again, parts that overlap may go to another port of the host's own name server."""
+    frame = bytearray(packet(OUTSIDE_DNS, UDP, TO_DNS))
+    frame[20:22] = flags_and_offset.to_bytes(2, "big")
+    assert not may_pass(bytes(frame))
+    outside = bytearray(packet("198.51.100.7", UDP, TO_WEB))
+    outside[20:22] = flags_and_offset.to_bytes(2, "big")
+    assert may_pass(bytes(outside))

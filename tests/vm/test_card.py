@@ -1,7 +1,7 @@
 """A network card of a machine's own, in a whole PC with an IOMMU, which is emulated: the host has it no more.
 
 The guest is a tiny one: a machine in a machine is slow. What a Debian net qube does with its card (DHCP, name servers)
-has unit tests, and docs/decisions/020 says how it was tried as a whole.
+has unit tests, and docs/decisions/022 says how it was tried as a whole.
 """
 
 from __future__ import annotations

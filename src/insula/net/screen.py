@@ -20,7 +20,8 @@ _TYPE_ARP = b"\x08\x06"
 _TYPE_IPV4 = b"\x08\x00"
 _ICMP, _TCP, _UDP = 1, 6, 17
 _DNS_PORT = (53).to_bytes(2, "big")
-_FRAGMENT_OFFSET = 0x1FFF
+_FRAGMENT = 0x3FFF
+"""Of the flags and the offset (RFC 791): "more fragments", and where this one goes; 0 in a whole packet."""
 
 _GUEST = IPv4Address(OUTSIDE_ADDRESS).packed
 _GATEWAY = IPv4Address(OUTSIDE_GATEWAY).packed
@@ -54,8 +55,8 @@ def _is_for_the_way_out(frame: bytes, protocol: int, target: bytes) -> bool:
         return protocol == _ICMP
     if target != _DNS or protocol not in (_UDP, _TCP):
         return False
-    if int.from_bytes(frame[20:22], "big") & _FRAGMENT_OFFSET:
-        # Not the first of its packet: that one had the port.
-        return True
+    if int.from_bytes(frame[20:22], "big") & _FRAGMENT:
+        # No question is so long; and of parts that overlap, a later one could change the port that was looked at.
+        return False
     ports = _ETHERNET + (frame[14] & 0xF) * 4
     return frame[ports + 2 : ports + 4] == _DNS_PORT
