@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Play a scene and write down what two terminals showed, with times: for the README and for demonstrations.
+"""Play a scene and write down what terminals showed, with times: for the README and for demonstrations.
 
     .venv/bin/python scripts/record.py SCENE > transcript.txt
+    .venv/bin/python scripts/record.py SCENE --svg docs/recordings/NAME.svg
 
-The left terminal runs commands, the right one is where ``insula prompt --terminal`` asks. A scene is lines of text:
+The left terminal runs commands, on the right is who asks somebody: ``insula prompt --terminal``, and programs of qubes.
+A scene is lines of text:
 
     # a comment                     = HEADING
     $ COMMAND                       run it on the left and wait for its end
@@ -11,6 +13,9 @@ The left terminal runs commands, the right one is where ``insula prompt --termin
     wait                            wait for its end
     prompt                          start the prompt on the right
     answer TEXT                     when it asks and takes answers: type TEXT and Enter there
+    beside COMMAND                  start a further program on the right
+    reply TEXT                      when it asks "yes or no?": type TEXT and Enter there
+    ( COMMAND                       run it and show nothing of it: what the scene needs, or leaves
 
 Commands run in bash with INSULA_* of the caller, one at a time, on a terminal without colours. The exit code is that of
 the first command that failed, so that a transcript never shows what does not work.
@@ -18,6 +23,7 @@ the first command that failed, so that a transcript never shows what does not wo
 
 from __future__ import annotations
 
+import argparse
 import os
 import pty
 import re
@@ -27,6 +33,8 @@ import sys
 import time
 from pathlib import Path
 
+from recording import Kind, Line, svg
+
 WIDTH = 100
 RIGHT = 36
 """Column of the right terminal's text."""
@@ -35,6 +43,7 @@ READING_S = 1.0
 """A person reads a question before they answer it."""
 PROMPT_READY = "Ctrl-C ends it."
 ASKS = "Number to allow, or deny: "
+ASKS_TO_CONFIRM = "yes or no? "
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x07")
 
 
@@ -78,9 +87,12 @@ class Terminal:
 
 class Recorder:
     def __init__(self) -> None:
-        self._begin = time.monotonic()
+        self._begin = 0.0
+        """When the first line was shown."""
         self._left: Terminal | None = None
-        self._right: Terminal | None = None
+        self._prompt: Terminal | None = None
+        self._beside: Terminal | None = None
+        self.lines: list[Line] = []
 
     def play(self, scene: str) -> int:
         """Exit code. :raise ValueError: a line that is none. :raise TimeoutError:"""
@@ -91,7 +103,7 @@ class Recorder:
                     return code
             return 0
         finally:
-            for terminal in (self._left, self._right):
+            for terminal in (self._left, self._prompt, self._beside):
                 if terminal is not None:
                     terminal.end()
 
@@ -99,23 +111,25 @@ class Recorder:
         match word:
             case "#":
                 return 0
+            case "(":
+                return subprocess.run(["bash", "-c", rest], check=False, stdout=subprocess.DEVNULL).returncode
             case "=":
-                sys.stdout.write(f"\n== {rest}\n")
+                self._show(Kind.HEADING, rest)
             case "$" | "&":
-                self._show(0, f"$ {rest}")
+                self._show(Kind.COMMAND, f"$ {rest}")
                 self._left = Terminal(["bash", "-c", rest])
                 return self._end_of_command() if word == "$" else 0
             case "wait":
                 return self._end_of_command()
             case "prompt":
-                self._right = Terminal(["insula", "prompt", "--terminal"])
-                self._until(PROMPT_READY)
+                self._prompt = Terminal(["insula", "prompt", "--terminal"])
+                self._until(self._prompt, PROMPT_READY)
+            case "beside":
+                self._beside = Terminal(["bash", "-c", rest])
             case "answer":
-                assert self._right is not None, "no prompt was started"
-                self._until(ASKS)
-                time.sleep(READING_S)
-                self._right.seen = ""
-                self._right.type(rest + "\r")
+                self._type(self._prompt, ASKS, rest)
+            case "reply":
+                self._type(self._beside, ASKS_TO_CONFIRM, rest)
             case _:
                 raise ValueError(f"not a line of a scene: {word} {rest}")
         return 0
@@ -134,32 +148,54 @@ class Recorder:
         self._left = None
         return terminal.process.returncode
 
-    def _until(self, text: str) -> None:
-        """The right terminal has written it."""
-        assert self._right is not None
+    def _type(self, terminal: Terminal | None, question: str, text: str) -> None:
+        assert terminal is not None, "nobody asks"
+        self._until(terminal, question)
+        time.sleep(READING_S)
+        terminal.seen = ""
+        terminal.type(text + "\r")
+
+    def _until(self, terminal: Terminal, text: str) -> None:
+        """The terminal has written it."""
         end = time.monotonic() + WAIT_S
-        while text not in self._right.seen:
+        while text not in terminal.seen:
             self._look()
-            if time.monotonic() > end or self._right.process.poll() is not None:
-                raise TimeoutError(f"the prompt did not write {text!r}")
+            if time.monotonic() > end or terminal.process.poll() is not None:
+                raise TimeoutError(f"nobody wrote {text!r}, but {terminal.seen[-200:]!r}")
 
     def _look(self) -> None:
-        for terminal, column in ((self._left, 0), (self._right, RIGHT)):
+        for terminal in (self._left, self._prompt, self._beside):
             if terminal is not None:
                 for line in terminal.lines(0.02):
-                    self._show(column, line)
+                    self._show(Kind.LEFT if terminal is self._left else Kind.RIGHT, line)
 
-    def _show(self, column: int, line: str) -> None:
-        if line:
-            sys.stdout.write(f"{time.monotonic() - self._begin:6.1f} s  {' ' * column}{'| ' if column else ''}{line}\n")
-            sys.stdout.flush()
+    def _show(self, kind: Kind, text: str) -> None:
+        if not text:
+            return
+        now = time.monotonic()
+        self._begin = self._begin or now
+        line = Line(now - self._begin, kind, text)
+        self.lines.append(line)
+        if kind is Kind.HEADING:
+            sys.stdout.write(f"\n== {text}\n")
+        else:
+            indent = f"{' ' * RIGHT}| " if kind is Kind.RIGHT else ""
+            sys.stdout.write(f"{line.seconds:6.1f} s  {indent}{text}\n")
+        sys.stdout.flush()
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        sys.stderr.write(f"{__doc__}\n")
-        return 2
-    return Recorder().play(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("scene", type=Path)
+    arguments.add_argument("--svg", type=Path, help="write a picture that plays, if all went well")
+    chosen = arguments.parse_args()
+    recorder = Recorder()
+    scene = chosen.scene.read_text(encoding="utf-8")
+    code = recorder.play(scene)
+    if code == 0 and chosen.svg is not None:
+        headings = [line.text for line in recorder.lines if line.kind is Kind.HEADING]
+        chosen.svg.write_text(svg(recorder.lines, "; ".join(headings)), encoding="utf-8")
+    return code
 
 
 if __name__ == "__main__":
