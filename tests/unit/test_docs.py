@@ -1,7 +1,9 @@
-"""What documents point at exists: tests named in the threat model, and the targets of links."""
+"""What documents point at exists: tests named in the threat model, and the targets of links. Misuse cases of calls
+between qubes all have a test."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,10 @@ THREAT_MODEL = ROOT / "docs" / "threat-model.md"
 MAX_LINE = 200
 """Characters; longer lines of a table do not fit a screen and are not read."""
 
+CALLS = range(1, 35)
+"""Numbers of the misuse cases of calls between qubes: files, the calls themselves, policy."""
+_CASE = re.compile(r"^\| (?:MC-(\d+)| ) \|.*", re.MULTILINE)
+_CASE_NAMED = re.compile(r"MC-(\d+)|mc(\d+)")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _NAMED_TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
@@ -49,6 +55,32 @@ def test_every_test_of_the_threat_model_exists() -> None:
     # A name in another form would not be looked for.
     assert text.count(".py::") == len(_NAMED_TEST.findall(text))
     assert missing_tests(text) == []
+
+
+def cases_with_tests(text: str) -> dict[int, list[tuple[str, str]]]:
+    """Case → file and name of each test that the table has for it."""
+    found: dict[int, list[tuple[str, str]]] = {}
+    case = 0
+    for row in _CASE.finditer(text):
+        case = int(row[1] or case)
+        found.setdefault(case, []).extend(_NAMED_TEST.findall(row[0]))
+    return found
+
+
+def cases_of(file: str, function: str) -> set[int]:
+    """Which cases a test says that it is for: in its name, its docstring or a comment in it."""
+    source = (TESTS / file).read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function:
+            text = ast.get_source_segment(source, node) or ""
+            return {int(long or short) for long, short in _CASE_NAMED.findall(text)}
+    return set()
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_misuse_case_of_calls_has_a_test_that_names_it(case: int) -> None:
+    tests = cases_with_tests(THREAT_MODEL.read_text(encoding="utf-8")).get(case, [])
+    assert [test for test in tests if case in cases_of(*test)] != []
 
 
 def test_test_that_is_not_there_is_found() -> None:

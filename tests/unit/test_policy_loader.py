@@ -122,6 +122,7 @@ def test_mutated_policy_loads_to_rules_or_to_problems_that_deny(
     ],
 )
 def test_include_that_cannot_be_read_is_a_problem_of_its_line(files: dict[str, str], problem: str) -> None:
+    """MC-26."""
     assert problems({**files, "99.policy": LINE}) == [problem]
 
 
