@@ -10,6 +10,8 @@ import asyncio
 import http.server
 import itertools
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.hal.qemu.outside import NOTE
 from insula.model.errors import QubesVMNotStartedError
 from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
@@ -45,6 +48,11 @@ class Page(http.server.BaseHTTPRequestHandler):
         if self.path == "/large":
             for _ in range(LARGE_MIB):
                 self.wfile.write(bytes(2**20))
+        elif self.path == "/endless":
+            with suppress(ConnectionError):
+                while True:
+                    self.wfile.write(bytes(2**16))
+                    time.sleep(0.05)
         else:
             self.wfile.write(b"the world outside\n")
 
@@ -214,6 +222,49 @@ async def test_net_qube_that_dies_and_comes_back_serves_its_clients_again(
     assert not await fetches(daemon, app, page, 3)
     await daemon.client.start(firewall)
     await until_fetches(daemon, app, page)
+
+
+ENDLESS = "import urllib.request as r; o = r.urlopen('{}endless', timeout=10); print(1, flush=True); [0 for _ in o]"
+
+
+@asynccontextmanager
+async def transfer(daemon: DaemonProcess, qube: str, page: str) -> AsyncIterator[None]:
+    """Something large is on its way to a qube; it is cut off in here."""
+    await run(daemon, qube, "rm -f /tmp/under-way")
+    command = f'python3 -c "{ENDLESS.format(page)}" > /tmp/under-way'
+    loading = asyncio.create_task(run(daemon, qube, command))
+    async with asyncio.timeout(LIMIT_S):
+        while (await run(daemon, qube, "cat /tmp/under-way"))[1].strip() != "1":
+            assert not loading.done()
+    yield
+    async with asyncio.timeout(LIMIT_S):
+        assert (await loading)[0] != 0
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_net_qube_killed_in_mid_transfer_serves_its_clients_again(
+    daemon: DaemonProcess, names: tuple[str, str, str], page: str, which: int
+) -> None:
+    """MC-85"""
+    app = names[2]
+    await until_fetches(daemon, app, page)
+    async with transfer(daemon, app, page):
+        await daemon.client.kill(names[which])
+        await daemon.client.start(names[which])
+    await until_fetches(daemon, app, page)
+
+
+async def test_way_out_killed_in_mid_transfer_comes_back_by_itself(
+    daemon: DaemonProcess, names: tuple[str, str, str], page: str
+) -> None:
+    """MC-118"""
+    net, _, app = names
+    await until_fetches(daemon, app, page)
+    before = (await run(daemon, net, "ip -o addr show dev eth0"))[1]
+    async with transfer(daemon, app, page):
+        os.kill(int(json.loads((daemon.paths.qube(net) / NOTE).read_text())["pid"]), signal.SIGKILL)
+    await until_fetches(daemon, app, page)
+    assert (await run(daemon, net, "ip -o addr show dev eth0"))[1] == before
 
 
 async def test_running_qube_is_moved_cut_off_and_joined_again(
