@@ -7,6 +7,8 @@ that port; all travel in the same pipe, so the stream is always there first.
 
 from __future__ import annotations
 
+import time
+
 from insula_agent import fork_server, plans
 from insula_agent.calls import Call
 from insula_agent.log import log
@@ -106,8 +108,10 @@ class Commands(StreamHandler):
         self._session_wait = SessionWait(loop)
         self._single_sockets = SingleSocketRequests(loop, self._calls)
         self.requests = Requests(loop, configuration.agent_socket, self._trigger, self._withdraw)
-        self.ended = 0
-        """Calls that are over."""
+        self.ended_at = 0.0
+        """When the last call was over, on the monotonic clock; 0: there was none."""
+        self.is_system_wanted = False
+        """Whether a command was asked for that waits for the rest of the system to be up."""
 
     def start(self) -> None:
         """Open the control channel, over a new stream."""
@@ -265,7 +269,7 @@ class Commands(StreamHandler):
 
         def end() -> None:
             self._calls.discard(call)
-            self.ended += 1
+            self.ended_at = time.monotonic()
             self._terminated(message.domain, message.port, epoch)
 
         def begin() -> None:
@@ -280,6 +284,8 @@ class Commands(StreamHandler):
             self._loop, self._link, make_plan, end, self._single_sockets.look, is_detached=isinstance(message, JustExec)
         )
         self._calls.add(call)
+        if order is not None and order.waits_for_system:
+            self.is_system_wanted = True
         if order is not None and order.waits_for_session:
             self._wait_for_session(order, begin)
         else:

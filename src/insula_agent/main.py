@@ -58,12 +58,16 @@ NETWORK_PREFIXES = (
 )
 """Keys without which a qube has no network, and none to give."""
 GATE_STEP = 0.05
-"""Seconds between looks whether the rest of a fork's system may start: not before the first command has ended, for on
-one virtual CPU it would be in its way."""
+"""Seconds between looks whether the rest of a fork's system may start: not while the first commands come, for it would
+be in their way, and in that of other machines that start at the same time."""
 GATE_WAIT = 1.0
 """Seconds it waits for a first command to come…"""
+GATE_QUIET = 0.7
+"""…and for a next one after each that has ended…"""
 GATE_LIMIT = 3.0
-"""…and to end."""
+"""…but no longer than this, and not at all for a command that itself waits for the rest of the system."""
+HUSH_TIME = 3.0
+"""Seconds from then on in which the system boots while nobody wants anything: two on an idle machine."""
 KEY_SOCKET_DELAY = 0.3
 """Seconds from the host's answer to the socket for keys: not in the way of a first command."""
 BOOT_STEP = 0.1
@@ -207,6 +211,13 @@ class Identity:
         seed.look_again()
         return True
 
+    def end_hush(self) -> None:
+        """Have the system's own processes take their turns again."""
+        from insula_agent import seed  # noqa: PLC0415
+
+        if seed.is_booted():
+            seed.hush(is_wanted=False)
+
 
 class NoIdentity(Identity):
     """Leaves the machine as it is."""
@@ -239,6 +250,9 @@ class NoIdentity(Identity):
     def is_gated(self) -> bool:
         return False
 
+    def end_hush(self) -> None:
+        pass
+
 
 class Rehearsed(Identity):
     """Becomes somebody as a fork does, up to the first command: what comes after it cannot be undone."""
@@ -252,6 +266,9 @@ class Rehearsed(Identity):
 
     def is_gated(self) -> bool:
         return False
+
+    def end_hush(self) -> None:
+        pass
 
 
 class Agent:
@@ -312,6 +329,8 @@ class Agent:
                 self.loop.after(GATE_STEP, self._look_at_gate)
             else:
                 self._identity.complete()
+                # An agent before this one may have opened the gate.
+                self._identity.end_hush()
         self.commands.requests.allow()
 
     def _key_written(self, path: str, value: bytes) -> None:
@@ -385,23 +404,33 @@ class Agent:
 
     def _rehearse(self, all_keys: dict[str, bytes]) -> None:
         """In a fork that nobody has asked for yet; then tell the host that it is over."""
-        from insula_agent import rehearsal  # noqa: PLC0415
+        from insula_agent import rehearsal, seed  # noqa: PLC0415
 
         try:
             rehearsal.run(all_keys, play)
-        except rehearsal.RehearsalFailed as error:
+            # Its mounts are in a namespace, where nobody else sees them.
+            seed.mount_once()
+        except (rehearsal.RehearsalFailed, OSError) as error:
             log(f"rehearsal: {error}")
         self.commands.start()
 
     def _look_at_gate(self) -> None:
-        waited = time.monotonic() - self._begun
-        if self.commands.ended or waited >= (GATE_LIMIT if self.commands.is_busy else GATE_WAIT):
+        if self._may_open_gate(time.monotonic()):
             if not self._is_complete:
                 self._identity.complete()
                 self._is_complete = True
             if self._identity.open_gate():
+                self.loop.after(HUSH_TIME, self._identity.end_hush)
                 return
         self.loop.after(GATE_STEP, self._look_at_gate)
+
+    def _may_open_gate(self, now: float) -> bool:
+        commands = self.commands
+        if commands.is_system_wanted or now - self._begun >= GATE_LIMIT:
+            return True
+        if commands.is_busy:
+            return False
+        return now >= (commands.ended_at + GATE_QUIET if commands.ended_at else self._begun + GATE_WAIT)
 
 
 def play(channel: int) -> None:

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
 NO_GUI = b"nogui:"
 SESSION_SERVICE = "qubes.WaitForSession"
+WAITING_SERVICES = frozenset((SESSION_SERVICE, "qubes.WaitForRunningSystem"))
 RUNS_WHAT_IS_TYPED = frozenset(
     ("qubes.VMExec", "qubes.VMExecGUI", "qubes.VMRootExec", "qubes.VMShell", "qubes.VMRootShell")
 )
 """Services whose input is a pipe. That of others is a socket, as published, which they may use for output too; but what
 people type opens ``/dev/stdin``, which cannot be done with a socket."""
+
+
+OWN_SCRIPTS = frozenset(("/etc/qubes-rpc/qubes.VMExec",))
+"""Services of ours that what people run goes through."""
+SHEBANG = b"#!/bin/sh\n"
 
 
 class StartFailed(Exception):
@@ -80,6 +86,11 @@ class Order:
         return self.has_gui and self.settings.wait_for_session
 
     @property
+    def waits_for_system(self) -> bool:
+        """Whether it is over, or begins, only when the system has booted to its end."""
+        return self.waits_for_session or (self.call is not None and self.call.name in WAITING_SERVICES)
+
+    @property
     def belongs_in_session(self) -> bool:
         """Whether a process inside the user's session may run it, if there is one."""
         settings = self.settings
@@ -116,7 +127,12 @@ def plan(order: Order, configuration: Configuration) -> Plan:
             return SocketPlan(found, first, order.settings)
         account = process.find_account(order.user, may_switch=may_switch)
         made = process.plan_service(
-            account, found.path, call.argument, call.environment(os.getpid()), may_switch=may_switch
+            account,
+            found.path,
+            call.argument,
+            call.environment(os.getpid()),
+            may_switch=may_switch,
+            is_script=found.path in OWN_SCRIPTS and is_shell_script(found.path),
         )
     except services.ServiceNotFound as error:
         raise StartFailed(f"no service {error}", EXIT_NOT_FOUND) from error
@@ -125,6 +141,20 @@ def plan(order: Order, configuration: Configuration) -> Plan:
     made.has_pipe = call.name in RUNS_WHAT_IS_TYPED
     made.log_tag = f"{call.full_name}-{call.source}"
     return process.in_session(made) if configuration.is_session else made
+
+
+def is_shell_script(path: str) -> bool:
+    """Whether the kernel would have ``/bin/sh`` read it: somebody may have put another program in place of ours."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, len(SHEBANG)) == SHEBANG
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def plan_session_wait(order: Order, configuration: Configuration) -> process.Plan | None:

@@ -24,6 +24,8 @@ _INHERITED = ("LANG", "LC_ALL", "TZ", "QREXEC_SERVICE_PATH")
 _EXEC_ITS_ARGUMENTS = 'trap \'exit 125\' EXIT; exec "$0" "$@"'
 """A shell program that becomes the service; name and argument reach it unexpanded (MC-17). One that cannot be executed
 is a problem (125), not refused (126) or absent (127), which a shell would end with."""
+_READ_ITS_SCRIPT = '. "$0"'
+"""A shell program that goes on as the service, which is a script for the same shell: a process's start less."""
 EXEC_FAILED = 125
 _MAX_INHERITED = 1024
 
@@ -91,14 +93,23 @@ def plan_command(account: pwd.struct_passwd, command: bytes, *, may_switch: bool
 
 
 def plan_service(
-    account: pwd.struct_passwd, path: str, argument: str | None, variables: dict[str, str], *, may_switch: bool
+    account: pwd.struct_passwd,
+    path: str,
+    argument: str | None,
+    variables: dict[str, str],
+    *,
+    may_switch: bool,
+    is_script: bool = False,
 ) -> Plan:
-    """A service: through a login ``/bin/sh`` that becomes it, or (users not switched) directly."""
+    """A service: through a login ``/bin/sh`` that becomes it, or (users not switched) directly.
+
+    ``is_script``: it is written for ``/bin/sh``, and does not mind what a profile has left in that.
+    """
     vector = [path, argument] if argument else [path]
     environment = _environment(account, account.pw_shell or "/bin/sh", variables)
     if not may_switch:
         return Plan(path, vector, environment, account.pw_dir)
-    arguments = ["sh", "-l", "-c", _EXEC_ITS_ARGUMENTS, *vector]
+    arguments = ["sh", "-l", "-c", _READ_ITS_SCRIPT if is_script else _EXEC_ITS_ARGUMENTS, *vector]
     return _as_user(Plan("/bin/sh", arguments, environment, account.pw_dir), account)
 
 

@@ -98,7 +98,7 @@ def settle() -> None:
                 programs.run(argv)
             except programs.ProgramFailed as error:
                 log(f"rehearsal: {error}")
-    _rehearse()
+    mount_once()
     os.sync()
     files.write(COMPACT_MEMORY, "1")
     # What is left in memory for good need not be looked through in every fork.
@@ -107,8 +107,9 @@ def settle() -> None:
     hush(is_wanted=True)
 
 
-def _rehearse() -> None:
-    """Pass once through what a fork's start passes through, so that its pages are mapped already."""
+def mount_once() -> None:
+    """Pass once through what a fork's start passes through, so that its pages are mapped already; what watches mounts
+    does so too, systemd above all."""
     os.makedirs(REHEARSAL, exist_ok=True)
     files.write(f"{REHEARSAL}/file", files.read("/etc/hostname"))
     syscalls.mount(REHEARSAL, REHEARSAL, "none", syscalls.MS_BIND)
@@ -128,8 +129,9 @@ def _other_groups() -> list[str]:
 
 def hush(*, is_wanted: bool) -> None:
     """Have all other processes run only when nothing of ours wants to, or no longer: what systemd, udev, dbus and the
-    journal notice in a fork (a new clock, mounts) would take the virtual CPU by turns with what its first command waits
-    for. By control group: nice values count within one only, and being delegated to us they are in force."""
+    journal notice in a fork (a new clock, mounts), and the rest of their boot, would take the virtual CPU by turns with
+    what its first commands wait for. Services that start later are in none of these groups. By control group: nice
+    values count within one only, and being delegated to us they are in force."""
     for group in _other_groups():
         switch = f"{group}/cpu.idle"
         if os.path.exists(switch):
@@ -149,7 +151,6 @@ def open_gate() -> bool:
         if error.errno == errno.ENXIO:
             return False
         raise
-    hush(is_wanted=False)
     _renew_journal()
     os.close(fd)
     os.unlink(GATE)

@@ -21,7 +21,7 @@ from insula.hal.qemu.seed_files import MANIFEST_NAME, MEMORY_NAME, STATE_NAME
 from insula.lifecycle.seeds import MACHINE, ROOT_LAYER, STAGING_PREFIX
 from insula.storage.volume_folder import SCRATCH
 from insula.testing.daemon import DaemonProcess, processes_under
-from insula.testing.guest import TEMPLATE, build_template, create_app_qube, install, run, sh
+from insula.testing.guest import TEMPLATE, build_template, create_app_qube, hold_in_waiting, install, run, sh
 
 APP, LATER = "test-app", "test-later"
 PATIENCE_S = 120.0
@@ -130,6 +130,35 @@ async def test_clock_is_right_after_a_pause(daemon: DaemonProcess) -> None:
     before = time.time()
     clock = float(await sh(daemon, APP, "echo $EPOCHREALTIME", user="root"))
     assert before - CLOCK_TOLERANCE_S < clock < time.time() + CLOCK_TOLERANCE_S
+
+
+@pytest.mark.parametrize("date", ["2001-01-01", "2100-01-01"])
+async def test_clock_that_jumped_is_right_after_a_pause(daemon: DaemonProcess, date: str) -> None:
+    """However the guest's clock came to be wrong: its own user may set it."""
+    await daemon.client.start(APP)
+    await sh(daemon, APP, f"date -s {date}", user="root")
+    assert abs(float(await sh(daemon, APP, "echo $EPOCHREALTIME", user="root")) - time.time()) > CLOCK_TOLERANCE_S
+    await daemon.client.pause(APP)
+    await daemon.client.unpause(APP)
+    before = time.time()
+    clock = float(await sh(daemon, APP, "echo $EPOCHREALTIME", user="root"))
+    assert before - CLOCK_TOLERANCE_S < clock < time.time() + CLOCK_TOLERANCE_S
+
+
+async def test_clock_of_a_machine_that_waited_is_the_hosts_when_it_is_somebodys(daemon: DaemonProcess) -> None:
+    await daemon.client.start(APP)
+    await daemon.client.kill(APP)
+    await hold_in_waiting(daemon.client, 1)
+    try:
+        # Not a wait for something to happen: the time that the guest misses.
+        await asyncio.sleep(PAUSE_S)
+        await daemon.client.start(APP)
+        before = time.time()
+        clock = float(await sh(daemon, APP, "echo $EPOCHREALTIME", user="root"))
+        assert before - CLOCK_TOLERANCE_S < clock < time.time() + CLOCK_TOLERANCE_S
+        assert sum([seed["waiting"]["taken"] for seed in await daemon.client.seeds()]) == 1
+    finally:
+        await hold_in_waiting(daemon.client, 0)
 
 
 # --- what is on the disk is not what was written -------------------------------------------------------------------

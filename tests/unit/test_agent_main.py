@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,9 @@ class Recorded(main.Identity):
         self.happened.append("gate")
         return next(self.gate_opens)
 
+    def end_hush(self) -> None:
+        self.happened.append("end hush")
+
 
 @pytest.fixture
 def identity(happened: list[str]) -> Recorded:
@@ -127,7 +131,7 @@ def agent(
 def test_identity_is_applied_once_and_finished_after_the_hello_is_out(agent: main.Agent, happened: list[str]) -> None:
     agent._keys_read({"/name": b"work"})
     agent._keys_read({"/name": b"work"})
-    assert happened == ["apply work", "commands", "flush", "finish", "complete", "commands"]
+    assert happened == ["apply work", "commands", "flush", "finish", "complete", "end hush", "commands"]
 
 
 def test_identity_that_fails_lets_no_command_in_and_is_tried_again(agent: main.Agent, happened: list[str]) -> None:
@@ -135,7 +139,7 @@ def test_identity_that_fails_lets_no_command_in_and_is_tried_again(agent: main.A
         agent._keys_read({"/name": b"bad"})
     assert happened == ["apply bad"]
     agent._keys_read({"/name": b"work"})
-    assert happened == ["apply bad", "apply work", "commands", "flush", "finish", "complete"]
+    assert happened == ["apply bad", "apply work", "commands", "flush", "finish", "complete", "end hush"]
 
 
 def test_clock_is_set_when_the_host_says_the_time_to_a_machine_that_is_somebody(
@@ -238,14 +242,67 @@ def fork(agent: main.Agent, identity: Recorded, happened: list[str], monkeypatch
     return agent
 
 
+def ended(agent: main.Agent, *, since: float = 60.0) -> None:
+    """A command has ended a while ago."""
+    agent.commands.ended_at = time.monotonic() - since
+
+
 def test_gate_stays_shut_until_the_first_command_has_ended(fork: main.Agent, happened: list[str]) -> None:
     fork.loop._run_timers()
     fork.loop._run_timers()
     assert happened == []
-    fork.commands.ended += 1
+    ended(fork)
     fork.loop._run_timers()
     assert happened == ["complete", "gate"]
-    assert fork.loop._run_timers() == -1, "it is not looked at again"
+    assert fork.loop._run_timers() > 0, "the system boots on while nobody wants anything"
+    assert happened == ["complete", "gate"]
+
+
+def test_gate_stays_shut_a_moment_longer_after_each_command(fork: main.Agent, happened: list[str]) -> None:
+    ended(fork, since=0.0)
+    fork.loop._run_timers()
+    assert happened == []
+    ended(fork, since=main.GATE_QUIET)
+    fork.loop._run_timers()
+    assert happened == ["complete", "gate"]
+
+
+def test_gate_opens_at_last_though_commands_keep_coming(
+    fork: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "GATE_LIMIT", 0.0)
+    ended(fork, since=0.0)
+    fork.loop._run_timers()
+    assert happened == ["complete", "gate"]
+
+
+def test_gate_opens_at_once_for_a_command_that_waits_for_the_system(
+    fork: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands.Commands, "is_busy", True)
+    fork.commands.is_system_wanted = True
+    fork.loop._run_timers()
+    assert happened == ["complete", "gate"]
+
+
+def test_system_takes_its_turns_again_after_a_while(
+    fork: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "HUSH_TIME", 0.0)
+    ended(fork)
+    fork.loop._run_timers()
+    fork.loop._run_timers()
+    assert happened == ["complete", "gate", "end hush"]
+    assert fork.loop._run_timers() == -1, "the gate is not looked at again"
+
+
+def test_hush_is_ended_only_where_there_was_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[bool] = []
+    monkeypatch.setattr(seed, "hush", lambda *, is_wanted: wanted.append(is_wanted))
+    for is_booted in (False, True):
+        monkeypatch.setattr(seed, "is_booted", lambda is_booted=is_booted: is_booted)
+        main.Identity().end_hush()
+    assert wanted == [False]
 
 
 def test_gate_opens_by_itself_where_no_command_comes(
@@ -268,9 +325,12 @@ def test_gate_waits_longer_for_a_command_that_runs_but_not_for_ever(
     assert happened == ["complete", "gate"]
 
 
-def test_gate_where_nobody_waits_yet_is_tried_again(fork: main.Agent, identity: Recorded, happened: list[str]) -> None:
+def test_gate_where_nobody_waits_yet_is_tried_again(
+    fork: main.Agent, identity: Recorded, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "HUSH_TIME", 0.0)
     identity.gate_opens = iter([False, False, True])
-    fork.commands.ended += 1
+    ended(fork)
     while fork.loop._run_timers() != -1:
         pass
-    assert happened == ["complete", "gate", "gate", "gate"]
+    assert happened == ["complete", "gate", "gate", "gate", "end hush"]

@@ -64,6 +64,40 @@ def test_service_that_runs_what_is_typed_has_a_pipe(configuration: Configuration
     assert plan.has_pipe
 
 
+@pytest.mark.parametrize(
+    ("content", "is_script"), [("#!/bin/sh\nexec true\n", True), ("#!/bin/bash\n", False), ("", False)]
+)
+def test_shell_script_of_ours_is_read_by_the_login_shell_itself(
+    configuration: Configuration, monkeypatch: pytest.MonkeyPatch, content: str, is_script: bool
+) -> None:
+    place(configuration, "a.B")
+    path = f"{configuration.service_path}/a.B"
+    Path(path).write_text(content)
+    own = Configuration(configuration.service_path, configuration.config_path, "", may_switch=True)
+    monkeypatch.setattr(plans, "OWN_SCRIPTS", {path})
+    plan = made(own, "QUBESRPC a.B+c work")
+    assert isinstance(plan, process.Plan)
+    assert (plan.arguments[3] == '. "$0"') == is_script
+    assert plan.arguments[4:] == [path, "c"]
+    monkeypatch.setattr(plans, "OWN_SCRIPTS", set())
+    other = made(own, "QUBESRPC a.B+c work")
+    assert isinstance(other, process.Plan)
+    assert other.arguments[3] != '. "$0"'
+
+
+def test_services_that_wait_for_the_system_are_known(configuration: Configuration) -> None:
+    place(configuration, "a.B", "wait-for-session = true\n")
+    waiting = ("a.B", "qubes.WaitForSession", "qubes.WaitForRunningSystem")
+    for name in (*waiting, "qubes.VMExec"):
+        order = plans.read(f"{USER}:QUBESRPC {name} dom0".encode(), configuration)
+        assert order.waits_for_system == (name in waiting)
+
+
+def test_script_that_cannot_be_read_is_left_to_the_shell(tmp_path: Path) -> None:
+    assert not plans.is_shell_script(str(tmp_path / "none"))
+    assert not plans.is_shell_script(str(tmp_path))
+
+
 def test_socket_and_tcp_service_are_told_who_calls_unless_set_otherwise(configuration: Configuration) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{configuration.service_path}/a.S")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -106,6 +107,14 @@ def test_seeds_are_listed_by_their_last_use(store: SeedStore) -> None:
     assert [seed.folder for seed in store.all()] == [new.folder, old.folder]
     store.touch(old)
     assert [seed.folder for seed in store.all()] == [old.folder, new.folder]
+
+
+def test_time_of_use_that_is_yet_to_come_keeps_no_seed_before_others(store: SeedStore) -> None:
+    """The host's clock was set back after it."""
+    ahead, old = made(store, used_at=time.time() + 86400), made(store, changed(vcpus=4), used_at=1000)
+    assert [seed.folder for seed in store.all()] == [old.folder, ahead.folder]
+    store.touch(ahead)
+    assert [seed.folder for seed in store.all()] == [ahead.folder, old.folder]
 
 
 def seed(name: str, size: int, used_at: float) -> Seed:

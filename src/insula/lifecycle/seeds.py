@@ -32,6 +32,8 @@ MACHINE = "machine"
 STAGING_PREFIX = ".new-"
 MAX_RECORD = 64 * 1024
 """Bytes of a record; a kernel command line is its largest part."""
+CLOCK_TOLERANCE_S = 60.0
+"""By which a time of use may be ahead: the clock of a file system is not read where ours is."""
 DISK_LIMIT = 4 << 30
 """Bytes that all seeds together may take; one of a 400 MiB qube takes about 250 MiB."""
 
@@ -123,6 +125,9 @@ class SeedStore:
             return None
         if folder.name != record.key.name:
             return None
+        if used_at > time.time() + CLOCK_TOLERANCE_S:
+            # The clock was set back since. A time to come says nothing, and must not keep this one for ever.
+            used_at = 0.0
         return Seed(folder, record.key, record.created_at, used_at, _size(folder), record.root_sha256)
 
     def is_root_whole(self, seed: Seed) -> bool:
