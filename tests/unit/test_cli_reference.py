@@ -30,6 +30,6 @@ def test_cli_page_has_every_command_with_its_options() -> None:
     for name in COMMANDS:
         assert f"### insula {name}\n" in page
     assert "    insula create [OPTIONS] NAME\n" in page
-    assert "| `--label`, `-l` LABEL (required) |" in page
+    assert "| `--label`, `-l` LABEL |" in page
     assert "#### insula volume revert\n\n    insula volume revert QUBE VOLUME [REVISION]\n" in page
     assert page.count("--install-completion") == 1

@@ -14,6 +14,7 @@ from insula.model.names import QubeName
 from insula.templates.build import BuildProgress, BuiltTemplate
 from insula.templates.distribution import OsInfo
 from insula.templates.errors import BuildFailed
+from insula.templates.foreign import ForeignSystem
 from insula.testing.cli_runner import Cli, served_cli
 
 
@@ -170,3 +171,33 @@ def test_remove_takes_templates_only_and_cleans_up(cli: Cli, build: FakeBuild) -
     assert cli.run("prefs", "--global", "default_template", "none").code == 0
     assert cli.run("template", "remove", "--yes", "debian-12").code == 0
     assert not (cli.paths.templates / "debian-12").exists()
+
+
+async def _imported(
+    distribution: ForeignSystem, work_dir: Path, out_dir: Path, progress: Callable[[BuildProgress], None]
+) -> BuiltTemplate:
+    """Takes the place of :func:`insula.templates.build.build_distribution`."""
+    return await FakeBuild("b" * 32)(distribution.name, work_dir, out_dir, progress)
+
+
+def test_import_hands_the_files_to_the_daemon(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(template.builder, "build_distribution", _imported)
+    disk = tmp_path / "Whonix.qcow2"
+    disk.write_bytes(b"disk")
+    ran = cli.run("template", "import", str(disk), "whonix-gateway", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json == {"name": "whonix-gateway", "content_key": "b" * 32, "distribution": "debian"}
+    assert [image.name for image in cli.daemon.templates.installed] == ["whonix-gateway"]
+
+
+def test_import_that_is_refused_says_why_and_installs_nothing(cli: Cli, tmp_path: Path) -> None:
+    disk = tmp_path / "Whonix.qcow2"
+    disk.write_bytes(b"QFI\xfb")
+    ran = cli.run("template", "import", str(disk), "whonix-gateway")
+    assert ran.code == 1
+    assert "ends within its header" in ran.err
+    for name, said in (("debian-12", "is built"), ("no such/name", "name")):
+        refused = cli.run("template", "import", str(disk), name)
+        assert refused.code != 0
+        assert said in refused.err
+    assert cli.daemon.templates.installed == []

@@ -101,6 +101,26 @@ async def flatten(chain: Sequence[BlockLayer], target: Path, size: int) -> None:
     await _run(["convert", "-q", "-n", "--target-is-zero", "--target-image-opts", source, output], files, size)
 
 
+async def copy_out(image: Path, image_format: str, target: Path, offset: int, size: int) -> None:
+    """Write ``size`` bytes from ``offset`` of the disk in somebody else's image into ``target``.
+
+    :param image_format: a driver of QEMU's for one file; nothing is guessed.
+    :param target: existing raw file of ``size`` bytes, all zero.
+    :raise StorageError: the tool refused or failed.
+    """
+    disk: dict[str, object] = {"driver": image_format, "file": {"driver": "file", "filename": "/image/0"}}
+    if image_format != LayerFormat.RAW:
+        # Said, so that a name in the header is not looked at.
+        disk["backing"] = None
+    part = msgspec.json.encode({"driver": "raw", "offset": offset, "size": size, "file": disk}).decode("ascii")
+    output = "driver=raw,file.driver=file,file.filename=/image/1"
+    await _run(
+        ["convert", "-q", "-n", "--target-is-zero", "--target-image-opts", f"json:{part}", output],
+        [_File(image, writable=False), _File(target, writable=True)],
+        size,
+    )
+
+
 async def _run(arguments: Sequence[str], files: Sequence[_File], size: int) -> None:
     limits = ("prlimit", "--core=0", f"--as={ADDRESS_SPACE}", f"--fsize={size + size // 1000 + FILE_SLACK}")
     binds = [word for number, file in enumerate(files) for word in file.bind(number)]

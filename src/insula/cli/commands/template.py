@@ -6,8 +6,11 @@ takes in the files.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,11 +33,13 @@ from insula.cli.text import visible
 from insula.daemon.paths import Paths
 from insula.model.errors import QubesFeatureNotFoundError, QubesVMNotFoundError
 from insula.model.klass import Klass
+from insula.model.names import parse_qube_name
 from insula.model.state import PowerState
 from insula.templates import build as builder
 from insula.templates.build import BuildProgress, BuiltTemplate
 from insula.templates.distribution import known_distributions
 from insula.templates.errors import BuildFailed
+from insula.templates.foreign import ForeignSystem, digest_of
 
 CONTENT_KEY_FEATURE = "template-content-key"
 """Where the daemon notes which build a template's root is."""
@@ -124,6 +129,49 @@ def build(
         output.say(f"{name} is up to date")
 
 
+@app.command("import")
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Disk image (raw, qcow2, vmdk) or an archive with one (.ova, .libvirt.xz).",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            resolve_path=True,
+        ),
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the template.")],
+    disk: Annotated[str, typer.Option("--disk", help="Part of the disk's name, if an archive has several.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Make a template of a system that somebody else put on a disk. Check the file's signature before."""
+    parse_qube_name(name)
+    if name in known_distributions():
+        raise CliError(f"{name} is the name of a template that is built", hint=f"insula template build {name}")
+    built = with_daemon_and_board(lambda client, board: import_and_install(client, board, file, name, disk))
+    if as_json:
+        output.print_json({"name": name, "content_key": built.content_key, "distribution": built.distribution})
+
+
+async def import_and_install(client: AdminClient, board: Board, file: Path, name: str, word: str) -> BuiltTemplate:
+    """:raise CliError, QubesException: there is no new template, or the one before."""
+    await require_halted(client, name)
+    folder = build_folder(name)
+    with board.step(name, "looking") as step:
+        digest = await asyncio.to_thread(digest_of, file)
+        # Nothing of an earlier file is of use.
+        await builder.clean(folder / "work")
+        system = ForeignSystem(name, file, word, digest)
+        with _failures_shown(f"insula template import {file} {name}"):
+            built = await builder.build_distribution(system, folder / "work", folder / "built", shown_by(step))
+        await builder.clean(folder / "work")
+    with board.step(name, "installing", "installed"):
+        await client.install_template(name, as_image(built))
+    return built
+
+
 @app.command("remove")
 def remove(
     names: Annotated[
@@ -165,15 +213,27 @@ async def build_and_install(
 
 
 async def run_build(step: Step, name: str, folder: Path) -> BuiltTemplate:
+    with _failures_shown(f"insula template build {name} goes on where it stopped"):
+        return await builder.build(name, folder / "work", folder / "built", shown_by(step))
+
+
+def shown_by(step: Step) -> Callable[[BuildProgress], None]:
+    """What tells a step how far a build is."""
+
     def show(event: BuildProgress) -> None:
         step.update(event.text, event.fraction)
 
+    return show
+
+
+@contextlib.contextmanager
+def _failures_shown(hint: str) -> Iterator[None]:
+    """A step that fails is shown with the last it printed. :raise CliError:"""
     try:
-        return await builder.build(name, folder / "work", folder / "built", show)
+        yield
     except BuildFailed as error:
         for line in error.tail.splitlines():
             output.say(f"    {visible(line)}")
-        hint = f"insula template build {name} goes on where it stopped"
         raise CliError(str(error), hint=hint) from error
 
 
