@@ -1,4 +1,4 @@
-"""The fuzz target of the cable over its fixed inputs, so that a broken invariant shows in the ordinary run."""
+"""The fuzz targets of networks over their fixed inputs, so that a broken invariant shows in the ordinary run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 FUZZ = Path(__file__).parents[1] / "fuzz"
 
 
-def test_cable_fixed_inputs_keep_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["fuzz_cable", "fuzz_tunnel"])
+def test_target_fixed_inputs_keep_invariant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FUZZ))
-    target = importlib.import_module("fuzz_cable")
+    target = importlib.import_module(name)
     assert (target.__doc__ or "").startswith("Invariant:")
     for data in sys.modules["harness"].inputs(target.SEEDS):
         target.fuzz_one(data)

@@ -27,7 +27,7 @@ PACKAGES = (
     "python3", "ca-certificates", "zstd",
     # network: addresses and routes are set by the agent; nftables is the firewall of net qubes
     "iproute2", "nftables",
-    # roles of net qubes: their programs run only where the role is (docs/decisions/022)
+    # roles of net qubes: their programs run only where the role is (docs/decisions/023)
     "wireguard-tools", "openvpn", "tor",
     # services: documents and images become pixels (docs/decisions/012); keys of GnuPG and SSH stay in a vault
     "poppler-utils", "python3-pil", "gpg", "gpg-agent", "openssh-client",
