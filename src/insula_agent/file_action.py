@@ -10,7 +10,7 @@ import os
 import sys
 
 from insula_agent.filecopy import command, removal, tree
-from insula_agent.filecopy.outgoing import SendFailed
+from insula_agent.filecopy.tree import SendFailed
 from insula_agent.opening import command as opening
 from insula_agent.pixels import pdf_client
 

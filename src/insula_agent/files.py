@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""To open a folder, and nothing else that has its name by now."""
 MAX_SIZE = 1 << 20
 """Bytes read of a file; none that is read here is near it."""
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 
-from insula_agent import sockets
 from insula_agent.keys import Keys
+from insula_agent.listeners import Listener
 from insula_agent.log import log
 from insula_agent.loop import READ, Loop, Timer
 from insula_proto.errors import RemoteProtocolError
@@ -84,40 +84,23 @@ class KeySocket:
     def __init__(self, loop: Loop, keys: Keys, path: str) -> None:
         self._loop = loop
         self.keys = keys
-        self._path = path
-        self._listener: Socket | None = None
+        self._listener = Listener(loop, path, self._take, MAX_CLIENTS)
         self._clients: set[_Client] = set()
 
     def listen(self) -> None:
         """Let programs connect; done already is fine. :raise OSError: the socket cannot be made."""
-        if self._listener is None:
-            self._listener = sockets.listen(self._path, 0o666, MAX_CLIENTS)
-            self._listener.setblocking(False)
-            self._loop.watch(self._listener.fileno(), READ, self._accept)
+        self._listener.open()
 
     def close(self) -> None:
         """Close everything and remove the socket."""
         for client in tuple(self._clients):
             client.close()
-        if self._listener is not None:
-            self._loop.forget(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
-            sockets.remove(self._path)
+        self._listener.close()
 
     def closed(self, client: _Client) -> None:
         self._clients.discard(client)
 
-    def _accept(self, events: int) -> None:
-        del events
-        assert self._listener is not None
-        try:
-            connection = sockets.accept(self._listener)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            log(f"a program cannot connect: {error}")
-            return
+    def _take(self, connection: Socket) -> None:
         if len(self._clients) >= MAX_CLIENTS:
             connection.close()
         else:

@@ -1,24 +1,18 @@
-"""Calling a service of another qube from a program of this one: through ``qrexec-client-vm``, as everybody does."""
+"""Calling a service of another qube with a file as its input, from a program of this one."""
 
 from __future__ import annotations
 
 import os
 import sys
 
+from insula_agent.client_call import command, exit_code, start, write_all
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CLIENT = "qrexec-client-vm"
-CLIENT_VARIABLE = "QREXEC_CLIENT_PATH"
-"""Names another program to use in its place (published, agent-services §10)."""
-EXIT_REFUSED = 126
 CHUNK = 65536
-
-
 _SIGTERM = 15
-_SIGPIPE = 13
-"""Python ignores it; other programs need not."""
 
 
 class Call:
@@ -33,24 +27,16 @@ class Call:
         os.kill(self._pid, _SIGTERM)
 
     def wait(self) -> int:
-        """Close, wait for the end. 128 + N: killed by signal N."""
+        """Close, wait for the end, as :func:`insula_agent.client_call.exit_code` has it."""
         os.close(self.output)
-        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-        return code if code >= 0 else 128 - code
-
-
-def command(target: str, service: str) -> list[str]:
-    """The program and its arguments. Who may be called is for policy to say."""
-    return [os.environ.get(CLIENT_VARIABLE) or CLIENT, "--", target, service]
+        return exit_code(self._pid)
 
 
 def call(target: str, service: str, source: int) -> Call:
     """Start it, ``source`` its input. :raise OSError: it cannot be started."""
-    argv = command(target, service)
     reading, writing = os.pipe()
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, writing, 1)]
-        pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions, setsigdef=[_SIGPIPE])
+        pid = start(command(target, service), source, writing)
     except OSError:
         os.close(reading)
         raise
@@ -79,9 +65,7 @@ def feed(prefix: bytes, source: int) -> int:
 
 def _copy(data: bytes, source: int, sink: int) -> None:
     while data:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(sink, view) :]
+        write_all(sink, data)
         data = os.read(source, CHUNK)
 
 

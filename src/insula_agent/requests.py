@@ -22,6 +22,7 @@ import os
 import struct
 
 from insula_agent import sockets
+from insula_agent.listeners import Listener
 from insula_agent.log import log
 from insula_agent.loop import READ, Loop, Timer
 from insula_proto import qrexec
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 DEFAULT_SOCKET = "/var/run/qubes/qrexec-agent"
 MAX_CLIENTS = 256
 """Programs that ask at once: as many as there can be calls. Further ones are refused."""
-MAX_LATECOMERS = 16
-"""Connections that are accepted at once."""
 REQUEST_TIMEOUT = 10.0
 """Seconds a program has from connecting to its complete request (MC-13)."""
 READ_SIZE = 65536
@@ -136,7 +135,7 @@ class Requests:
         self._path = path
         self._trigger = trigger
         self._withdraw = withdraw
-        self._listener: Socket | None = None
+        self._listener = Listener(loop, path, self._take, MAX_CLIENTS)
         self._clients: dict[Client, None] = {}
         """In the order they came."""
         self._pending: dict[bytes, Client] = {}
@@ -148,19 +147,13 @@ class Requests:
     def listen(self) -> None:
         """Let programs connect. :raise OSError: the socket cannot be made."""
         os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
-        self._listener = sockets.listen(self._path, 0o666, MAX_CLIENTS)
-        self._listener.setblocking(False)
-        self._loop.watch(self._listener.fileno(), READ, self._accept)
+        self._listener.open()
 
     def close(self) -> None:
         """Refuse everybody and remove the socket."""
         for client in tuple(self._clients):
             client.close()
-        if self._listener is not None:
-            self._loop.forget(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
-            sockets.remove(self._path)
+        self._listener.close()
 
     # --- the host ------------------------------------------------------------------------------------------------
 
@@ -194,21 +187,11 @@ class Requests:
 
     # --- programs ------------------------------------------------------------------------------------------------
 
-    def _accept(self, events: int) -> None:
-        del events
-        assert self._listener is not None
-        for _ in range(MAX_LATECOMERS):
-            try:
-                connection = sockets.accept(self._listener)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                log(f"a program cannot connect: {error}")
-                return
-            if len(self._clients) >= MAX_CLIENTS and not self._make_room():
-                connection.close()
-            else:
-                self._clients[Client(self, connection, self._loop)] = None
+    def _take(self, connection: Socket) -> None:
+        if len(self._clients) >= MAX_CLIENTS and not self._make_room():
+            connection.close()
+        else:
+            self._clients[Client(self, connection, self._loop)] = None
 
     def _make_room(self) -> bool:
         """Close who has been silent for longest; False: everybody has asked and waits for an answer."""

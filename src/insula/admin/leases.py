@@ -16,14 +16,15 @@ import contextlib
 import json
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
-from insula.events.bus import Listener, TooManyListeners
+from insula.events.bus import EventBus, Listener, TooManyListeners
 from insula.events.types import Event
 from insula.hal.errors import HalError
-from insula.lifecycle.engine import CreateRequest
+from insula.lifecycle.engine import CreateRequest, Engine
 from insula.model.errors import (
     InsulaError,
     ProtocolError,
@@ -39,9 +40,6 @@ from insula.model.properties import allows_disposables, definition, parse_value,
 from insula.model.qube import Qube
 from insula.model.state import PowerState
 from insula.model.system import MAX_DISPID, System
-
-if TYPE_CHECKING:
-    from insula.admin.call import Context
 
 READY = "disposable-ready"
 """First event of a lease: ``rpc_socket`` is where commands are run."""
@@ -69,6 +67,25 @@ _OPTIONS = frozenset({"memory_mib", "vcpus", "netvm", "lifetime_s", "cpu_time_s"
 _MAX_NUMBER = 10**9
 
 _log = logging.getLogger("insula.admin")
+
+
+class Configuration(Protocol):
+    @property
+    def system(self) -> System: ...
+
+
+class Room(Protocol):
+    """The part of :class:`insula.admin.call.Context` that is used here."""
+
+    @property
+    def store(self) -> Configuration: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def bus(self) -> EventBus: ...
+    @property
+    def rpc_socket(self) -> Callable[[QubeName], Path]: ...
+    def commit(self, system: System) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -153,14 +170,14 @@ class Leases:
         self._count = 0
         self._making_template = asyncio.Lock()
 
-    async def recover(self, context: Context) -> None:
+    async def recover(self, context: Room) -> None:
         """End the disposables whose users an earlier daemon lost. Before anybody can open new ones."""
         for qube in context.store.system.sorted_qubes():
             if LEASED in qube.features and qube.klass is Klass.DISPVM and qube.properties.get("auto_cleanup"):
                 _log.info("%s: its user is gone with the last daemon", qube.name)
                 await _remove(context, qube.name)
 
-    async def hold(self, context: Context, source: Qube, wanted: Qube, options: Options) -> AsyncGenerator[Event, None]:
+    async def hold(self, context: Room, source: Qube, wanted: Qube, options: Options) -> AsyncGenerator[Event, None]:
         """Make a disposable for ``source``, start it, say :data:`READY`, wait for its end, say :data:`ENDED`.
 
         Closing the generator at any point ends the disposable; it is gone when the generator is.
@@ -183,7 +200,7 @@ class Leases:
             self._count -= 1
 
     def made(
-        self, context: Context, source: Qube, template: QubeName, options: Options
+        self, context: Room, source: Qube, template: QubeName, options: Options
     ) -> contextlib.AbstractAsyncContextManager[QubeName]:
         """A disposable of a disposable template for ``source``, running or halted, gone at the end of the block.
 
@@ -191,7 +208,7 @@ class Leases:
         """
         return _made(context, source, template, options)
 
-    async def _template(self, context: Context, source: Qube, wanted: Qube) -> QubeName:
+    async def _template(self, context: Room, source: Qube, wanted: Qube) -> QubeName:
         """:raise QubesException: no disposable can be made from what was named."""
         if wanted.is_admin:
             wanted = _default_template(context.store.system, source)
@@ -211,7 +228,7 @@ def _default_template(system: System, source: Qube) -> Qube:
     return system.get(str(chosen))
 
 
-async def disposable_template(context: Context, template: Qube) -> QubeName:
+async def disposable_template(context: Room, template: Qube) -> QubeName:
     """The disposable template that belongs to a template; made if it is not there. One at a time.
 
     It is removed like any other qube; the next disposable makes it again.
@@ -237,7 +254,7 @@ async def disposable_template(context: Context, template: Qube) -> QubeName:
 
 
 @contextlib.asynccontextmanager
-async def _made(context: Context, source: Qube, template: QubeName, options: Options) -> AsyncIterator[QubeName]:
+async def _made(context: Room, source: Qube, template: QubeName, options: Options) -> AsyncIterator[QubeName]:
     """A disposable, running or halted, which is removed at the end of the block."""
     making = asyncio.ensure_future(_make(context, source, template, options))
     try:
@@ -254,7 +271,7 @@ async def _made(context: Context, source: Qube, template: QubeName, options: Opt
         await _remove(context, name)
 
 
-async def _make(context: Context, source: Qube, template: QubeName, options: Options) -> QubeName:
+async def _make(context: Room, source: Qube, template: QubeName, options: Options) -> QubeName:
     system = context.store.system
     # Leased from the first moment: a daemon that dies in between leaves none that nobody ends.
     features = {LEASED: "1"}
@@ -283,7 +300,7 @@ def _as_template_says(system: System, template: QubeName, options: Options) -> b
     ))  # fmt: skip
 
 
-async def _create_halted(context: Context, source: Qube, template: QubeName, features: Mapping[str, str]) -> QubeName:
+async def _create_halted(context: Room, source: Qube, template: QubeName, features: Mapping[str, str]) -> QubeName:
     """A disposable of which nothing runs yet, whatever is held ready."""
     system = context.store.system
     name = QubeName(f"disp{system.free_dispid(secrets.randbelow(MAX_DISPID + 1))}")
@@ -294,7 +311,7 @@ async def _create_halted(context: Context, source: Qube, template: QubeName, fea
     return name
 
 
-async def _remove(context: Context, name: QubeName) -> None:
+async def _remove(context: Room, name: QubeName) -> None:
     """End it and remove it; its machine's end removes it already if it had one."""
     try:
         if context.engine.power_state(name) is not PowerState.HALTED:
@@ -309,7 +326,7 @@ async def _remove(context: Context, name: QubeName) -> None:
 
 
 @contextlib.contextmanager
-def _listening(context: Context) -> Iterator[Listener]:
+def _listening(context: Room) -> Iterator[Listener]:
     """:raise QubesException: too many listen."""
     try:
         listener = context.bus.listen()
@@ -319,7 +336,7 @@ def _listening(context: Context) -> Iterator[Listener]:
         yield listener
 
 
-async def _end_of(context: Context, name: QubeName, options: Options, events: Listener) -> str:
+async def _end_of(context: Room, name: QubeName, options: Options, events: Listener) -> str:
     """Wait until the disposable has ended or has to end; returns why."""
     watches = [asyncio.create_task(_stopped(name, events), name=f"end of {name}")]
     if options.lifetime_s is not None:
@@ -347,7 +364,7 @@ async def _lived(seconds: float) -> str:
     return LIFETIME
 
 
-async def _computed(context: Context, name: QubeName, seconds: float) -> str:
+async def _computed(context: Room, name: QubeName, seconds: float) -> str:
     """Returns when the machine has used so much CPU time. Every machine begins at 0, one held ready has used little."""
     while True:
         stats = None

@@ -11,7 +11,8 @@ import sys
 
 from insula_agent.client_call import EXIT_INTERRUPTED, EXIT_REFUSED, ClientCall
 from insula_agent.filecopy import tree
-from insula_agent.filecopy.outgoing import Outgoing, SendFailed
+from insula_agent.filecopy.outgoing import Outgoing
+from insula_agent.filecopy.tree import SendFailed
 from insula_proto.file_names import shown
 
 TYPE_CHECKING = False

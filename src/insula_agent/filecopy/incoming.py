@@ -24,6 +24,7 @@ import os
 import stat
 
 from insula_agent import syscalls
+from insula_agent.files import FOLDER_FLAGS
 from insula_proto import limits
 from insula_proto.qfile import Data, End
 
@@ -41,7 +42,6 @@ _ALIGNMENT = 4096
 SPACE_STEP = 1.0
 """Seconds between looks for room on the disk."""
 
-FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TEMPORARY_FLAGS = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
 _NEW_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_TEMPORARY = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)

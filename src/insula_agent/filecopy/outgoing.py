@@ -12,6 +12,8 @@ import select
 import stat
 
 from insula_agent.client_call import write_all
+from insula_agent.filecopy.tree import SendFailed
+from insula_agent.files import FOLDER_FLAGS
 from insula_proto import qfile
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 from insula_proto.file_names import shown
@@ -31,11 +33,6 @@ BATCH = 262144
 """Bytes collected before they are written."""
 
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class SendFailed(Exception):
-    """Not everything arrived, with the reason for people."""
 
 
 class Outgoing:

@@ -16,7 +16,8 @@ import sys
 
 from insula_agent.filecopy import confinement
 from insula_agent.filecopy.confinement import NotConfined
-from insula_agent.filecopy.incoming import FOLDER_FLAGS, Incoming, WriteFailed
+from insula_agent.filecopy.incoming import Incoming, WriteFailed
+from insula_agent.files import FOLDER_FLAGS
 from insula_proto import limits, qfile
 from insula_proto.file_names import is_displayable
 from insula_proto.qfile import Answer, Decoder, Quota, StreamRefused

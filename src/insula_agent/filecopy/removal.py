@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 
-from insula_agent.filecopy.outgoing import FOLDER_FLAGS, identity
+from insula_agent.filecopy.outgoing import identity
+from insula_agent.files import FOLDER_FLAGS
 from insula_proto.file_names import shown
 
 TYPE_CHECKING = False

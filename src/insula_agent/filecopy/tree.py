@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from insula_agent.filecopy.outgoing import FOLDER_FLAGS, SendFailed
+from insula_agent.files import FOLDER_FLAGS
 from insula_proto import limits
 from insula_proto.file_names import NameRefused, check_target, is_displayable, shown
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 200
 """Folders below each other; each is held open, and receivers take fewer."""
+
+
+class SendFailed(Exception):
+    """Not everything can be sent, or has arrived, with the reason for people."""
 
 
 class Root:

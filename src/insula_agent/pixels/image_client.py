@@ -10,6 +10,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from insula_agent import remote
+from insula_agent.client_call import EXIT_REFUSED
 from insula_agent.pixels.png_writer import PngWriter
 from insula_proto import pixels
 from insula_proto.errors import RemoteProtocolError
@@ -84,7 +85,7 @@ def _fetch(target: str, source: int, sink: int) -> None:
         problem = _receive(call, image)
     finally:
         code = call.wait()
-    if code == remote.EXIT_REFUSED:
+    if code == EXIT_REFUSED:
         problem = "the call was refused"
     elif code and not problem:
         problem = f"the call ended with {code}"

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from insula_agent import remote
+from insula_agent.client_call import EXIT_REFUSED
 from insula_agent.pixels.pdf_writer import PdfTooLong, PdfWriter
 from insula_proto import limits, pixels
 from insula_proto.errors import RemoteProtocolError
@@ -153,7 +154,7 @@ def _fetch(options: Options, source: int, sink: int) -> int:
         code = call.wait()
     if code == EXIT_NO_OFFICE:
         problem = "it needs an office suite, which the disposable's template does not have"
-    elif code == remote.EXIT_REFUSED:
+    elif code == EXIT_REFUSED:
         problem = "the call was refused"
     elif code and not problem:
         problem = f"the call ended with {code}"

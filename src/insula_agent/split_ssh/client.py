@@ -15,7 +15,7 @@ if __name__ == "__main__":
     # Isolated mode puts no folder of ours on the path.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from insula_agent import consent, files, remote
+from insula_agent import client_call, consent, files
 from insula_agent.split_ssh import keyset
 
 # See process.py for why not ``signal``.
@@ -167,7 +167,7 @@ def run(options: Options) -> int:
     """:raise OSError: :raise ValueError: no such qube or set of keys can be."""
     name = keyset.check_name(options.keyset)
     target = options.target or domain(os.environ, files.read(DOMAIN_FILE))
-    argv = remote.command(target, f"{SERVICE}+{name}")
+    argv = client_call.command(target, f"{SERVICE}+{name}")
     passed = _passed()
     if passed is not None:
         Relay(passed, argv).run()
