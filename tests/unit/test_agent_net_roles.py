@@ -75,7 +75,7 @@ set +e
 
 def in_world(folder: Path, services: list[str], questions: dict[str, str]) -> dict[str, str]:
     """Answers to questions, asked in order."""
-    (folder / "rules").write_text(ruleset([CLIENT], []) + roles.ruleset(services).replace(roles.TOR_USER, "root"))
+    (folder / "rules").write_text(ruleset([CLIENT], [], {}) + roles.ruleset(services).replace(roles.TOR_USER, "root"))
     (folder / "links").write_text("\n".join(client_commands(CLIENT, "eth0", "10.137.0.3")) + "\n")
     (folder / "seen").write_text(_SEEN)
     (folder / "routing").write_text("\n".join(roles.routing() if roles.VPN in services else ()) + "\n")
@@ -178,11 +178,11 @@ _ASK = (
     "services", [list(some) for count in range(3) for some in itertools.combinations((roles.VPN, roles.TOR), count)]
 )
 def test_nft_takes_the_rules_of_any_roles_twice(services: list[str]) -> None:
-    text = ruleset([CLIENT], []) + roles.ruleset(services).replace(roles.TOR_USER, "root")
+    text = ruleset([CLIENT], [], {}) + roles.ruleset(services).replace(roles.TOR_USER, "root")
     if roles.VPN in services:
         text += roles.tunnel_dns(["10.8.0.1"]) + roles.tunnel_dns(["10.8.0.1", "10.8.0.2"]) + roles.tunnel_dns([])
     taken = subprocess.run(
-        ["unshare", "-rn", "nft", "-f", "-"], input=text + text + update([], []), capture_output=True, text=True,
+        ["unshare", "-rn", "nft", "-f", "-"], input=text + text + update([], [], {}), capture_output=True, text=True,
         check=False, timeout=LIMIT_S,
     )  # fmt: skip
     assert taken.returncode == 0, taken.stderr

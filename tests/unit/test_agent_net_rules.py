@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from insula_agent.net.interfaces import NetworkError
 from insula_agent.net.network import client_commands, clients_of, link_mac
 from insula_agent.net.rules import Client, ruleset, update
+from insula_proto.forward import Forward
 
 ONE = Client(0, b"00:16:3e:5e:6c:00 10.137.0.4")
 TWO = Client(1, b"00:16:3e:5e:6c:00 10.137.0.5 fd09:24ef:4179::a89:5")
@@ -88,14 +89,15 @@ def test_nft_takes_the_rules_of_any_clients(pairs: list[tuple[object, object]], 
         for number, (ip, ip6) in enumerate(pairs)
     ]
     servers = [str(address) for address in dns]
-    text = ruleset(clients, servers) + update(clients[1:], []) + update(clients, servers)
+    forwards = {number: [Forward("udp", 53, 5353), Forward("tcp", 80 + number, 80)] for number in range(0, 16, 2)}
+    text = ruleset(clients, servers, forwards) + update(clients[1:], [], {}) + update(clients, servers, forwards)
     taken = in_namespace("nft", "-f", "-", text=text)
     assert taken.returncode == 0, taken.stderr
 
 
 def test_what_people_put_into_their_chains_stays_when_clients_change() -> None:
     script = "nft -f rules && nft add rule ip qubes custom-forward counter drop && nft -f change && nft list ruleset"
-    rules, change = ruleset([ONE], []), update([TWO], ["10.0.2.3"])
+    rules, change = ruleset([ONE], [], {}), update([TWO], ["10.0.2.3"], {})
     listed = in_namespace(
         "sh", "-c", f"cd $(mktemp -d) && cat > both && {split_of(rules)} && {script}", text=rules + change
     )
@@ -139,13 +141,16 @@ echo 1 > /proc/sys/net/ipv4/ip_forward
 ip -batch "$1_links"
 ping_from() { at "$1" busybox ping -c 1 -W 1 -q "$2" > /dev/null 2>&1 && echo yes || echo no; }
 """
+CONNECT = (
+    "timeout 3 python3 -c 'import socket; socket.create_connection((\"{}\", {}), 1)' 2>/dev/null && echo yes || echo no"
+)
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """All questions asked of one small world, by name."""
     folder = tmp_path_factory.mktemp("world")
-    (folder / "rules").write_text(ruleset([ONE, TWO], []))
+    (folder / "rules").write_text(ruleset([ONE, TWO], [], {0: [Forward("tcp", 8080, 8001)]}))
     links = [*client_commands(ONE, "eth0", "10.137.0.3"), *client_commands(TWO, "eth1", "10.137.0.3")]
     (folder / "links").write_text("\n".join(links) + "\n")
     script = _WORLD.replace('"$1_rules"', f"{folder}/rules").replace('"$1_links"', f"{folder}/links")
@@ -166,9 +171,20 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             "'import socket; socket.create_connection((\"10.137.0.3\", 8000), 1)' 2>/dev/null "
             "&& echo yes || echo no; kill $(cat pid)"
         ),
+        "world reaches a forwarded port": (
+            "(at $one python3 -m http.server 8001 >/dev/null 2>&1 & echo $! > pid); sleep 1; "
+            f"at $world {CONNECT.format('192.0.2.1', 8080)}"
+        ),
+        "world reaches another port": f"at $world {CONNECT.format('192.0.2.1', 8001)}",
+        "world reaches the client's port itself": f"at $world {CONNECT.format('10.137.0.4', 8001)}",
+        "other client reaches the forwarded port": f"at $two {CONNECT.format('10.137.0.3', 8080)}",
+        "forwarding that is taken back": (
+            f"nft -f {folder}/closed; at $world {CONNECT.format('192.0.2.1', 8080)}; kill $(cat pid)"
+        ),
         "client that is taken off": f"nft -f {folder}/without; ping_from $one 192.0.2.2",
     }
-    (folder / "without").write_text(update([TWO], []))
+    (folder / "closed").write_text(update([ONE, TWO], [], {}))
+    (folder / "without").write_text(update([TWO], [], {}))
     asked = "".join(f'echo "{name}=$({command})"\n' for name, command in questions.items())
     done = subprocess.run(
         ["unshare", "-rnpf", "--kill-child", "--mount-proc", "bash", "-c", f"{script}\ncd {folder}\nset +e\n{asked}"],
@@ -191,6 +207,11 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         ("dropped as spoofed", "1"),
         ("client's address from outside", "no"),
         ("client reaches a service of the net qube", "no"),
+        ("world reaches a forwarded port", "yes"),
+        ("world reaches another port", "no"),
+        ("world reaches the client's port itself", "no"),
+        ("other client reaches the forwarded port", "no"),
+        ("forwarding that is taken back", "no"),
         ("client that is taken off", "no"),
     ],
 )

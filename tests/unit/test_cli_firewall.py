@@ -87,3 +87,34 @@ def test_net_draws_the_chain(cli: Cli) -> None:
     assert cli.run("net").out.splitlines()[:2] == ["network card 0000:03:00.0", drawn[1]]
     rows = {row["name"]: row for row in cli.run("net", "--json").json}
     assert rows["sys-net"]["uplink"] == "pci:0000:03:00.0"
+
+
+def test_ports_are_forwarded_listed_and_taken_back(cli: Cli) -> None:
+    assert cli.run("create", "sys-net", "--label", "red").code == 0
+    assert cli.run("prefs", "sys-net", "provides_network", "True").code == 0
+    assert cli.run("prefs", "work", "netvm", "sys-net").code == 0
+    assert cli.run("forward", "work", "--add", "tcp:8080:80", "--add", "udp:53:5353").code == 0
+    shown = [line.split() for line in cli.run("forward", "work").out.splitlines()]
+    assert shown == [["PROTOCOL", "PORT", "TARGET"], ["tcp", "8080", "80"], ["udp", "53", "5353"]]
+    [line] = [line for line in cli.run("net").out.splitlines() if " work " in line]
+    assert line.endswith("← tcp 8080 → 80, udp 53 → 5353")
+    [work] = [qube for qube in cli.run("net", "--json").json if qube["name"] == "work"]
+    assert work["forwards"][0] == {"protocol": "tcp", "port": 8080, "target": 80}
+    assert cli.run("forward", "work", "--remove", "tcp:8080:80").code == 0
+    assert cli.run("forward", "work", "--json").json == [{"protocol": "udp", "port": 53, "target": 5353}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["forward", "work", "--add", "tcp:80"], "is not of the form"),
+        (["forward", "work", "--add", "tcp:80:80", "--add", "tcp:80:81"], "two places"),
+        (["forward", "work", "--remove", "tcp:80:80"], "has no forwarded port"),
+        (["features", "work", "net.forward", "tcp:80:80; drop"], "net.forward"),
+    ],
+)
+def test_ports_that_cannot_be_forwarded_are_refused(cli: Cli, arguments: list[str], words: str) -> None:
+    ran = cli.run(*arguments)
+    assert ran.code != 0
+    assert words in ran.err
+    assert cli.run("forward", "work", "--json").json == []

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "service": "Settings",
         "label": "Settings",
         "firewall": "Settings",
+        "forward": "Settings",
         "net": "Settings",
         "policy": "Settings",
         "prompt": "Settings",

@@ -25,7 +25,15 @@ from insula.model.errors import QubesException
 from insula.model.names import QubeName
 from insula.model.property_resolution import view
 from insula.model.qube import Qube
-from insula.model.qubesdb_keys import NETWORK_KEYS, client_key, firewall_keys, network_keys, valid_rules
+from insula.model.qubesdb_keys import (
+    NETWORK_KEYS,
+    client_key,
+    firewall_keys,
+    forward_keys,
+    network_keys,
+    published_firewall_keys,
+    valid_rules,
+)
 from insula.model.roles import refusal
 from insula.model.uplink import leads_outside
 
@@ -97,10 +105,15 @@ class Links:
     def _keys_for(self, client: QubeName, number: int) -> dict[str, str]:
         system = self._host.store.system
         qube = system.get(client)
-        rules = firewall_keys(qube, number, time.time())
+        now, here = time.time(), view(system, qube)
+        rules = {
+            **forward_keys(qube, number),
+            **published_firewall_keys(here, now),
+            **firewall_keys(qube, number, now),
+        }
         self._told[client] = set(rules)
         self._await_expiry(client, qube)
-        return {**rules, _path(number): client_key(view(system, qube))}
+        return {**rules, _path(number): client_key(here)}
 
     def restore(self, client: QubeName, note: tuple[str, int]) -> None:
         """A link of an earlier daemon holds: the machines were not asked to part."""
@@ -189,7 +202,7 @@ class Links:
     # -- firewall
 
     async def tell_firewall(self, client: QubeName) -> None:
-        """Have its net qube carry out the rules of a qube as they are now.
+        """Have its net qube carry out the rules of a qube, and the ports that lead to it, as they are now.
 
         :raise QubesException: it was not told; what holds are the rules before.
         """

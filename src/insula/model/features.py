@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+from insula.model import forwards
 from insula.model.errors import PermissionDenied, ProtocolError, QubesFeatureNotFoundError, QubesValueError
 from insula.model.names import ADMIN_NAME, QubeName
 from insula.model.properties import PowerStates, reset_property, set_property, view
 from insula.model.system import System
+from insula_proto.forward import ForwardError, parse_forwards
 
 MAX_FEATURE_NAME = 256
 MAX_FEATURE_VALUE = 60_000
@@ -83,6 +85,11 @@ def parse_feature_value(name: str, untrusted_value: str) -> str:
         raise QubesValueError(f"The value of feature {name} has at most {MAX_DELIVERED_VALUE} characters")
     if name.startswith(CUSTOM_PERSIST) and not _PERSIST_VALUE.fullmatch(untrusted_value):
         raise QubesValueError(f"The value of feature {name} must be /PATH or file|dir:OWNER:GROUP:MODE:/PATH")
+    if name == forwards.FEATURE:
+        try:
+            parse_forwards(untrusted_value)
+        except ForwardError as error:
+            raise QubesValueError(f"The value of feature {name}: {error}") from error
     return untrusted_value
 
 

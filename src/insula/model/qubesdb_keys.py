@@ -10,6 +10,7 @@ import base64
 from collections.abc import Iterable
 
 from insula.model.errors import QubesValueError
+from insula.model.forwards import forwards_of
 from insula.model.klass import Klass
 from insula.model.names import QubeName
 from insula.model.property_defaults import DNS_SERVERS, NETMASK
@@ -21,7 +22,10 @@ from insula.model.services import config_keys, persist_keys, service_keys
 from insula.model.system import System
 from insula.model.uplink import OUTSIDE_ADDRESS, OUTSIDE_DNS, OUTSIDE_GATEWAY, OUTSIDE_NETMASK, card_of, leads_outside
 from insula_proto.firewall import Rule, format_rule
+from insula_proto.forward import format_forwards
 
+MAX_PUBLISHED_RULES = 24
+"""Of one client, a key each and family: with them 16 clients still fit into the keys that a qube may have."""
 SEED_KEY = "/insula-seed"
 """``1``: this machine is a seed; it boots up without an identity and waits to be frozen (docs/decisions/009)."""
 REHEARSAL_KEY = "/insula-rehearsal"
@@ -193,7 +197,8 @@ def firewall_keys(qube: Qube, number: int, now: float) -> dict[str, str]:
     ``/insula-firewall/N/CC`` hold them, as many lines as fit a value each; ``/insula-firewall/N``, to be written last,
     says how many of these there are. A rule whose time is over (``now``: Unix time) is not told, nor when it will be.
 
-    Not the published keys with one rule each: 500 rules of 16 clients would be more keys than a qube may have.
+    Not the published keys with one rule each: 500 rules of 16 clients would be more keys than a qube may have. Those
+    are told besides, where they fit (:func:`published_firewall_keys`).
     """
     chunks = [""]
     for rule in valid_rules(qube.firewall, now):
@@ -203,6 +208,34 @@ def firewall_keys(qube: Qube, number: int, now: float) -> dict[str, str]:
         chunks[-1] += line
     folder = f"/insula-firewall/{number}"
     return {**{f"{folder}/{index:02}": chunk for index, chunk in enumerate(chunks)}, folder: str(len(chunks))}
+
+
+def published_firewall_keys(here: View, now: float) -> dict[str, str]:
+    """``/qubes-firewall/IP/…``: the rules of a client as published agents of net qubes read them (agent-services §13).
+
+    The last key of each address, to be written last, says that they are complete. Nothing of a client with more than
+    :data:`MAX_PUBLISHED_RULES`.
+    """
+    rules = valid_rules(here.subject.firewall, now)
+    if len(rules) > MAX_PUBLISHED_RULES:
+        return {}
+    keys: dict[str, str] = {}
+    for family, prop in ((4, "ip"), (6, "ip6")):
+        if here.value(prop) is None:
+            continue
+        folder = f"/qubes-firewall/{here.text(prop)}"
+        keys[f"{folder}/policy"] = "drop"
+        for number, rule in enumerate(rules):
+            if rule.target is None or rule.target.family in (None, family):
+                keys[f"{folder}/{number:04}"] = format_rule(rule, for_guest=True)
+        keys[folder] = ""
+    return keys
+
+
+def forward_keys(qube: Qube, number: int) -> dict[str, str]:
+    """``/insula-forward/N``: which ports of a net qube lead to the client behind its interface ``number``."""
+    forwards = forwards_of(qube)
+    return {f"/insula-forward/{number}": format_forwards(forwards)} if forwards else {}
 
 
 def valid_rules(rules: Iterable[Rule], now: float) -> list[Rule]:

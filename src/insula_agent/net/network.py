@@ -22,13 +22,17 @@ from insula_agent.net.card import Card
 from insula_agent.net.firewall_rules import closed_table
 from insula_agent.net.interfaces import GATEWAY_KEY, GATEWAY_MAC, NetworkError, Uplink
 from insula_agent.net.rules import CLIENT_GROUP, PUBLISHED_DNS, Client, ruleset, update
+from insula_proto.forward import ForwardError, parse_forwards
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from insula_proto.forward import Forward
+
 LINK_PREFIX = "/insula-link/"
 FIREWALL_PREFIX = "/insula-firewall/"
+FORWARD_PREFIX = "/insula-forward/"
 FIREWALL_FOLDER = "/run/insula/firewall"
 LAUNCHER = "/usr/lib/insula/insula_agent/net/firewall_start.py"
 MAX_PARTS_DIGITS = 2
@@ -90,6 +94,20 @@ def clients_of(keys: Mapping[str, bytes]) -> dict[int, Client]:
             found[int(digits)] = Client(int(digits), value)
         except NetworkError as error:
             log(str(error))
+    return found
+
+
+def forwards_of(keys: Mapping[str, bytes]) -> dict[int, list[Forward]]:
+    """Ports that lead to clients, by number of the link; a value that is no list of them leads nowhere."""
+    found = {}
+    for path, value in keys.items():
+        digits = path[len(FORWARD_PREFIX) :]
+        if not path.startswith(FORWARD_PREFIX) or not digits.isdigit():
+            continue
+        try:
+            found[int(digits)] = parse_forwards(value.decode("ascii", "replace"))
+        except ForwardError as error:
+            log(f"link {digits}: {error}")
     return found
 
 
@@ -359,11 +377,13 @@ class Network:
     def _load_rules(self) -> None:
         clients = [self._clients[number] for number in sorted(self._clients)]
         make = ruleset if self._rules is None else update
-        dns = [] if roles.names(self._services) else self._real_dns()
-        rules = update(clients, dns)
+        has_role = bool(roles.names(self._services))
+        # A qube with a role leads nowhere but where its role does, in neither direction.
+        dns, forwards = ([], {}) if has_role else (self._real_dns(), forwards_of(self._keys))
+        rules = update(clients, dns, forwards)
         if rules == self._rules:
             return
-        text = make(clients, dns)
+        text = make(clients, dns, forwards)
         if self._rules is None:
             # In one go: there is no moment without them.
             text += roles.ruleset(self._services)
@@ -469,7 +489,9 @@ class Network:
 
 def is_of_network(path: str) -> bool:
     """Whether a key says something of the network."""
-    return path.startswith((LINK_PREFIX, FIREWALL_PREFIX, GATEWAY_KEY, CARD_KEY, *UPLINK_PREFIXES, *DNS_PREFIXES))
+    return path.startswith(
+        (LINK_PREFIX, FIREWALL_PREFIX, FORWARD_PREFIX, GATEWAY_KEY, CARD_KEY, *UPLINK_PREFIXES, *DNS_PREFIXES)
+    )
 
 
 def _switch_off_ip6(name: str) -> None:

@@ -4,7 +4,7 @@ The names of tables, sets and user chains are the published ones (agent-services
 know them work; what these put into the user chains stays when clients come and go. Three things are never left open:
 
 * a packet from a client passes only if its link and its source address belong together (``allowed``);
-* nothing goes from one client to another, and nothing new comes in from outside;
+* nothing goes from one client to another, and nothing new comes in from outside but to ports that were forwarded;
 * IPv6 follows the same rules in a table of its own, and its set is empty unless a client was given such an address.
 
 ``nft`` takes a text whole or not at all, so there is no moment between two sets of rules.
@@ -14,8 +14,19 @@ from __future__ import annotations
 
 from insula_agent.net.interfaces import NetworkError, parse_ip4, parse_ip6, parse_mac
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from insula_proto.forward import Forward
+
+    Forwards = Mapping[int, Sequence[Forward]]
+    """Number of a link → ports that lead to its client."""
+
 CLIENT_GROUP = 2
 """Interfaces of clients (agent-services §12)."""
+FORWARD = "dnat-in"
+"""Chain of the ports that lead from outside to clients; ours."""
 PUBLISHED_DNS = ("10.139.1.1", "10.139.1.2")
 """What clients are told their name servers are (agent-services §12)."""
 MAX_CLIENT_NUMBER = 9999
@@ -47,18 +58,20 @@ class Client:
     __hash__ = None  # type: ignore[assignment]
 
 
-def ruleset(clients: list[Client], dns: list[str]) -> str:
+def ruleset(clients: list[Client], dns: list[str], forwards: Forwards) -> str:
     """All rules, in place of those before. ``dns``: real name servers; empty: those of the next net qube."""
-    return "\n".join([*_table("ip"), *_table("ip6"), update(clients, dns)])
+    return "\n".join([*_table("ip"), *_table("ip6"), update(clients, dns, forwards)])
 
 
-def update(clients: list[Client], dns: list[str]) -> str:
-    """What changes in rules that were taken when clients or name servers do."""
+def update(clients: list[Client], dns: list[str], forwards: Forwards) -> str:
+    """What changes in rules that were taken when clients, name servers or forwarded ports do."""
     lines = [
         *_contents("ip", [(client.interface, client.ip) for client in clients]),
         *_contents("ip6", [(client.interface, client.ip6) for client in clients if client.ip6 is not None]),
         "flush chain ip qubes dnat-dns",
         *_dns_rules(dns),
+        f"flush chain ip qubes {FORWARD}",
+        *_forward_rules(clients, forwards),
     ]
     return "\n".join(lines) + "\n"
 
@@ -94,6 +107,9 @@ def _table(family: str) -> list[str]:
         "  chain dnat-dns {",
         "    type nat hook prerouting priority dstnat; policy accept;",
         "  }",
+        f"  chain {FORWARD} {{",
+        "    type nat hook prerouting priority dstnat; policy accept;",
+        "  }",
         "  chain postrouting {",
         "    type nat hook postrouting priority srcnat; policy accept;",
         f"    oifgroup {CLIENT_GROUP} accept",
@@ -118,6 +134,7 @@ def _table(family: str) -> list[str]:
         "    jump custom-forward",
         "    ct state invalid counter drop",
         "    ct state established,related accept",
+        f"    iifgroup != {CLIENT_GROUP} oifgroup {CLIENT_GROUP} ct status dnat accept",
         f"    oifgroup {CLIENT_GROUP} counter drop",
         f"    iifgroup {CLIENT_GROUP} accept",
         "  }",
@@ -134,3 +151,16 @@ def _dns_rules(dns: list[str]) -> list[str]:
         for published, real in ((PUBLISHED_DNS[0], dns[0]), (PUBLISHED_DNS[1], dns[-1]))
         for protocol in ("udp", "tcp")
     ]
+
+
+def _forward_rules(clients: list[Client], forwards: Forwards) -> list[str]:
+    """What is addressed to this qube from outside; a port that two clients want leads to the first."""
+    taken: set[tuple[str, int]] = set()
+    lines = []
+    for client in clients:
+        for forward in forwards.get(client.number, ()):
+            if (forward.protocol, forward.port) not in taken:
+                taken.add((forward.protocol, forward.port))
+                match = f'iifgroup != {CLIENT_GROUP} iifname != "lo" {forward.protocol} dport {forward.port}'
+                lines.append(f"add rule ip qubes {FORWARD} {match} dnat to {client.ip}:{forward.target}")
+    return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from insula.admin.call import Call, Context
-from insula.model import features
+from insula.model import features, forwards
 from insula.model.errors import ProtocolError, QubesVMNotHaltedError
 from insula.model.features import Lookup
 from insula.model.roles import FIXED_WHILE_ON
@@ -38,6 +38,7 @@ async def set_feature(context: Context, call: Call) -> str:
         raise ProtocolError(f"The value of feature {name} must be printable ASCII") from None
     value = features.parse_feature_value(name, untrusted_value)
     context.commit(features.set_feature(context.store.system, call.dest.name, name, value, context.engine.power_state))
+    await _carry_out(context, call, name)
     return ""
 
 
@@ -45,6 +46,7 @@ async def remove(context: Context, call: Call) -> str:
     features.check_client_may_change(call.untrusted_arg)
     _check_is_off(context, call, call.untrusted_arg)
     context.commit(features.remove_feature(context.store.system, call.dest.name, call.untrusted_arg))
+    await _carry_out(context, call, call.untrusted_arg)
     return ""
 
 
@@ -52,3 +54,8 @@ def _check_is_off(context: Context, call: Call, name: str) -> None:
     """:raise QubesVMNotHaltedError: others rely on what the running qube was told at its start."""
     if name in FIXED_WHILE_ON and context.engine.power_state(call.dest.name).is_on:
         raise QubesVMNotHaltedError(f"{call.dest.name} must be halted to change its feature {name}")
+
+
+async def _carry_out(context: Context, call: Call, name: str) -> None:
+    if name == forwards.FEATURE:
+        await context.engine.firewall_changed(call.dest.name)

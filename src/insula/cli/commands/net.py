@@ -8,11 +8,13 @@ import typer
 
 from insula.admin.client import AdminClient
 from insula.cli import output
+from insula.cli.commands.forward import as_object, load, text_of
 from insula.cli.commands.ls import Line, describe
 from insula.cli.connection import with_daemon
 from insula.cli.options import Json
 from insula.model.klass import Klass
 from insula.model.uplink import CARD_PREFIX, Uplink
+from insula_proto.forward import Forward
 
 OUTSIDE = "the network of this computer"
 NOWHERE = "nowhere"
@@ -24,27 +26,33 @@ app = typer.Typer(add_completion=False)
 def net(as_json: Json = False) -> None:
     """Draw who reaches the network through whom, and who has none."""
 
-    async def work(client: AdminClient) -> tuple[list[Line], dict[str, str]]:
+    async def work(client: AdminClient) -> tuple[list[Line], dict[str, str], dict[str, list[Forward]]]:
         rows = [row for row in await client.list_qubes() if row.klass not in (Klass.ADMINVM, Klass.REMOTEVM)]
         lines = await describe(client, rows)
         uplinks = [(line.row.name, await client.get_property("uplink", line.row.name)) for line in lines]
-        return lines, {name: uplink.value for name, uplink in uplinks if uplink.value != Uplink.NONE}
+        outside = {name: uplink.value for name, uplink in uplinks if uplink.value != Uplink.NONE}
+        return lines, outside, {line.row.name: await load(client, line.row.name) for line in lines if line.netvm}
 
-    lines, outside = with_daemon(work)
+    lines, outside, forwards = with_daemon(work)
     if as_json:
-        output.print_json([_as_object(line, outside) for line in lines])
+        output.print_json([_as_object(line, outside, forwards.get(line.row.name, ())) for line in lines])
         return
-    for text in tree(lines, outside):
+    for text in tree(lines, outside, forwards):
         output.print_line(text)
 
 
-def _as_object(line: Line, outside: Mapping[str, str]) -> dict[str, object]:
-    uplink = outside.get(line.row.name, Uplink.NONE.value)
-    return {"name": line.row.name, "netvm": line.netvm or None, "uplink": uplink, "state": line.row.state.value}
+def _as_object(line: Line, outside: Mapping[str, str], forwards: Sequence[Forward]) -> dict[str, object]:
+    return {
+        "name": line.row.name,
+        "netvm": line.netvm or None,
+        "uplink": outside.get(line.row.name, Uplink.NONE.value),
+        "state": line.row.state.value,
+        "forwards": [as_object(one) for one in forwards],
+    }
 
 
-def tree(lines: Sequence[Line], outside: Mapping[str, str]) -> Iterator[str]:
-    """A line each; ``outside``: the uplink of those that have one."""
+def tree(lines: Sequence[Line], outside: Mapping[str, str], forwards: Mapping[str, Sequence[Forward]]) -> Iterator[str]:
+    """A line each; ``outside``: the uplink of those that have one; ``forwards``: ports of net qubes that lead there."""
     clients: dict[str, list[Line]] = {}
     for line in lines:
         clients.setdefault(line.netvm, []).append(line)
@@ -65,14 +73,18 @@ def tree(lines: Sequence[Line], outside: Mapping[str, str]) -> Iterator[str]:
     for title, members in (*below.items(), (NOWHERE, lonely)):
         if members:
             yield title
-            yield from _branches(members, clients, "")
+            yield from _branches(members, clients, forwards, "")
     if without:
         yield f"no network: {', '.join(without)}"
 
 
-def _branches(members: Sequence[Line], clients: dict[str, list[Line]], indent: str) -> Iterator[str]:
+def _branches(
+    members: Sequence[Line], clients: dict[str, list[Line]], forwards: Mapping[str, Sequence[Forward]], indent: str
+) -> Iterator[str]:
     for line in members:
         is_last = line is members[-1]
-        yield f"{indent}{'└─' if is_last else '├─'} {line.row.name}  {line.row.state.value}  {line.ip}".rstrip()
+        ports = ", ".join(map(text_of, forwards.get(line.row.name, ())))
+        words = (line.row.name, line.row.state.value, line.ip, f"← {ports}" if ports else "")
+        yield f"{indent}{'└─' if is_last else '├─'} {'  '.join(word for word in words if word)}"
         below = indent + ("   " if is_last else "│  ")
-        yield from _branches(clients.get(line.row.name, []), clients, below)
+        yield from _branches(clients.get(line.row.name, []), clients, forwards, below)
