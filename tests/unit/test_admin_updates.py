@@ -64,6 +64,36 @@ async def test_caller_who_goes_leaves_the_template_as_it_was(daemon: AdminDaemon
     assert TEMPLATE in daemon.engine.killed
 
 
+async def test_machine_that_stands_still_on_a_full_disk_ends_the_update(
+    daemon: AdminDaemon, client: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updates, "LOOK_S", 0.05)
+    async with aclosing(client.stream("insula.update.Open", TEMPLATE)) as stream:
+        await anext(stream)
+        daemon.engine.states[TEMPLATE] = PowerState.PAUSED
+        ended = await anext(stream)
+        assert ended.kwargs["kept"] == "False"
+        assert "disk is full" in ended.kwargs["why"]
+    await until_halted(daemon)
+    assert TEMPLATE in daemon.engine.killed
+
+
+async def test_machine_that_somebody_pauses_does_not(
+    daemon: AdminDaemon, client: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updates, "LOOK_S", 0.05)
+    async with aclosing(client.stream("insula.update.Open", TEMPLATE)) as stream:
+        await anext(stream)
+        await client.call("admin.vm.Pause", TEMPLATE)
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await client.call("admin.vm.Unpause", TEMPLATE)
+        await client.shutdown(TEMPLATE, wait=True)
+        assert (await waiting).kwargs["kept"] == "True"
+    await until_halted(daemon)
+
+
 async def test_killed_machine_is_not_called_kept(daemon: AdminDaemon, client: AdminClient) -> None:
     async with aclosing(client.stream("insula.update.Open", TEMPLATE)) as stream:
         await anext(stream)

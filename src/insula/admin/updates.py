@@ -15,6 +15,7 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
+from insula.events.bus import Listener
 from insula.events.types import Event
 from insula.hal.errors import HalError
 from insula.model.errors import InsulaError, QubesException, QubesVMNotHaltedError, QubesVMNotStartedError
@@ -29,11 +30,15 @@ if TYPE_CHECKING:
 READY = "update-ready"
 """First event: the template is up; ``rpc_socket`` is where its package manager is run."""
 ENDED = "update-ended"
-"""Last event: its machine has ended. ``kept`` is ``True`` if it was shut down, and its root so committed."""
+"""Last event: its machine has ended, or ends now. ``kept`` is ``True`` if it was shut down, and its root so committed;
+``why`` says why it was ended, where that was not the caller's wish."""
 UPDATING = "insula-updating"
 """Feature of a template whose update has begun and not ended."""
 KLASSES = frozenset({Klass.TEMPLATEVM})
 """What can be put back as a whole: others keep what they wrote."""
+
+LOOK_S = 5.0
+"""Between looks at whether the machine goes on: nobody tells when the host's disk takes no more of what it writes."""
 
 _log = logging.getLogger("insula.admin")
 
@@ -65,15 +70,37 @@ async def hold(context: Context, template: Qube) -> AsyncGenerator[Event, None]:
         with context.bus.listen() as events:
             await context.engine.start(template.name)
             yield Event(template.name, READY, {"rpc_socket": str(context.rpc_socket(template.name))})
-            async for event in events:
-                if event.subject == template.name and event.name == "domain-shutdown":
-                    break
-            kept = context.engine.ended_cleanly(template.name)
-            _log.info("%s: updated: %s", template.name, "kept" if kept else "not kept")
-            yield Event(template.name, ENDED, {"kept": str(kept)})
+            why = await _wait_for_end(context, events, template.name)
+            kept = not why and context.engine.ended_cleanly(template.name)
+            _log.info("%s: updated: %s", template.name, "kept" if kept else f"not kept {why}".strip())
+            yield Event(template.name, ENDED, {"kept": str(kept), "why": why})
     finally:
         # Also where the caller is gone and this is being cancelled.
         await asyncio.shield(asyncio.ensure_future(_end(context, template.name)))
+
+
+async def _wait_for_end(context: Context, events: Listener, name: QubeName) -> str:
+    """Empty once its machine has ended; why not, if it stands still and nobody has asked for that."""
+    is_paused = False
+    while True:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                event = await anext(events)
+        except TimeoutError:
+            if not is_paused and context.engine.power_state(name) is PowerState.PAUSED:
+                return "it stood still: the host's disk is full, or cannot be written to"
+            continue
+        except StopAsyncIteration:
+            return ""
+        if event.subject != name:
+            continue
+        match event.name:
+            case "domain-shutdown":
+                return ""
+            case "domain-pre-paused":
+                is_paused = True
+            case "domain-unpaused":
+                is_paused = False
 
 
 def _mark(context: Context, name: QubeName, value: str | None) -> None:

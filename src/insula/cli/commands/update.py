@@ -10,7 +10,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from insula.admin.client import AdminClient, MalformedAnswer
+from insula.admin.client import AdminClient, EventRecord, MalformedAnswer
 from insula.cli import completion
 from insula.cli.batch import Words, run_on
 from insula.cli.connection import with_daemon
@@ -38,6 +38,10 @@ MAX_LOG = 16 << 20
 PIECE = 65536
 SHOWN = 60
 """Characters of the package manager's words beside the progress."""
+COMPLAINTS = ("E: ", "Error: ", "error: ")
+"""How apt, dnf and pacman begin what went wrong."""
+MAX_COMPLAINT = 300
+"""Characters of the last complaint, shown with a failure."""
 LIMIT_S = 2 * 3600.0
 
 app = typer.Typer(add_completion=False)
@@ -79,25 +83,64 @@ async def update_one(client: AdminClient, name: str, step: Step) -> None:
         ready = await anext(stream, None)
         if ready is None or ready.name != "update-ready":
             raise MalformedAnswer("the daemon ended the connection before the template was up")
-        code = await _run(Path(ready.kwargs["rpc_socket"]), log, step)
-        if code not in (0, NOTHING_TO_DO):
-            why = PROBLEMS.get(code, f"insula.Update ended with {code}")
-            raise CliError(f"{name} is as before: {why}", hint=f"what was printed: {log}")
-        step.update("shutting down")
-        await client.shutdown(name, wait=True)
-        ended = await anext(stream, None)
-        if ended is None or ended.kwargs.get("kept") != "True":
-            raise CliError(f"{name} is as before: it did not shut down cleanly", hint=f"insula console {name}")
+        words = _Words(step)
+        ending = asyncio.ensure_future(anext(stream, None))
+        running = asyncio.create_task(_run(Path(ready.kwargs["rpc_socket"]), log, words), name=f"update of {name}")
+        try:
+            await asyncio.wait((ending, running), return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                raise _ended(name, ending.result())
+            code = running.result()
+            if code not in (0, NOTHING_TO_DO):
+                why = PROBLEMS.get(code, f"insula.Update ended with {code}")
+                last = f": {words.complaint}" if words.complaint else ""
+                raise CliError(f"{name} is as before: {why}{last}", hint=f"what was printed: {log}")
+            step.update("shutting down")
+            await client.shutdown(name, wait=True)
+            ended = await ending
+            if ended is None or ended.kwargs.get("kept") != "True":
+                raise _ended(name, ended)
+        finally:
+            for task in (running, ending):
+                task.cancel()
+            await asyncio.gather(running, ending, return_exceptions=True)
     if code == NOTHING_TO_DO:
         step.note = "has nothing to update"
 
 
-async def _run(rpc_socket: Path, log: Path, step: Step) -> int:
+def _ended(name: str, event: EventRecord | None) -> CliError:
+    """What is told of a template that was not shut down when its update was done."""
+    why = event.kwargs.get("why") if event is not None else ""
+    return CliError(f"{name} is as before: {why or 'it did not shut down cleanly'}", hint=f"insula console {name}")
+
+
+class _Words:
+    """What the package manager says: its last line is shown while it works, its last complaint if it failed."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.complaint = ""
+        """Made harmless for a terminal; empty: it had none."""
+        self._untrusted_rest = b""
+        """A line that has begun."""
+
+    def hear(self, untrusted_piece: bytes) -> None:
+        *complete, rest = (self._untrusted_rest + untrusted_piece).split(b"\n")
+        self._untrusted_rest = rest[:PIECE]
+        lines = [line.decode("utf-8", "replace") for line in (*complete, rest) if line.strip()]
+        for line in lines:
+            if line.startswith(COMPLAINTS):
+                self.complaint = visible(line.strip())[:MAX_COMPLAINT]
+        if lines:
+            self._step.update(visible(lines[-1].strip())[:SHOWN])
+
+
+async def _run(rpc_socket: Path, log: Path, words: _Words) -> int:
     """Run the package manager, its words going to the log; its exit code. :raise CliError: it could not be run."""
     log.parent.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     with os.fdopen(reader, "rb", buffering=0) as source, _private(log) as target:
-        keeping = asyncio.create_task(_keep(source, target, step), name="log of an update")
+        keeping = asyncio.create_task(_keep(source, target, words), name="log of an update")
         try:
             return await run(rpc_socket, COMMAND, user="root", stdout=writer, stderr=writer, timeout=LIMIT_S)
         except RpcError as error:
@@ -113,8 +156,8 @@ def _private(log: Path) -> BinaryIO:
     return os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb", buffering=0)
 
 
-async def _keep(source: BinaryIO, target: BinaryIO, step: Step) -> None:
-    """Write what comes to the log, as much of it as a log may have, and show its last line."""
+async def _keep(source: BinaryIO, target: BinaryIO, words: _Words) -> None:
+    """Write what comes to the log, as much of it as a log may have, and hear it."""
     stream = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), source)
@@ -122,7 +165,5 @@ async def _keep(source: BinaryIO, target: BinaryIO, step: Step) -> None:
     while untrusted_piece := await stream.read(PIECE):
         target.write(untrusted_piece[:left])
         left -= min(left, len(untrusted_piece))
-        lines = untrusted_piece.decode("utf-8", "replace").splitlines()
-        if lines and lines[-1].strip():
-            step.update(visible(lines[-1].strip())[:SHOWN])
+        words.hear(untrusted_piece)
     transport.close()
