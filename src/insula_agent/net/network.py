@@ -358,7 +358,7 @@ class Network:
         self._look_for_interfaces()
         if roles.VPN in self._services and self._tunnel_dns is None:
             # One that was there before this agent.
-            self._look_for_tunnel()
+            self.look_for_tunnel()
 
     def _set_up_firewall(self) -> None:
         """Rules of the clients there are; nobody else's. :raise OSError:"""
@@ -410,7 +410,7 @@ class Network:
                 # It is there already if this agent was started again; without it the rules let nothing pass.
                 log(f"net qube: {line}: {error}")
 
-    def _look_for_tunnel(self) -> None:
+    def look_for_tunnel(self) -> None:
         """Send what clients send into the interface that is the tunnel now, if there is one."""
         name = interfaces.first_of_group(roles.TUNNEL_GROUP)
         if name is None:
@@ -456,7 +456,7 @@ class Network:
             log(f"net qube: {error}")
         self._look_for_interfaces(by_notice=True)
         if roles.VPN in self._services and self._rules is not None:
-            self._look_for_tunnel()
+            self.look_for_tunnel()
 
     def _look_for_interfaces(self, *, by_notice: bool = False) -> None:
         """Set up the interfaces that are there for clients who wait; look again for those that are not."""

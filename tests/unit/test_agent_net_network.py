@@ -1,0 +1,108 @@
+"""In which order a net qube with a role opens and closes; what it does to the kernel is written down, not done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from insula_agent import files, programs
+from insula_agent.loop import Loop
+from insula_agent.net import interfaces, network, roles
+from insula_agent.net.network import FORWARDING, Network
+
+KEYS = {
+    "/qubes-mac": b"00:16:3e:5e:6c:00",
+    "/qubes-ip": b"10.137.0.4",
+    "/qubes-netmask": b"255.255.255.255",
+    "/qubes-gateway": b"10.137.0.3",
+    "/qubes-netvm-gateway": b"10.137.0.4",
+    "/qubes-primary-dns": b"10.139.1.1",
+}
+
+
+class Steps(list[str]):
+    """What was done, in order; a program that gets a text with one of the ``refused`` words in it fails."""
+
+    refused: Sequence[str] = ()
+
+    def index_of(self, word: str) -> int:
+        return next(number for number, step in enumerate(self) if word in step)
+
+    def has(self, word: str) -> bool:
+        return any(word in step for step in self)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    made = Steps()
+
+    def run(argv: Sequence[str], accept: int = 0, stdin: str | None = None) -> int:
+        text = f"{argv[0]}: {stdin}"
+        if any(word in text for word in made.refused):
+            raise programs.ProgramFailed(argv[0])
+        made.append(text)
+        return accept
+
+    def write(path: str, text: str, mode: int = 0o644) -> None:
+        del mode
+        made.append(f"{path}: {text}")
+
+    monkeypatch.setattr(programs, "run", run)
+    monkeypatch.setattr(files, "write", write)
+    monkeypatch.setattr(files, "change", write)
+    # No notices of this machine's interfaces.
+    monkeypatch.setattr(Network, "_listen", lambda _: None)
+    monkeypatch.setattr(interfaces, "names_by_mac", lambda *_: {"00:16:3e:5e:6c:00": "eth0"})
+    monkeypatch.setattr(interfaces, "first_of_group", lambda *_: None)
+    return made
+
+
+@pytest.mark.parametrize("role", [roles.VPN, roles.TOR])
+def test_rules_of_a_role_hold_before_its_uplink_has_an_address(steps: Steps, role: str) -> None:
+    """MC-83, MC-84"""
+    Network(Loop()).begin(KEYS, frozenset({"qubes-network", role}))
+    assert steps.index_of("table inet insula-") < steps.index_of("address replace 10.137.0.4/32 dev eth0")
+
+
+@pytest.mark.parametrize("role", [roles.VPN, roles.TOR])
+def test_rules_of_a_role_that_are_not_taken_leave_the_qube_without_a_way_out(steps: Steps, role: str) -> None:
+    """MC-84"""
+    steps.refused = ("table inet insula-",)
+    Network(Loop()).begin(KEYS, frozenset({"qubes-network", role}))
+    assert steps == []
+
+
+def test_vpn_forwards_only_once_clients_are_routed_to_the_tunnel(steps: Steps) -> None:
+    Network(Loop()).begin(KEYS, frozenset({"qubes-network", roles.VPN}))
+    assert steps.index_of("lookup 5300") < steps.index_of(FORWARDING)
+    assert steps.index_of("unreachable default table 5300") < steps.index_of(FORWARDING)
+    # Its clients' questions are not led to the name servers of its own uplink.
+    assert not steps.has("dnat-dns ip daddr")
+
+
+def test_tor_gateway_never_forwards(steps: Steps) -> None:
+    Network(Loop()).begin(KEYS, frozenset({"qubes-network", roles.TOR}))
+    assert not steps.has(FORWARDING)
+    assert not steps.has("5300 priority")
+
+
+def test_net_qube_without_a_role_has_none_of_it(steps: Steps) -> None:
+    Network(Loop()).begin(KEYS, frozenset({"qubes-network"}))
+    assert steps.has(FORWARDING)
+    assert not steps.has("insula-")
+
+
+def test_tunnel_that_is_there_is_where_clients_packets_and_questions_go(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interfaces, "first_of_group", lambda *_: "wg0")
+    monkeypatch.setattr(network.files, "read", lambda path: "nameserver 10.8.0.1\n" if path == roles.DNS_FILE else "")
+    net = Network(Loop())
+    net.begin(KEYS, frozenset({"qubes-network", roles.VPN}))
+    assert steps.has("route replace default dev wg0 table 5300")
+    assert steps.has("dnat ip to 10.8.0.1")
+    told = len(steps)
+    # A notice of the kernel's: the route is set again, for it may have been lost; name servers are told once.
+    net.look_for_tunnel()
+    assert steps[told:] == ["ip: route replace default dev wg0 table 5300\n"]
