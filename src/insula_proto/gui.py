@@ -505,6 +505,34 @@ class Painted(Fixed):
         self._fill(window=window)
 
 
+class Keyboard(Message):
+    """Ours, to an agent that uses frame memory: how the host's keyboard is laid out, in XKB's names (ASCII). Which of
+    several layouts is active comes with each key, in bits 13 and 14 of ``state``."""
+
+    __slots__ = ("layout", "options", "variant")
+    kind = 0x8003
+    layout: bytes
+    variant: bytes
+    options: bytes
+
+    def __init__(self, window: int, layout: bytes, variant: bytes, options: bytes) -> None:
+        self._fill(window=window, layout=layout, variant=variant, options=options)
+
+
+class Screens(Message):
+    """Ours, to an agent that uses frame memory: the host's screens, whenever they change. Each is x, y, width, height
+    in pixels, then width and height in millimetres (0: not known)."""
+
+    __slots__ = ("dpi", "monitors")
+    kind = 0x8004
+    dpi: int
+    """Dots to the inch, for text."""
+    monitors: tuple[tuple[int, int, int, int, int, int], ...]
+
+    def __init__(self, window: int, dpi: int, monitors: tuple[tuple[int, int, int, int, int, int], ...]) -> None:
+        self._fill(window=window, dpi=dpi, monitors=monitors)
+
+
 class Unknown(Message):
     """From the host: a type this side does not know; its body was skipped (§3). Never encoded."""
 
@@ -522,5 +550,5 @@ FROM_AGENT = (
 )  # fmt: skip
 FROM_HOST = (
     Key, Button, Motion, Crossing, Focus, Destroy, Map, Configure, Close, ClipboardRequest, ClipboardData, KeymapNotify,
-    WindowFlags, DumpAcknowledged, Painted,
+    WindowFlags, DumpAcknowledged, Painted, Keyboard, Screens,
 )  # fmt: skip

@@ -25,8 +25,10 @@ from insula_proto.gui import (
     FramePicture,
     GrantPicture,
     Icon,
+    Keyboard,
     Message,
     Painted,
+    Screens,
 )
 from insula_proto.gui_wire import Decoder, encode
 from insula_proto.value import Value
@@ -176,7 +178,7 @@ class HostEnd(_End):
         """The host's half of the handshake; messages may be sent after it."""
         if self.minor is None:
             raise LocalProtocolError("the agent has not said its version yet")
-        unwanted: list[type[Message]] = [] if self._uses_frames else [Painted]
+        unwanted: list[type[Message]] = [] if self._uses_frames else [Painted, Keyboard, Screens]
         if self.minor < DESTROY_IS_ACKNOWLEDGED:
             unwanted.append(Destroy)
         if self.minor < DUMPS_ARE_ACKNOWLEDGED:

@@ -21,8 +21,10 @@ from insula_proto.gui import (
     FramePicture,
     GrantPicture,
     Icon,
+    Keyboard,
     KeymapNotify,
     Message,
+    Screens,
     Title,
     Unknown,
     WindowClass,
@@ -37,6 +39,9 @@ HEADER = struct.Struct("<III")
 _DUMP = struct.Struct("<IIII")
 _FRAME = struct.Struct("<QI")
 _ICON = struct.Struct("<II")
+_DPI = struct.Struct("<I")
+_MONITOR = struct.Struct("<iiIIII")
+_OPTIONS_SIZE = 4 * limits.GUI_KEYBOARD_SIZE
 _BITS_PER_PIXEL = 24
 _REFERENCE_SIZE = 4
 _KEYMAP_SIZE = 32
@@ -88,6 +93,11 @@ def _encode_body(message: Message) -> bytes:
         return dump + _FRAME.pack(message.offset, message.width * limits.GUI_BYTES_PER_PIXEL)
     if isinstance(message, Icon):
         return _ICON.pack(message.width, message.height) + message.pixels
+    if isinstance(message, Keyboard):
+        size = limits.GUI_KEYBOARD_SIZE
+        return _text(message.layout, size) + _text(message.variant, size) + _text(message.options, _OPTIONS_SIZE)
+    if isinstance(message, Screens):
+        return _DPI.pack(message.dpi) + b"".join([_MONITOR.pack(*monitor) for monitor in message.monitors])
     raise LocalProtocolError(f"{type(message).__name__} is not sent")
 
 
@@ -183,6 +193,30 @@ def _decode_icon(window: int, untrusted_body: bytes) -> Message:
     return Icon(window, width, height, pixels)
 
 
+def _decode_keyboard(window: int, untrusted_body: bytes) -> Message:
+    size = limits.GUI_KEYBOARD_SIZE
+    fields = untrusted_body[:size], untrusted_body[size : 2 * size], untrusted_body[2 * size :]
+    layout, variant, options = [_untrusted_text(field) for field in fields]
+    if not (layout + variant + options).isascii():
+        raise RemoteProtocolError("a keyboard whose names are not ASCII")
+    return Keyboard(window, layout, variant, options)
+
+
+def _decode_screens(window: int, untrusted_body: bytes) -> Message:
+    (dpi,) = _DPI.unpack_from(untrusted_body)
+    rest = untrusted_body[_DPI.size :]
+    if not limits.GUI_MIN_DPI <= dpi <= limits.GUI_MAX_DPI:
+        raise RemoteProtocolError(f"{dpi} dots to the inch")
+    if not rest or len(rest) % _MONITOR.size:
+        raise RemoteProtocolError(f"screens in {len(untrusted_body)} bytes")
+    monitors = tuple(_MONITOR.iter_unpack(rest))
+    for x, y, width, height, *_ in monitors:
+        fits = 0 < width <= limits.GUI_MAX_WIDTH and 0 < height <= limits.GUI_MAX_HEIGHT
+        if not fits or not (0 <= x <= limits.GUI_MAX_WIDTH and 0 <= y <= limits.GUI_MAX_HEIGHT):
+            raise RemoteProtocolError(f"screen of {width} x {height} at {x},{y}")
+    return Screens(window, dpi, monitors)
+
+
 def _untrusted_text(untrusted_field: bytes) -> bytes:
     """What stands before the first NUL; the last byte is none of the text, as in the published daemon."""
     return untrusted_field[:-1].partition(b"\0")[0]
@@ -204,6 +238,10 @@ def decode_body(kind: int, window: int, untrusted_body: bytes) -> Message:
         return WindowClass(window, _untrusted_text(untrusted_body[:size]), _untrusted_text(untrusted_body[size:]))
     if kind == KeymapNotify.kind:
         return KeymapNotify(window, untrusted_body)
+    if kind == Keyboard.kind:
+        return _decode_keyboard(window, untrusted_body)
+    if kind == Screens.kind:
+        return _decode_screens(window, untrusted_body)
     if kind == Icon.kind:
         return _decode_icon(window, untrusted_body)
     raise RemoteProtocolError(f"message type {kind} is not read here")
@@ -216,6 +254,8 @@ _LENGTHS: dict[type[Message], tuple[int, int]] = {
     Title: (limits.GUI_TITLE_SIZE,) * 2,
     WindowClass: (2 * limits.GUI_CLASS_SIZE,) * 2,
     KeymapNotify: (_KEYMAP_SIZE,) * 2,
+    Keyboard: (2 * limits.GUI_KEYBOARD_SIZE + _OPTIONS_SIZE,) * 2,
+    Screens: (_DPI.size + _MONITOR.size, _DPI.size + limits.GUI_MAX_MONITORS * _MONITOR.size),
     Icon: (_ICON.size, _ICON.size + picture_size(limits.GUI_MAX_ICON, limits.GUI_MAX_ICON)),
     GrantPicture: _GRANT_LENGTHS,
     FramePicture: _FRAME_LENGTHS,

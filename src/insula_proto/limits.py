@@ -101,6 +101,12 @@ GUI_CLASS_SIZE = 64
 GUI_MAX_ICON = 64
 """Pixels of a side of a window's icon; desktops show them smaller."""
 
+GUI_MAX_MONITORS = 16
+GUI_MIN_DPI, GUI_MAX_DPI = 48, 480
+
+GUI_KEYBOARD_SIZE = 64
+"""Bytes of the names of a layout and of its variant, each with its NUL; options have four times as many."""
+
 GUI_MAX_CLIPBOARD = 256000
 """Bytes of a clipboard from version 1.8 on."""
 

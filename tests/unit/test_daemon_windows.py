@@ -40,6 +40,10 @@ class FakeGui:
         self.desktop = desktop
         self._channel = channel.dup()
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.expected = 0
+
+    def expect(self) -> None:
+        self.expected += 1
 
     @property
     def is_running(self) -> bool:
@@ -157,6 +161,23 @@ async def test_shown_twice_is_one_process_elsewhere_another(world: World) -> Non
     await world.show(OTHER)
     first, second = world.launch.started
     assert (first.is_running, second.is_running, second.desktop) == (False, True, OTHER)
+
+
+async def test_window_of_a_program_the_user_starts_is_expected_and_none_that_only_comes_back(world: World) -> None:
+    await world.show()
+    await world.show()
+    assert world.launch.started[0].expected == 2
+    await world.windows.show_again(WORK, world.machine, world.session)  # type: ignore[arg-type]
+    assert world.launch.started[0].expected == 2
+
+
+async def test_keyboard_is_the_desktops_unless_somebody_set_one(world: World) -> None:
+    await world.show()
+    assert world.launch.started[0].configure.keyboard == ""
+    world.store.system = set_property(world.store.system, WORK, "keyboard_layout", "de+neo+", all_halted)
+    await world.windows.hide(WORK)
+    await world.show()
+    assert world.launch.started[1].configure.settings().keyboard == "de+neo+"
 
 
 async def test_no_desktop_is_refused_before_the_qube_is_touched(world: World) -> None:

@@ -68,7 +68,7 @@ def test_from_gui_mutated_bytes_raise_only_remote_error(message: FromGui, data: 
 @pytest.mark.parametrize(
     "message",
     [
-        {"type": "Told", "text": "x" * 201},
+        {"type": "Told", "text": "x" * 401},
         {"type": "Told", "text": "two\nlines"},
         {"type": "Told", "text": "\u202eabc"},
         {"type": "CopyStarted", "number": 0, "stamp": 1},
@@ -84,7 +84,7 @@ def test_from_gui_field_out_of_bounds_or_unknown_refused(message: dict[str, obje
         control.decode_from_gui(msgspec.msgpack.encode(message))
 
 
-@pytest.mark.parametrize("message", [Told("two\nlines"), Told("x" * 201), Ending("\x1b[2J")])
+@pytest.mark.parametrize("message", [Told("two\nlines"), Told("x" * 401), Ending("\x1b[2J")])
 def test_encode_text_that_is_not_printable_raises(message: FromGui) -> None:
     with pytest.raises((LocalProtocolError, RemoteProtocolError)):
         control.decode_from_gui(control.encode(message))
@@ -97,7 +97,7 @@ def test_printable_any_text_can_be_told(text: str) -> None:
 
 def test_configure_says_all_that_settings_hold() -> None:
     """A setting that could not be told would stay at its default in silence."""
-    odd = Configure("work", 1, True, False, True, 256, 2, "Mod4-Alt-C", "none")
+    odd = Configure("work", 1, True, False, True, 256, 2, "Mod4-Alt-C", "none", "de+neo+")
     settings = odd.settings()
     assert settings == Settings(
         "work",
@@ -109,6 +109,7 @@ def test_configure_says_all_that_settings_hold() -> None:
         background=2,
         copy=Sequence(SUPER | ALT, "c"),
         paste=None,
+        keyboard="de+neo+",
     )
     with pytest.raises(RemoteProtocolError):
         control.decode_to_gui(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +19,8 @@ from insula.gui.desktop import (
     FocusLost,
     Hide,
     KeyChanged,
+    Layout,
+    LayoutChanged,
     Moved,
     Obscured,
     OfferCopy,
@@ -29,11 +33,11 @@ from insula.gui.desktop import (
     Style,
     Tell,
 )
-from insula.gui.geometry import POPUP_FRAME, Desk, Rect
+from insula.gui.geometry import POPUP_FRAME, Desk, Monitor, Rect
 from insula.gui.machine import Machine
 from insula.gui.settings import CONTROL, SHIFT, Settings
 from insula.testing.gui_screen import Screen
-from insula_proto import gui, gui_channel
+from insula_proto import gui, gui_channel, gui_wire
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.gui import Message
 
@@ -217,3 +221,44 @@ def test_any_order_keeps_the_rules(steps: list[Message | Event | None]) -> None:
         check(commands, step)
         if step is None:
             check_popups(machine, screen)
+
+
+MONITORS = (Monitor(Rect(0, 0, 1280, 800), 300, 190), Monitor(Rect(1280, 0, 800, 600)))
+
+
+def test_guest_is_told_of_the_screens_at_first_and_when_they_change() -> None:
+    """MC-46."""
+    desk = replace(DESK, monitors=MONITORS, dpi=144)
+    machine = Machine(SETTINGS, desk, memory_size=0)
+    rows = ((0, 0, 1280, 800, 300, 190), (1280, 0, 800, 600, 0, 0))
+    assert machine.greet() == [Send(gui.Screens(0, 144, rows))]
+    assert machine.happened(DeskChanged(replace(desk, protected=(Rect(0, 0, 5, 5),))), 0.0) == []
+    one = replace(desk, monitors=MONITORS[:1])
+    assert machine.happened(DeskChanged(one), 0.0) == [Send(gui.Screens(0, 144, rows[:1]))]
+    assert machine.happened(DeskChanged(replace(one, dpi=9999)), 0.0) == [Send(gui.Screens(0, 480, rows[:1]))]
+
+
+def test_screens_that_no_message_can_name_are_left_out() -> None:
+    odd = (Monitor(Rect(-1280, 0, 1280, 800)), Monitor(Rect(0, 0, 0, 0)), Monitor(Rect(16000, 0, 1280, 800)))
+    machine = Machine(SETTINGS, replace(DESK, monitors=odd), memory_size=0)
+    assert machine.greet() == []
+    machine = Machine(SETTINGS, replace(DESK, monitors=(*odd, *MONITORS * 20)), memory_size=0)
+    [sent] = machine.greet()
+    assert isinstance(sent, Send)
+    gui_wire.encode(sent.message)
+
+
+def test_guests_keyboard_is_the_desktops_and_what_switches_layouts_stays_here() -> None:
+    machine = Machine(SETTINGS, DESK, memory_size=0)
+    assert machine.greet() == []
+    layout = Layout("us,de", ",neo", "grp:alt_shift_toggle,ctrl:nocaps")
+    expected = Send(gui.Keyboard(0, b"us,de", b",neo", b"ctrl:nocaps"))
+    assert machine.happened(LayoutChanged(layout), 0.0) == [expected]
+    assert machine.happened(LayoutChanged(layout), 0.0) == []
+    assert machine.happened(LayoutChanged(Layout("x" * 64)), 0.0) == []
+
+
+def test_keyboard_somebody_set_stays_whatever_the_desktop_has() -> None:
+    machine = Machine(replace(SETTINGS, keyboard="fr+oss+"), DESK, memory_size=0)
+    assert machine.greet() == [Send(gui.Keyboard(0, b"fr", b"oss", b""))]
+    assert machine.happened(LayoutChanged(Layout("de")), 0.0) == []

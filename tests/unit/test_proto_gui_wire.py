@@ -4,7 +4,7 @@ import struct
 import tracemalloc
 
 import pytest
-from gui_strategies import FRAME_PICTURE, FROM_AGENT, FROM_HOST, GRANT_PICTURE, ICON
+from gui_strategies import FRAME_PICTURE, FROM_AGENT, FROM_HOST, GRANT_PICTURE, ICON, OURS_FROM_HOST
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from insula_proto.gui_wire import Decoder, encode
 EVERYTHING = (*gui.FROM_HOST, *(cls for cls in gui.FROM_AGENT if cls is not FramePicture))
 LENGTHS = gui_wire.lengths(EVERYTHING)
 WITH_FRAMES = (*gui.FROM_HOST, *(cls for cls in gui.FROM_AGENT if cls is not GrantPicture))
-ANY = st.one_of(FROM_AGENT, FROM_HOST, GRANT_PICTURE, ICON)
+ANY = st.one_of(FROM_AGENT, FROM_HOST, GRANT_PICTURE, ICON, OURS_FROM_HOST)
 
 
 def raw(kind: int, body: bytes, window: int = 7) -> bytes:
@@ -283,3 +283,26 @@ def test_decode_icon_longer_than_the_largest_is_refused_with_its_header() -> Non
     """MC-11."""
     with pytest.raises(RemoteProtocolError, match="length"):
         Decoder(EVERYTHING).receive(struct.pack("<III", gui.Icon.kind, 1, 8 + 4 * 64 * 64 + 1))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        struct.pack("<I", 96) + bytes(24),
+        struct.pack("<IiiIIII", 47, 0, 0, 10, 10, 0, 0),
+        struct.pack("<IiiIIII", 481, 0, 0, 10, 10, 0, 0),
+        struct.pack("<IiiIIII", 96, -1, 0, 10, 10, 0, 0),
+        struct.pack("<IiiIIII", 96, 0, 6145, 10, 10, 0, 0),
+        struct.pack("<IiiIIII", 96, 0, 0, 16385, 10, 0, 0),
+        struct.pack("<IiiIIII", 96, 0, 0, 10, 0, 0, 0),
+        struct.pack("<IiiIIII", 96, 0, 0, 10, 10, 0, 0) + b"x",
+    ],
+)
+def test_decode_screens_that_cannot_be_refused(body: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode(gui.Screens.kind, body)
+
+
+def test_decode_keyboard_that_is_not_ascii_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="ASCII"):
+        decode(gui.Keyboard.kind, "dé".encode().ljust(384, b"\0"))

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from insula.admin.call import SystemStore
 from insula.gui.control import Configure
 from insula.gui.features import configure
@@ -39,6 +41,9 @@ FEATURE = "gui"
 OFF = ("", "0")
 """Values of the feature with which a qube has no windows."""
 
+FOLLOWED_LAYOUT = "us++"
+"""What the property ``keyboard_layout`` is if nobody set it: the qube has the layout of the desktop."""
+
 RESTARTS = 5
 """How often in a row a process is replaced; one that lived :data:`STABLE_S` starts the count anew."""
 STABLE_S = 60.0
@@ -51,6 +56,8 @@ class Gui(Protocol):
 
     @property
     def is_running(self) -> bool: ...
+
+    def expect(self) -> None: ...
 
     async def wait_closed(self) -> str: ...
 
@@ -121,11 +128,13 @@ class Windows:
         :param desktop: where; None: where the last ones were asked for.
         :raise QubesException: there is no desktop, or the qube has no windows.
         """
-        desktop = self._desktop if desktop is None else desktop
+        is_users, desktop = desktop is not None, self._desktop if desktop is None else desktop
         self._check(name, desktop)
         shown = self._shown.setdefault(name, _Shown(machine, desktop))
         async with shown.lock:
             if shown.gui is not None and shown.gui.is_running and shown.desktop == desktop:
+                if is_users:
+                    shown.gui.expect()
                 return
             await self._end_process(shown)
             shown.desktop = desktop
@@ -134,6 +143,8 @@ class Windows:
             except (OSError, HalError) as error:
                 self._shown.pop(name, None)
                 raise QubesException(f"The windows of {name} cannot be shown: {error}") from error
+            if shown.gui is not None and is_users:
+                shown.gui.expect()
         self._remember(desktop)
 
     def _check(self, name: QubeName, desktop: Desktop) -> None:
@@ -164,6 +175,9 @@ class Windows:
         settings, problems = configure(name, colour, here.feature_from_template, of_host)
         for problem in problems:
             log.warning("%s: windows: %s", name, problem)
+        layout = here.text("keyboard_layout")
+        if layout != FOLLOWED_LAYOUT:
+            settings = msgspec.structs.replace(settings, keyboard=layout)
         channel = await shown.machine.open_channel(GUI_CHANNEL)
         with channel:
             shown.gui = await self._launch(settings, shown.machine.spec.qid, channel, memory, shown.desktop)

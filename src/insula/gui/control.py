@@ -27,7 +27,7 @@ from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 
 MAX_MESSAGE = 4096
 """Bytes of a packet."""
-MAX_TEXT = 200
+MAX_TEXT = 400
 
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Name = Annotated[str, Meta(min_length=1, max_length=31)]
@@ -58,6 +58,7 @@ class Configure(_Message, frozen=True, tag=True):
     background: Colour = WHITE
     copy: Keys = COPY_KEYS
     paste: Keys = PASTE_KEYS
+    keyboard: Annotated[str, Meta(max_length=400)] = ""
 
     def settings(self) -> Settings:
         """:raise ValueError: keys that cannot be."""
@@ -71,6 +72,7 @@ class Configure(_Message, frozen=True, tag=True):
             background=self.background,
             copy=Sequence.parse(self.copy),
             paste=Sequence.parse(self.paste),
+            keyboard=self.keyboard,
         )
 
 

@@ -63,6 +63,22 @@ class Icon:
     pixels: bytes
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Of a keyboard, in XKB's names: ``us``, ``de,us``."""
+
+    layout: str
+    variant: str = ""
+    options: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        """As the property ``keyboard_layout`` has it: ``us+dvorak+ctrl:nocaps``."""
+        layout, _, rest = text.partition("+")
+        variant, _, options = rest.partition("+")
+        return cls(layout, variant, options)
+
+
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +237,13 @@ class Event:
 @dataclass(frozen=True)
 class DeskChanged(Event):
     desk: Desk
+
+
+@dataclass(frozen=True)
+class LayoutChanged(Event):
+    """The user's keyboard is laid out so now."""
+
+    layout: Layout
 
 
 @dataclass(frozen=True)

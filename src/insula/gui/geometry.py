@@ -111,6 +111,14 @@ POPUP_FRAME = Frame(2, 2, 2, 13)
 
 
 @dataclass(frozen=True)
+class Monitor:
+    place: Rect
+    width_mm: int = 0
+    height_mm: int = 0
+    """Millimetres; 0: not known."""
+
+
+@dataclass(frozen=True)
 class Desk:
     """The screens as they are now."""
 
@@ -120,6 +128,10 @@ class Desk:
     """What no popup may cover: panels, prompts, what can be seen of others' frames (``cover``)."""
     frame_s: float = 1 / 60
     """Seconds between two pictures of the screen."""
+    monitors: tuple[Monitor, ...] = ()
+    """The screens whole, for the qube's programs."""
+    dpi: int = 96
+    """Dots to the inch, for text."""
 
     @property
     def usable(self) -> tuple[Rect, ...]:

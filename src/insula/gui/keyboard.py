@@ -33,8 +33,8 @@ MAX_BUTTON = 32
 """X button numbers a mouse may have."""
 _WHEEL = range(4, 8)
 _NO_KEYS = bytes(32)
-_STATE_MASK = 0x1FFF
-"""X's modifier and button bits."""
+_STATE_MASK = 0x7FFF
+"""X's modifier and button bits, and the keyboard's group."""
 _FURTHEST = 0x7FFF
 """Pixels from a window's corner that are reported: X coordinates have 16 bits."""
 

@@ -8,13 +8,28 @@ in their order.
 from __future__ import annotations
 
 from insula.gui.clipboard import QubeClipboard
-from insula.gui.desktop import Command, Event, Hide
-from insula.gui.geometry import Desk
+from insula.gui.desktop import Command, DeskChanged, Event, Hide, Layout, LayoutChanged, Send
+from insula.gui.geometry import Desk, Monitor
 from insula.gui.keyboard import Keyboard
 from insula.gui.settings import Settings
 from insula.gui.windows import Windows
-from insula_proto import gui, gui_channel
+from insula_proto import gui, gui_channel, limits
 from insula_proto.gui import Message
+
+
+def _row(monitor: Monitor) -> tuple[int, int, int, int, int, int] | None:
+    """As the guest is told; None: it cannot be (no size, or too far away)."""
+    place = monitor.place
+    is_there = place.x >= 0 and place.y >= 0 and not place.is_empty
+    if not is_there or place.right > limits.GUI_MAX_WIDTH or place.bottom > limits.GUI_MAX_HEIGHT:
+        return None
+    return place.x, place.y, place.width, place.height, max(0, monitor.width_mm), max(0, monitor.height_mm)
+
+
+def _name(text: str) -> bytes:
+    """A name of XKB's. What switches between layouts is left out: the desktop switches, and the guest follows."""
+    options = [option for option in text.split(",") if not option.startswith("grp:")]
+    return ",".join(options).encode("ascii", "replace")
 
 
 class Machine:
@@ -24,6 +39,40 @@ class Machine:
         self._clipboard = QubeClipboard(limit)
         self._keyboard = Keyboard(settings, self._clipboard)
         self._windows = Windows(settings, desk, memory_size=memory_size, minor=minor)
+        self._desk = desk
+        self._follows = not settings.keyboard
+        self._layout = Layout.parse(settings.keyboard)
+
+    def greet(self) -> list[Command]:
+        """What the guest is told first: screens and keyboard."""
+        return [*self._screens(), *self._keyboard_layout()]
+
+    def _screens(self) -> list[Command]:
+        told = map(_row, self._desk.monitors[: limits.GUI_MAX_MONITORS])
+        rows = [row for row in told if row is not None]
+        dpi = min(max(self._desk.dpi, limits.GUI_MIN_DPI), limits.GUI_MAX_DPI)
+        return [Send(gui.Screens(gui.NO_WINDOW, dpi, tuple(rows)))] if rows else []
+
+    def _keyboard_layout(self) -> list[Command]:
+        layout = self._layout
+        fields = [_name(text) for text in (layout.layout, layout.variant, layout.options)]
+        size = limits.GUI_KEYBOARD_SIZE
+        if not fields[0] or any(len(field) >= most for field, most in zip(fields, (size, size, 4 * size), strict=True)):
+            return []
+        return [Send(gui.Keyboard(gui.NO_WINDOW, *fields))]
+
+    def _surroundings_changed(self, event: Event) -> list[Command]:
+        """Screens and keyboard as the guest should have them."""
+        if isinstance(event, LayoutChanged):
+            if not self._follows or event.layout == self._layout:
+                return []
+            self._layout = event.layout
+            return self._keyboard_layout()
+        if isinstance(event, DeskChanged):
+            before, self._desk = self._desk, event.desk
+            if (before.monitors, before.dpi) != (self._desk.monitors, self._desk.dpi):
+                return self._screens()
+        return []
 
     @property
     def wake_at(self) -> float | None:
@@ -56,7 +105,7 @@ class Machine:
         window = getattr(event, "window", None)
         if window is not None and not self._windows.is_shown(window):
             return []
-        commands = self._keyboard.happened(event, now)
+        commands = [*self._surroundings_changed(event), *self._keyboard.happened(event, now)]
         self._windows.focus_changed(self._keyboard.focused)
         self._windows.happened(event)
         return commands

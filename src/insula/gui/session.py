@@ -156,12 +156,13 @@ class Session:
     def _open(self) -> None:
         assert self._end.minor is not None
         desk = self._backend.look()
-        areas = desk.usable
+        areas = [monitor.place for monitor in desk.monitors] or desk.usable
         width = max((area.right for area in areas), default=1)
         height = max((area.bottom for area in areas), default=1)
         self._machine = Machine(self._settings, desk, memory_size=self._memory_size, minor=self._end.minor)
         self._machine.expect(self._expects_since)
         self._queue(self._end.answer(Screen(max(1, width), max(1, height))))
+        self._obey(self._machine.greet())
 
     def _take(self, message: gui.Message) -> None:
         assert self._machine is not None

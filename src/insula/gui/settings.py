@@ -80,6 +80,8 @@ class Settings:
     paste: Sequence | None = PASTE
     clipboard_limit: int = DEFAULT_CLIPBOARD
     """Bytes that may be copied from it or pasted into it."""
+    keyboard: str = ""
+    """As the property ``keyboard_layout`` has it; empty: as the desktop says."""
     background: int = WHITE
     """Of a window that has no picture, ``0xRRGGBB``."""
 

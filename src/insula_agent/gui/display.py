@@ -156,6 +156,13 @@ class Display:
                 0, self.root, self.atom("RESOURCE_MANAGER"), self.atom("STRING"), 8, len(data), data
             )
 
+    def add_resource(self, name: str, value: str) -> None:
+        """Set one of them; the others stay."""
+        lines = self.property(self.root, "RESOURCE_MANAGER").split(b"\n")
+        kept = [line for line in lines if line and not line.startswith(name.encode("ascii") + b":")]
+        data = b"\n".join([*kept, f"{name}:\t{value}".encode("ascii"), b""])
+        self.core.ChangeProperty(0, self.root, self.atom("RESOURCE_MANAGER"), self.atom("STRING"), 8, len(data), data)
+
     def send_protocol(self, window: int, protocol: str) -> None:
         """A client message WM_PROTOCOLS (ICCCM)."""
         data = xcffib.xproto.ClientMessageData.synthetic([self.atom(protocol), 0, 0, 0, 0], "IIIII")
@@ -163,6 +170,11 @@ class Display:
         self.core.SendEvent(False, window, 0, event.pack())
 
     # --- input ---------------------------------------------------------------------------------------------------
+
+    def read_modifiers(self) -> None:
+        """The keyboard is laid out differently."""
+        self._modifiers = self._read_modifiers()
+        self._state = None
 
     def _read_modifiers(self) -> list[int]:
         """The first key code of each of the eight modifiers; 0: none."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from insula_agent.gui.display import Display
+    from insula_agent.gui.keyboard import KeyboardLayout
+    from insula_agent.gui.monitors import Monitors
     from insula_agent.gui.selection import Selection
     from insula_agent.gui.windows import Windows
     from insula_proto.gui import Message
@@ -60,6 +62,8 @@ class GuiAgent:
         self._display: Display | None = None
         self._windows: Windows | None = None
         self._selection: Selection | None = None
+        self._keyboard: KeyboardLayout | None = None
+        self._monitors: Monitors | None = None
         self._copy_for = gui.NO_WINDOW
         loop.watch(channel, READ, self._channel_ready)
         loop.before_wait(self._work)
@@ -70,6 +74,8 @@ class GuiAgent:
         name = self._find_display(hello.screen)
         # Late: the X server is started meanwhile.
         from insula_agent.gui.display import Display  # noqa: PLC0415
+        from insula_agent.gui.keyboard import KeyboardLayout  # noqa: PLC0415
+        from insula_agent.gui.monitors import Monitors  # noqa: PLC0415
         from insula_agent.gui.selection import Selection  # noqa: PLC0415
         from insula_agent.gui.windows import Windows  # noqa: PLC0415
 
@@ -80,6 +86,8 @@ class GuiAgent:
         self._loop.watch(display.fd, READ, lambda events: None)
         self._selection = Selection(display, self._loop, gui_channel.max_clipboard(hello.minor), self._copied)
         self._windows.start({self._selection.window})
+        self._keyboard = KeyboardLayout(display, name)
+        self._monitors = Monitors(display)
 
     def _send(self, message: Message) -> None:
         self._queued += self._end.send(message)
@@ -116,9 +124,17 @@ class GuiAgent:
         elif isinstance(message, gui.ClipboardData):
             if self._selection is not None:
                 self._selection.offer(message.data)
+        elif isinstance(message, gui.Keyboard):
+            if self._keyboard is not None:
+                self._keyboard.set(message)
+        elif isinstance(message, gui.Screens):
+            if self._monitors is not None:
+                self._monitors.set(message)
         elif isinstance(message, gui.Unknown):
             log(f"message type {message.type} of the host is not known here")
         elif self._windows is not None:
+            if self._keyboard is not None and isinstance(message, gui.Key):
+                self._keyboard.take_state(message.state)
             self._windows.take_message(message)
 
     def _copied(self, data: bytes | None) -> None:
@@ -158,6 +174,8 @@ class GuiAgent:
             elif name == "SelectionRequestEvent":
                 self._selection.requested(event)
             return
+        if self._keyboard is not None and name == "MappingNotifyEvent":
+            self._keyboard.changed()
         windows.take_event(event)
 
     def _write(self) -> None:

@@ -10,7 +10,7 @@ from PySide6.QtCore import QRect
 from PySide6.QtGui import QGuiApplication, QScreen
 
 from insula.gui.backend.qt_window import QtWindow, Surroundings, rect_of
-from insula.gui.backend.x11 import Neighbours, held_keys
+from insula.gui.backend.x11 import Neighbours, held_keys, layout
 from insula.gui.backend.xcb import NotX11, Xcb
 from insula.gui.cover import protected, without_docks
 from insula.gui.desktop import (
@@ -18,7 +18,10 @@ from insula.gui.desktop import (
     Command,
     DeskChanged,
     Event,
+    FocusGained,
     Hide,
+    Layout,
+    LayoutChanged,
     Move,
     Paint,
     SetCursor,
@@ -31,11 +34,12 @@ from insula.gui.desktop import (
     Style,
 )
 from insula.gui.frame_memory import FrameMemory
-from insula.gui.geometry import Desk
+from insula.gui.geometry import Desk, Monitor
 from insula.gui.settings import Settings
 
 SLOWEST = 30.0
 FASTEST = 240.0
+DEFAULT_DPI = 96
 """Pictures a second a screen is believed to show."""
 
 
@@ -64,6 +68,11 @@ def environment() -> dict[str, str]:
     }
 
 
+def _monitor(screen: QScreen) -> Monitor:
+    size = screen.physicalSize()
+    return Monitor(rect_of(screen.geometry()), round(size.width()), round(size.height()))
+
+
 class QtBackend:
     def __init__(self, app: QGuiApplication, settings: Settings, memory: FrameMemory) -> None:
         self._app = app
@@ -71,10 +80,12 @@ class QtBackend:
         self._listener: Callable[[Event], None] = lambda _: None
         self._neighbours: Neighbours | None = None
         self._flush: Callable[[], None] = lambda: None
+        self._layout: Callable[[], Layout | None] = lambda: None
         held: Callable[[], frozenset[int]] = frozenset
         try:
             xcb = Xcb(app)
             self._neighbours, held, self._flush = Neighbours(xcb), partial(held_keys, xcb), xcb.flush
+            self._layout = partial(layout, xcb)
         except NotX11:
             pass
         self._surroundings = Surroundings(settings, memory, self._tell, held)
@@ -82,20 +93,35 @@ class QtBackend:
         app.screenRemoved.connect(self._screens_changed)
         for screen in app.screens():
             screen.availableGeometryChanged.connect(self._area_changed)
+            screen.logicalDotsPerInchChanged.connect(self._area_changed)
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Tell events to ``listener`` (:meth:`insula.gui.session.Session.happened`)."""
         self._listener = listener
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, FocusGained):
+            # (Nobody tells of another layout; before the first key is soon enough.)
+            self.tell_layout()
         self._listener(event)
+
+    def tell_layout(self) -> None:
+        """Tell how the keyboard is laid out, where the desktop says so."""
+        found = self._layout()
+        if found is not None:
+            self._listener(LayoutChanged(found))
 
     @property
     def desk(self) -> Desk:
         screens = self._app.screens()
         rates = [screen.refreshRate() for screen in screens]
         rate = min(max(min(rates, default=60.0), SLOWEST), FASTEST)
-        return Desk(tuple(rect_of(screen.availableGeometry()) for screen in screens), frame_s=1 / rate)
+        return Desk(
+            tuple(rect_of(screen.availableGeometry()) for screen in screens),
+            frame_s=1 / rate,
+            monitors=tuple(_monitor(screen) for screen in screens),
+            dpi=round(screens[0].logicalDotsPerInch()) if screens else DEFAULT_DPI,
+        )
 
     def look(self) -> Desk:
         """The screens, and what popups may not cover on them now."""
@@ -111,7 +137,7 @@ class QtBackend:
             screen.availableGeometryChanged.connect(self._area_changed)
         self._tell(DeskChanged(self.look()))
 
-    def _area_changed(self, _: QRect) -> None:
+    def _area_changed(self, _: QRect | float) -> None:
         self._tell(DeskChanged(self.look()))
 
     def obey(self, command: Command) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from insula.gui.backend.xcb import Xcb, children, numbers, property_bytes
 from insula.gui.cover import Pane
+from insula.gui.desktop import Layout
 from insula.gui.geometry import WINDOW_FRAME, Rect
 
 _KEYS_AT = 8
@@ -28,6 +29,8 @@ MAX_WINDOWS = 1024
 MAX_CLIENTS = 256
 MAX_DEPTH = 4
 """Windows a window manager puts around one."""
+_RULES_NAMES = 5
+"""Rules, model, layout, variant, options."""
 PROMPT_CLASS = b"insula-prompt"
 
 
@@ -38,6 +41,13 @@ def held_keys(xcb: Xcb) -> frozenset[int]:
         return frozenset()  # the connection broke, which ends the program
     bits = reply[_KEYS_AT : _KEYS_AT + _KEYS]
     return frozenset(code for code in range(8 * _KEYS) if bits[code // 8] >> code % 8 & 1)
+
+
+def layout(xcb: Xcb) -> Layout | None:
+    """How the keyboard is laid out, if the server was told by names."""
+    value = property_bytes(xcb.answer(xcb.ask_property(xcb.root, "_XKB_RULES_NAMES")))
+    names = value.decode("ascii", "replace").split("\0")
+    return Layout(*names[2:5]) if len(names) >= _RULES_NAMES and names[2] else None
 
 
 @dataclass(frozen=True)
