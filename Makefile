@@ -12,7 +12,7 @@ help: ## Show this list
 setup: ## Install Debian packages and the locked Python environment (nothing is started)
 	@scripts/setup
 
-run: setup ## Build the template, create and start four qubes, show that they are islands
+run: setup ## Build the template, create and start four qubes, show that they are islands, and their windows
 	@scripts/demo
 
 test: setup ## Everything: lint, types, unit, contract, fault, real-guest and real-screen tests

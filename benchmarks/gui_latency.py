@@ -71,8 +71,13 @@ class Hand:
         self._connection.flush()
 
 
-def measure(screen: Desktop, window: Window, centre: tuple[int, int]) -> list[float]:
+Measure = Callable[[Desktop, Window, tuple[int, int], list[int]], list[float]]
+"""Given the screen, the window, the middle of its block, and the processes between its two X servers."""
+
+
+def measure(screen: Desktop, window: Window, centre: tuple[int, int], processes: list[int]) -> list[float]:
     """Milliseconds of each press."""
+    del processes
     screen.do("windowactivate", "--sync", window.number)
     screen.click(window.x + 40, window.y + 60)
     generator = random.Random(7)
@@ -93,9 +98,10 @@ def measure(screen: Desktop, window: Window, centre: tuple[int, int]) -> list[fl
 
 
 @contextlib.contextmanager
-def painter(environment: dict[str, str], size: tuple[int, int]) -> Iterator[None]:
+def painter(environment: dict[str, str], size: tuple[int, int], per_second: float | None) -> Iterator[None]:
+    options = [] if per_second is None else [str(per_second)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "insula.testing.gui_painter", *map(str, size)],
+        [sys.executable, "-m", "insula.testing.gui_painter", *map(str, size), *options],
         env={**os.environ, **environment},
         stderr=subprocess.DEVNULL,
     )
@@ -117,19 +123,20 @@ def is_painted(screen: Desktop, centre: tuple[int, int]) -> bool:
     return max(block.share(0x000000), block.share(0xFFFFFF)) == 1.0
 
 
-def ours(size: tuple[int, int]) -> list[float]:
+def ours(size: tuple[int, int], measure: Measure, per_second: float | None = None) -> list[float]:
+    """Without ``per_second`` the window changes with each key."""
     width, height = size
     with (
         desktop(width + 120, height + 160) as screen,
         real_guest(screen, "work", 0x3465A4, width=width + 120, height=height + 160) as guest,
-        painter(dict(guest.inside.environment), size),
+        painter(dict(guest.inside.environment), size, per_second),
     ):
         window = screen.window(rf"\[work\] {TITLE}")
         screen.do("windowmove", "--sync", window.number, 30, 60)
         window = screen.window(rf"\[work\] {TITLE}")
         centre = (window.x + WINDOW_FRAME.left + width // 2, window.y + WINDOW_FRAME.top + height // 2)
         wait_for_block(screen, centre, lambda: is_painted(screen, centre))
-        return measure(screen, window, centre)
+        return measure(screen, window, centre, [guest.agent.pid, *guest.host.pids])
 
 
 XPRA_OPTIONS = [
@@ -163,7 +170,8 @@ def answers(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-def xpra(size: tuple[int, int]) -> list[float]:
+def xpra(size: tuple[int, int], measure: Measure, per_second: float | None = None) -> list[float]:
+    """As :func:`ours`."""
     width, height = size
     with tempfile.TemporaryDirectory(prefix="insula-xpra-") as folder, desktop(width + 120, height + 160) as screen:
         socket_path, number = Path(folder, "socket"), next(DISPLAYS)
@@ -171,7 +179,7 @@ def xpra(size: tuple[int, int]) -> list[float]:
         server = {key: value for key, value in environment.items() if key != "DISPLAY"}
         xvfb = f"/usr/bin/Xvfb +extension Composite -screen 0 {width + 120}x{height + 160}x24 -nolisten tcp -noreset"
         start = ["xpra", "start", f":{number}", f"--xvfb={xvfb}", f"--bind={socket_path}", "--html=off", *XPRA_OPTIONS]
-        with running([*start, "--exit-with-children=no"], server):
+        with running([*start, "--exit-with-children=no"], server) as there:
             end = time.monotonic() + XPRA_START_S
             while not answers(socket_path):
                 if time.monotonic() > end:
@@ -179,15 +187,15 @@ def xpra(size: tuple[int, int]) -> list[float]:
                 time.sleep(0.1)
             attach = ["xpra", "attach", f"socket:{socket_path}", "--opengl=no", "--encoding=rgb", "--title=@title@"]
             with (
-                painter({"DISPLAY": f":{number}"}, size),
-                running([*attach, *XPRA_OPTIONS], environment),
+                painter({"DISPLAY": f":{number}"}, size, per_second),
+                running([*attach, *XPRA_OPTIONS], environment) as here,
             ):
                 window = screen.window(f"^{TITLE}$")
                 screen.do("windowmove", "--sync", window.number, 30, 60)
                 window = screen.window(f"^{TITLE}$")
                 centre = (window.x + width // 2, window.y + height // 2)
                 wait_for_block(screen, centre, lambda: is_painted(screen, centre))
-                return measure(screen, window, centre)
+                return measure(screen, window, centre, [there.pid, here.pid])
 
 
 def main() -> None:
@@ -196,9 +204,9 @@ def main() -> None:
         mine: list[float] = []
         theirs: list[float] = []
         for _ in range(ROUNDS):
-            mine += ours(size)
+            mine += ours(size, measure)
             if shutil.which("xpra"):
-                theirs += xpra(size)
+                theirs += xpra(size, measure)
         if not theirs:
             print("xpra is not installed; nothing to compare with", file=sys.stderr)
         name = f"gui_latency_{size[0]}x{size[1]}"

@@ -154,3 +154,11 @@ async def test_older_tools_of_a_qube_with_a_template_or_without_version_change_n
 async def test_tools_that_are_no_number_are_refused(reports: Reports, value: bytes) -> None:
     keys = {"/qubes-tools/version": b"4", "/qubes-tools/qrexec": value}
     assert (await reports.call(TEMPLATE, "qubes.NotifyTools", keys=keys)).code == 1
+
+
+async def test_qube_that_waits_for_its_session_has_its_windows_shown_where_the_last_ones_were(reports: Reports) -> None:
+    refused = await reports.call(WORK, "insula.ShowWindows")
+    assert (refused.code, refused.last_words) == (1, "work is not running\n")
+    await reports.daemon.engine.start(QubeName(WORK))
+    assert (await reports.call(WORK, "insula.ShowWindows")).code == 0
+    assert reports.daemon.engine.shown_on == {WORK: None}

@@ -164,6 +164,23 @@ def test_waitforsession_without_windows_ends_at_once(tmp_path: Path, key: bytes 
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_waitforsession_asks_the_host_for_windows_where_it_has_a_desktop(tmp_path: Path) -> None:
+    keys = tmp_path / "insula/keys"
+    keys.mkdir(parents=True)
+    (keys / "insula-desktop").write_bytes(b"1")
+    asked = tmp_path / "asked"
+    client = tmp_path / "qrexec-client-vm"
+    client.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n')
+    client.chmod(0o755)
+    env = {"INSULA_RUN": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert run("qubes.WaitForSession", env=env).returncode == 0
+    assert asked.read_text() == "-- dom0 insula.ShowWindows\n"
+    # Shown already: there is nothing to ask for.
+    (keys / "qubes-gui-enabled").write_bytes(b"1")
+    assert run("qubes.WaitForSession", env=env).returncode == 0
+    assert asked.read_text() == "-- dom0 insula.ShowWindows\n"
+
+
 def test_waitforsession_ends_when_the_session_is_there(tmp_path: Path) -> None:
     (tmp_path / "insula/keys").mkdir(parents=True)
     (tmp_path / "insula/keys/qubes-gui-enabled").write_bytes(b"1")

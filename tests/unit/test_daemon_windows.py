@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from insula.daemon import windows as module
-from insula.daemon.windows import ENABLED_KEY, RESTARTS, Windows
+from insula.daemon.windows import DESKTOP_KEY, ENABLED_KEY, RESTARTS, Windows
 from insula.gui.control import Configure
 from insula.gui.spawn import NoDesktop
 from insula.hal.driver import MachineSpec
@@ -148,9 +148,16 @@ async def test_shown_qube_has_memory_is_told_and_in_its_colour(world: World) -> 
     await world.show()
     assert await world.machine.has_frames()
     assert world.session.keys == {ENABLED_KEY: "1"}
-    assert world.windows.keys_of(WORK) == {ENABLED_KEY: "1"}
+    assert world.windows.keys_of(WORK) == {ENABLED_KEY: "1", DESKTOP_KEY: "1"}
     [gui] = world.launch.started
     assert (gui.configure.qube, gui.configure.colour, gui.desktop) == ("work", 0x3465A4, DESKTOP)
+
+
+async def test_qube_is_told_that_there_is_a_desktop_if_there_is(world: World) -> None:
+    assert world.windows.keys_of(WORK) == {}
+    await world.show()
+    await world.windows.end(WORK)
+    assert world.windows.keys_of(WORK) == {DESKTOP_KEY: "1"}
 
 
 async def test_shown_twice_is_one_process_elsewhere_another(world: World) -> None:
@@ -246,7 +253,7 @@ async def test_machine_that_is_gone_has_no_windows_left(world: World) -> None:
     await world.show()
     await world.windows.end(WORK)
     assert not world.launch.started[0].is_running
-    assert world.windows.keys_of(WORK) == {}
+    assert ENABLED_KEY not in world.windows.keys_of(WORK)
     await world.windows.show_again(WORK, world.machine, world.session)
     assert len(world.launch.started) == 1
 
@@ -257,7 +264,7 @@ async def test_later_daemon_shows_them_where_they_were(world: World) -> None:
     assert json.loads(world.note.read_text()) == DESKTOP
     later = Windows(world.store, world.launch, world.note, lambda *_: None, {"DISPLAY": ":9"})
     await later.adopt(WORK, world.machine)
-    assert later.keys_of(WORK) == {ENABLED_KEY: "1"}
+    assert later.keys_of(WORK) == {ENABLED_KEY: "1", DESKTOP_KEY: "1"}
     await later.show_again(WORK, world.machine, world.session)
     assert (len(world.launch.started), world.launch.started[1].desktop) == (2, DESKTOP)
     await later.close()

@@ -112,12 +112,12 @@ def test_service_that_is_a_port_is_one_to_the_agent(argument: str, service: str,
     assert isinstance(locate(call, str(tmp_path)), TcpService)
 
 
-def test_boot_package_takes_the_place_of_an_initramfs_generator(tmp_path: Path) -> None:
+def test_boot_package_takes_the_place_of_what_a_qube_has_no_use_for(tmp_path: Path) -> None:
     package = build_package(boot_package(), tmp_path)
     provides = subprocess.run(
         ["dpkg-deb", "--field", str(package), "Provides"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    assert provides.strip() == "linux-initramfs-tool"
+    assert provides.strip() == "libgl1-mesa-dri, linux-initramfs-tool"
 
 
 def test_building_leaves_nothing_but_the_package(sources: Path, tmp_path: Path) -> None:

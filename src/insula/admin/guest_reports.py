@@ -48,6 +48,7 @@ class GuestReports:
             "qubes.NotifyTools": HostService(self.notify_tools, max_payload=0),
             "qubes.NotifyUpdates": HostService(self.notify_updates, max_payload=MAX_COUNT),
             "qubes.SyncAppMenus": HostService(self.sync_applications, is_stream=True),
+            "insula.ShowWindows": HostService(self.show_windows, max_payload=0),
         }
 
     async def get_date(self, call: HostCall) -> HostReply:
@@ -99,6 +100,14 @@ class GuestReports:
                 return HostReply(code=EXIT_BAD_REQUEST, last_words="The list could not be kept\n")
             self._context.publish(caller.name, "insula-applications-changed", number=len(applications))
             log.info("%s says that it has %d applications", caller.name, len(applications))
+        return HostReply()
+
+    async def show_windows(self, call: HostCall) -> HostReply:
+        """A call that needs the user's session waits in it: its windows are shown where the last ones were."""
+        try:
+            await self._context.engine.show_windows(QubeName(call.caller), None)
+        except QubesException as error:
+            return HostReply(code=EXIT_BAD_REQUEST, last_words=f"{error}\n")
         return HostReply()
 
     async def notify_updates(self, call: HostCall) -> HostReply:

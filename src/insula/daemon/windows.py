@@ -37,6 +37,9 @@ from insula.model.properties import view as properties_of
 log = logging.getLogger("insula.daemon")
 
 ENABLED_KEY = "/qubes-gui-enabled"
+DESKTOP_KEY = "/insula-desktop"
+"""There: a qube without windows may ask for some (``insula.ShowWindows``)."""
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 FEATURE = "gui"
 OFF = ("", "0")
 """Values of the feature with which a qube has no windows."""
@@ -230,7 +233,10 @@ class Windows:
 
     def keys_of(self, name: QubeName) -> dict[str, str]:
         """What the qube is told when its session begins anew."""
-        return {ENABLED_KEY: "1"} if name in self._enabled else {}
+        keys = {ENABLED_KEY: "1"} if name in self._enabled else {}
+        if any(self._desktop.get(variable) for variable in DISPLAYS):
+            keys[DESKTOP_KEY] = "1"
+        return keys
 
     async def adopt(self, name: QubeName, machine: Machine) -> None:
         """An earlier daemon started its machine, and may have shown its windows."""

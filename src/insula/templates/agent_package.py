@@ -174,13 +174,17 @@ def agent_package(sources: Path = SOURCES) -> Package:
 
 
 def boot_package() -> Package:
-    """The package ``insula-boot``: says that initramfs images are made elsewhere, so kernels need no generator."""
+    """The package ``insula-boot``: takes the place of what a qube has no use for.
+
+    Initramfs images are made elsewhere, so kernels need no generator. There is no graphics chip, so Mesa needs no
+    drivers, with their compiler 200 MB; who wants OpenGL by the processor installs ``libgl1-mesa-dri``.
+    """
     return Package(
         "insula-boot",
         "1",
         {
             "Section": "kernel",
-            "Provides": "linux-initramfs-tool",
+            "Provides": "libgl1-mesa-dri, linux-initramfs-tool",
             "Conflicts": "linux-initramfs-tool",
             "Description": "qubes are started by their host\n Kernel and initramfs come from the host side.",
         },

@@ -1,4 +1,6 @@
-"""``python -m insula.testing.gui_painter WIDTH HEIGHT``: a program whose whole window changes with each key press.
+"""``python -m insula.testing.gui_painter WIDTH HEIGHT [PER_SECOND]``: a program whose whole window changes.
+
+With each key press, or that often by itself.
 
 Its two pictures are noise, which no encoder can make smaller, with a block in the middle that is black in one and white
 in the other.
@@ -10,6 +12,7 @@ import os
 import random
 import select
 import sys
+import time
 from typing import Any
 
 import xcffib
@@ -70,6 +73,16 @@ class Painter:
         self._connection.core.CopyArea(self._pictures[self._shown], self._window, self._gc, 0, 0, 0, 0, width, height)
         self._connection.flush()
 
+    def animate(self, per_second: float) -> None:
+        """Until the X server goes; a picture that is late is not made up for."""
+        while True:
+            start = time.monotonic()
+            while self._connection.poll_for_event() is not None:
+                pass
+            self._shown ^= 1
+            self._paint()
+            time.sleep(max(0.0, start + 1 / per_second - time.monotonic()))
+
     def run(self) -> None:
         """Until the X server goes."""
         poll = select.poll()
@@ -83,4 +96,7 @@ class Painter:
 
 
 if __name__ == "__main__":
-    Painter(int(sys.argv[1]), int(sys.argv[2])).run()
+    painter = Painter(int(sys.argv[1]), int(sys.argv[2]))
+    if len(sys.argv) > 3:
+        painter.animate(float(sys.argv[3]))
+    painter.run()

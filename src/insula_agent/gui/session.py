@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 from insula_agent import boot, files
 from insula_agent.gui import device, server
+from insula_agent.gui.bus import Bus
 from insula_agent.gui.device import NoFrames
 from insula_agent.log import log
 
@@ -104,11 +105,32 @@ def become(account: pwd.struct_passwd) -> None:
 
 def show_session(account: pwd.struct_passwd) -> None:
     """Have the shells of calls that come from now on know of the session."""
-    lines = f"export DISPLAY={server.DISPLAY}\nexport XDG_RUNTIME_DIR=/run/user/{account.pw_uid}\n"
-    files.write(ENVIRONMENT, lines)
+    runtime = f"/run/user/{account.pw_uid}"
+    values = {
+        "DISPLAY": server.DISPLAY,
+        "XDG_RUNTIME_DIR": runtime,
+        "DBUS_SESSION_BUS_ADDRESS": f"unix:path={runtime}/bus",
+    }
+    files.write(ENVIRONMENT, "".join([f"export {name}={value}\n" for name, value in values.items()]))
 
 
-def run_agent(account: pwd.struct_passwd, port: int, frames: int, gate: Gate) -> int:
+def wait_for_end(pid: int, account: pwd.struct_passwd, bus: Bus | None) -> int:
+    """Return a process's exit code when it has ended; start the bus meanwhile, if a program waits for it."""
+    pidfd = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if bus is not None and bus.fileno() >= 0:
+        poll.register(bus.fileno(), select.POLLIN)
+    while pidfd not in [fd for fd, _ in poll.poll()]:
+        assert bus is not None
+        poll.unregister(bus.fileno())
+        bus.start(lambda: become(account))
+    os.close(pidfd)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def run_agent(account: pwd.struct_passwd, port: int, frames: int, gate: Gate, bus: Bus | None) -> int:
     """Be the agent of one connection in a process of its own; return its exit code."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -132,20 +154,25 @@ def run_agent(account: pwd.struct_passwd, port: int, frames: int, gate: Gate) ->
         show_session(account)
         gate.open()
     os.close(reading)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
+    return wait_for_end(pid, account, bus)
 
 
 def serve(account: pwd.struct_passwd, gate: Gate) -> None:
     """Have an agent for each connection of the host, until they fail one after the other."""
     make_folders(account)
+    bus = None
+    try:
+        bus = Bus(f"/run/user/{account.pw_uid}/bus", account.pw_uid, account.pw_gid)
+    except OSError as error:
+        # Somebody else serves one, or nobody does: most programs live without.
+        log(f"no bus of the session: {error}")
     frames = device.open_memory()
     failures = 0
     while failures < MAX_FAILURES:
         port = os.open(boot.find_device(CHANNEL), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         wait_for_host(port)
         begun = time.monotonic()
-        code = run_agent(account, port, frames, gate)
+        code = run_agent(account, port, frames, gate, bus)
         failures = 1 if time.monotonic() - begun > RETRY_S * MAX_FAILURES else failures + 1
         log(f"windows: the agent ended ({code})")
         time.sleep(RETRY_S)

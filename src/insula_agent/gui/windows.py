@@ -314,7 +314,7 @@ class Windows:
                 flags, _, _, _, _, *sizes = fields[:11]
                 if not window.x and not window.y:
                     # Toolkits say so of windows that are where X puts those nobody has placed.
-                    flags &= ~gui.HINT_PROGRAM_POSITION
+                    flags &= ~(gui.HINT_PROGRAM_POSITION | gui.HINT_USER_POSITION)
                 self._send(gui.WindowHints(window.number, flags, *sizes, *fields[15:17]))
         elif name == "_NET_WM_ICON":
             icon = icons.load(lambda first, count: display.words(window.window, name, first, count))

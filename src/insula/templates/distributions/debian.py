@@ -45,10 +45,6 @@ LEFT_OUT = (
     "/usr/share/lintian/*",
     "/usr/share/locale/*",
     "/usr/share/man/*",
-    # Drivers and compilers of graphics chips: 140 MB for what has none. Programs draw with the processor.
-    "/usr/lib/x86_64-linux-gnu/dri/*",
-    "/usr/lib/x86_64-linux-gnu/libLLVM-*",
-    "/usr/lib/x86_64-linux-gnu/libz3.*",
     # Kernel modules for what a virtual machine never has: built-in graphics, tuners, laptops' sound chips, sensors,
     # host adapters of servers, cluster file systems. Kept: everything that may be passed through (network, wireless,
     # USB, HD audio, NVMe), usbip, virtio, nftables, wireguard, overlay, device mapper, common file systems.

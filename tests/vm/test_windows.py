@@ -1,0 +1,268 @@
+"""Windows of real qubes on a real X server: in their frames, with their keys, through every end of what shows them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from insula.client.command import command_line
+from insula.gui.geometry import WINDOW_FRAME, Rect
+from insula.model.errors import QubesException, QubesNoDesktopError
+from insula.rpc.client import run_collect
+from insula.testing.daemon import DaemonProcess
+from insula.testing.desktop import Desktop, Picture, Window, desktop
+from insula.testing.guest import create_app_qube, run, sh
+
+from .conftest import discard
+
+pytestmark = [pytest.mark.vm, pytest.mark.desktop]
+
+SHOWN_TIMEOUT_S = 90.0
+"""From asking until a program has drawn itself: seconds, more on a busy machine."""
+POLL_S = 0.1
+BLUE, RED = 0x3465A4, 0xCC0000
+COLOURS = {"test-blue": BLUE, "test-red": RED}
+GROUND = {"test-blue": 0x102030, "test-red": 0x302010}
+"""What the terminals of these tests are filled with."""
+
+
+@pytest.fixture(scope="module")
+def screen() -> Iterator[Desktop]:
+    with desktop(1280, 800) as shown:
+        yield shown
+
+
+@pytest.fixture(scope="module")
+def qubes(daemon: DaemonProcess) -> Iterator[tuple[str, str]]:
+    """Two that run, of their colours."""
+
+    async def make() -> None:
+        for name, label in (("test-blue", "blue"), ("test-red", "red")):
+            await create_app_qube(daemon.client, name, label)
+        await asyncio.gather(*(daemon.client.start(name) for name in COLOURS))
+
+    async def remove() -> None:
+        for name in COLOURS:
+            await discard(daemon, name)
+
+    asyncio.run(make())
+    yield "test-blue", "test-red"
+    asyncio.run(remove())
+
+
+def desktop_of(screen: Desktop) -> dict[str, str]:
+    return {"DISPLAY": screen.display}
+
+
+@contextlib.asynccontextmanager
+async def terminal(
+    daemon: DaemonProcess, screen: Desktop, qube: str, *, ground: int | None = None, place: str = "40x8"
+) -> AsyncIterator[Window]:
+    """A terminal of a qube that writes down what is typed in it; the window, drawn."""
+    await daemon.client.show_windows(qube, desktop_of(screen))
+    colour = f"#{GROUND[qube] if ground is None else ground:06x}"
+    keep = "cat >/tmp/typed"
+    words = [
+        "xterm",
+        "-bg",
+        colour,
+        "-fg",
+        colour,
+        "-cr",
+        colour,
+        "-b",
+        "0",
+        "-geometry",
+        place,
+        "-e",
+        "sh",
+        "-c",
+        keep,
+    ]
+    call = asyncio.create_task(
+        run_collect(daemon.paths.rpc_socket(qube), command_line(words, "qubes.VMExecGUI"), user="user", timeout=600)
+    )
+    try:
+        yield await drawn(screen, qube, call)
+    finally:
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await until(lambda: not screen.windows(rf"^\[{qube}\]"), f"a window of {qube} stays")
+
+
+async def drawn(screen: Desktop, qube: str, call: asyncio.Task[tuple[int, bytes, bytes]] | None = None) -> Window:
+    """The qube's window, once the program has drawn in it."""
+    found: list[Window] = []
+
+    def is_drawn() -> bool:
+        if call is not None and call.done():
+            raise AssertionError(f"the program ended: {call.result()}")
+        found[:] = screen.windows(rf"^\[{qube}\]")
+        return bool(found) and content(screen.picture(), found[0]).share(0xFFFFFF) < 0.5
+
+    await until(is_drawn, f"no window of {qube}")
+    return found[0]
+
+
+async def until(is_so: object, otherwise: str) -> None:
+    assert callable(is_so)
+    try:
+        async with asyncio.timeout(SHOWN_TIMEOUT_S):
+            while not is_so():
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise AssertionError(otherwise) from None
+
+
+def content(picture: Picture, window: Window) -> Picture:
+    place = WINDOW_FRAME.inside(Rect(window.x, window.y, window.width, window.height))
+    return picture.part(place.x, place.y, place.width, place.height)
+
+
+def ring(picture: Picture, window: Window) -> list[int]:
+    """The pixels all around: the outermost line of the window, title included."""
+    right, bottom = window.x + window.width - 1, window.y + window.height - 1
+    rows = [picture.pixel(x, y) for x in range(window.x, right + 1) for y in (window.y, bottom)]
+    return rows + [picture.pixel(x, y) for y in range(window.y, bottom + 1) for x in (window.x, right)]
+
+
+def gui_process(daemon: DaemonProcess, qube: str) -> int:
+    """The process that shows the qube's windows, among those of this daemon's children."""
+    assert daemon.process is not None
+    for child in children(daemon.process.pid):
+        for process in children(child):
+            title = Path(f"/proc/{process}/cmdline").read_bytes().rstrip(b"\0 ")
+            if title == f"insula-gui {qube}".encode():
+                return process
+    raise AssertionError(f"nothing shows the windows of {qube}")
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
+
+
+async def typed(daemon: DaemonProcess, qube: str) -> str:
+    return await sh(daemon, qube, "cat /tmp/typed")
+
+
+async def test_window_is_in_the_frame_of_its_qube_and_shows_what_the_program_drew(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    blue, _ = qubes
+    async with terminal(daemon, screen, blue) as window:
+        screen.park()
+        await until(lambda: content(screen.picture(), window).share(GROUND[blue]) > 0.99, "not what was drawn")
+        assert set(ring(screen.picture(), window)) == {BLUE}
+
+
+async def test_keys_reach_the_qube_whose_window_has_the_focus_and_no_other(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    blue, red = qubes
+    async with terminal(daemon, screen, blue) as one, terminal(daemon, screen, red) as two:
+        assert {pixel for window in (one, two) for pixel in ring(screen.picture(), window)} >= {RED}
+        screen.do("windowactivate", "--sync", one.number)
+        screen.type("for blue\n")
+        await until_typed(daemon, blue, "for blue")
+        screen.do("windowactivate", "--sync", two.number)
+        screen.type("for red\n")
+        await until_typed(daemon, red, "for red")
+        assert (await typed(daemon, blue), await typed(daemon, red)) == ("for blue", "for red")
+
+
+async def until_typed(daemon: DaemonProcess, qube: str, text: str) -> None:
+    async with asyncio.timeout(SHOWN_TIMEOUT_S):
+        while await typed(daemon, qube) != text:
+            await asyncio.sleep(POLL_S)
+
+
+async def test_window_that_is_all_of_anothers_colour_stays_in_its_own_frame(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    """MC-37: whatever a qube draws lies inside what it cannot draw."""
+    _, red = qubes
+    async with terminal(daemon, screen, red, ground=BLUE) as window:
+        screen.park()
+        await until(lambda: content(screen.picture(), window).share(BLUE) > 0.99, "not what was drawn")
+        assert set(ring(screen.picture(), window)) == {RED}
+
+
+async def test_killed_process_is_replaced_and_the_program_has_not_noticed(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    """MC-47."""
+    blue, _ = qubes
+    async with terminal(daemon, screen, blue):
+        program = await sh(daemon, blue, "pidof xterm")
+        os.kill(gui_process(daemon, blue), signal.SIGKILL)
+        await until(lambda: not screen.windows(rf"^\[{blue}\]"), "the window stays")
+        window = await drawn(screen, blue)
+        await until(lambda: content(screen.picture(), window).share(GROUND[blue]) > 0.99, "not what was drawn")
+        assert await sh(daemon, blue, "pidof xterm") == program
+        screen.do("windowactivate", "--sync", window.number)
+        screen.type("again\n")
+        await until_typed(daemon, blue, "again")
+
+
+async def test_paused_qube_has_no_window_and_has_it_again(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    blue, _ = qubes
+    async with terminal(daemon, screen, blue):
+        await daemon.client.pause(blue)
+        await until(lambda: not screen.windows(rf"^\[{blue}\]"), "the window stays")
+        await daemon.client.unpause(blue)
+        await drawn(screen, blue)
+
+
+async def test_later_daemon_shows_the_windows_there_were(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    blue, _ = qubes
+    await daemon.client.show_windows(blue, desktop_of(screen))
+    # Not a command of ours: that would end with the daemon.
+    starts = "DISPLAY=:0 setsid xterm -bg '#102030' -fg '#102030' >/dev/null 2>&1 & sleep 0.1"
+    assert (await run(daemon, blue, f". /run/insula/session-env 2>/dev/null; {starts}")).code == 0
+    await drawn(screen, blue)
+    daemon.kill()
+    await until(lambda: not screen.windows(rf"^\[{blue}\]"), "the window stays")
+    await daemon.start()
+    await drawn(screen, blue)
+    await run(daemon, blue, "pkill xterm")
+    await until(lambda: not screen.windows(rf"^\[{blue}\]"), "the window stays")
+
+
+async def test_killed_qube_leaves_no_window(daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]) -> None:
+    _, red = qubes
+    await daemon.client.show_windows(red, desktop_of(screen))
+    words = ["xterm", "-bg", "black"]
+    call = asyncio.create_task(
+        run_collect(daemon.paths.rpc_socket(red), command_line(words, "qubes.VMExecGUI"), user="user", timeout=600)
+    )
+    await drawn(screen, red, call)
+    await daemon.client.kill(red)
+    await until(lambda: not screen.windows(rf"^\[{red}\]"), "the window stays")
+    await asyncio.gather(call, return_exceptions=True)
+    await daemon.client.start(red)
+
+
+async def test_no_desktop_and_no_windows_are_said(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    blue, _ = qubes
+    with pytest.raises(QubesNoDesktopError, match="no X server listens"):
+        await daemon.client.show_windows(blue, {"DISPLAY": ":987"})
+    await daemon.client.set_feature(blue, "gui", "")
+    with pytest.raises(QubesException, match="feature gui is off"):
+        await daemon.client.show_windows(blue, desktop_of(screen))
+    await daemon.client.remove_feature(blue, "gui")
