@@ -11,6 +11,7 @@ from insula.lifecycle.plan import plan_start
 from insula.model.errors import QubesException, QubesPropertyValueError, QubesVMInUseError, QubesVMNotHaltedError
 from insula.model.names import ADMIN_NAME, QubeName
 from insula.model.pci import PciAddress
+from insula.model.roles import ANONYMOUS
 from insula.model.system import PoolConfig, System
 
 KERNEL = Kernel("6.1", Path("/k/vmlinuz"), Path("/k/initrd"), "console=hvc0 ro")
@@ -42,6 +43,15 @@ def test_qube_with_a_network_card_boots_and_has_no_other_network(system: System)
     assert any("0000:03:00.0" in line for line in plan.describe())
     lax = net.with_feature("uplink-no-strict-reset", "1")
     assert not plan_start(system.with_qube(lax), net.name, kernel_of).strict_reset
+
+
+@pytest.mark.parametrize("uplink", ["host", "pci:0000:03:00.0"])
+def test_anonymous_qube_does_not_start_with_a_way_out_of_its_own(system: System, uplink: str) -> None:
+    """MC-85"""
+    net = system.get("sys-net").with_property("uplink", uplink).with_property("netvm", None)
+    plan_start(system.with_qube(net), net.name, kernel_of)
+    with pytest.raises(QubesException, match="not through the host's network"):
+        plan_start(system.with_qube(net.with_tags([ANONYMOUS])), net.name, kernel_of)
 
 
 def test_plan_takes_values_along_the_chain_of_defaults(system: System) -> None:

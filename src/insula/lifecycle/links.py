@@ -35,7 +35,7 @@ from insula.model.qubesdb_keys import (
     valid_rules,
 )
 from insula.model.roles import refusal
-from insula.model.uplink import leads_outside
+from insula.model.uplink import card_of, leads_outside
 
 KEY_LIMIT_S = 2.0
 """For a session process to take a message; it does nothing that takes long."""
@@ -130,8 +130,9 @@ class Links:
         """
         system = self._host.store.system
         here = view(system, system.get(client))
-        if leads_outside(here):
+        if leads_outside(here) or card_of(here) is not None:
             self._require_allowed(client, None)
+        if leads_outside(here):
             self._require_capability(client)
             await self._driver.link_outside(machine)
         elif here.netvm is not None:

@@ -22,7 +22,9 @@ from insula.model.names import QubeName
 from insula.model.pci import PciAddress
 from insula.model.properties import resolve
 from insula.model.property_resolution import view
+from insula.model.property_view import View
 from insula.model.qube import Qube
+from insula.model.roles import refusal
 from insula.model.system import System
 from insula.model.uplink import card_of, leads_outside
 from insula.model.volumes import as_started
@@ -129,6 +131,7 @@ def plan_start(
     if qube.klass in (Klass.ADMINVM, Klass.REMOTEVM):
         raise QubesVMNotHaltedError(f"{name} is an {qube.klass} and cannot be started")
     _refuse_prohibited(system, qube)
+    _refuse_other_way(here)
 
     def value(prop: str) -> Any:
         return resolve(system, qube, prop).value
@@ -193,6 +196,14 @@ def _refuse_prohibited(system: System, qube: Qube) -> None:
             raise QubesException(f"{qube.name} is, through {template}, its own template")
         seen.add(template)
         template = system.get(template).template
+
+
+def _refuse_other_way(here: View) -> None:
+    """Who is to be anonymous does not start with another way to the network than Tor."""
+    if here.netvm is not None or leads_outside(here) or card_of(here) is not None:
+        reason = refusal(here.system, here.subject, None if here.netvm is None else here.netvm.subject)
+        if reason:
+            raise QubesException(reason)
 
 
 def _net_chain(system: System, qube: Qube) -> tuple[QubeName, ...]:
