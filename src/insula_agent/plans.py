@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NO_GUI = b"nogui:"
 SESSION_SERVICE = "qubes.WaitForSession"
-WAITING_SERVICES = frozenset((SESSION_SERVICE, "qubes.WaitForRunningSystem"))
+BOOTED_SERVICE = "qubes.WaitForRunningSystem"
 RUNS_WHAT_IS_TYPED = frozenset(
     ("qubes.VMExec", "qubes.VMExecGUI", "qubes.VMRootExec", "qubes.VMShell", "qubes.VMRootShell")
 )
@@ -87,8 +87,8 @@ class Order:
 
     @property
     def waits_for_system(self) -> bool:
-        """Whether it is over, or begins, only when the system has booted to its end."""
-        return self.waits_for_session or (self.call is not None and self.call.name in WAITING_SERVICES)
+        """Whether it is over only when the system has booted to its end. (The user's session does not need that.)"""
+        return self.call is not None and self.call.name == BOOTED_SERVICE
 
     @property
     def belongs_in_session(self) -> bool:

@@ -85,12 +85,11 @@ def test_shell_script_of_ours_is_read_by_the_login_shell_itself(
     assert other.arguments[3] != '. "$0"'
 
 
-def test_services_that_wait_for_the_system_are_known(configuration: Configuration) -> None:
+def test_service_that_waits_for_the_system_is_known(configuration: Configuration) -> None:
     place(configuration, "a.B", "wait-for-session = true\n")
-    waiting = ("a.B", "qubes.WaitForSession", "qubes.WaitForRunningSystem")
-    for name in (*waiting, "qubes.VMExec"):
+    for name in ("a.B", "qubes.WaitForSession", "qubes.WaitForRunningSystem", "qubes.VMExec"):
         order = plans.read(f"{USER}:QUBESRPC {name} dom0".encode(), configuration)
-        assert order.waits_for_system == (name in waiting)
+        assert order.waits_for_system == (name == "qubes.WaitForRunningSystem")
 
 
 def test_script_that_cannot_be_read_is_left_to_the_shell(tmp_path: Path) -> None:

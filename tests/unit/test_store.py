@@ -18,13 +18,17 @@ from insula.model.labels import Label
 from insula.model.properties import set_property
 from insula.model.qube import Qube
 from insula.model.system import PoolConfig, System
+from insula.store import store as store_module
 from insula.store.copies import good_copy
 from insula.store.errors import StoreDamaged, StoreError, StoreLocked, StoreTooNew
 from insula.store.migrations import LATEST
-from insula.store.rows import read_system
-from insula.store.store import Store
+from insula.store.rows import read_system, write_difference
+from insula.store.store import MAX_MACHINE_RECORD, Store
 from insula.testing.strategies import any_text, systems
 from insula.testing.systems import DISPOSABLE, NET, TEMPLATE, WORK, all_halted, small_system, with_qube_of
+
+NORMAL, FULL = 1, 2
+"""Values of SQLite's ``synchronous``."""
 
 
 @pytest.fixture
@@ -366,6 +370,37 @@ def test_which_qubes_exist_is_always_in_the_copy(path: Path) -> None:
     truncate(path)
     with Store.open(path) as again:
         assert again.system == newer
+
+
+def test_change_that_is_not_synced_does_not_wait_for_the_disk_and_is_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+
+    def remember(connection: sqlite3.Connection, before: System | None, after: System) -> None:
+        modes.append(connection.execute("PRAGMA synchronous").fetchone()[0])
+        write_difference(connection, before, after)
+
+    store = Store.open(path)
+    monkeypatch.setattr(store_module, "write_difference", remember)
+    store.commit(small_system(), is_synced=False)
+    store.put_machine("work", {"pid": 1}, is_synced=False)
+    newer = with_qube_of(store.system, Klass.STANDALONEVM, "alone")
+    store.commit(newer)
+    assert modes == [NORMAL, FULL]
+    store.close()
+    with Store.open(path) as again:
+        assert again.system == newer
+        assert again.machines() == {"work": {"pid": 1}}
+
+
+def test_change_that_fails_is_synced_again_afterwards(filled: Path) -> None:
+    with Store.open(filled) as store:
+        with pytest.raises(StoreError):
+            store.put_machine("work", {"text": "x" * MAX_MACHINE_RECORD}, is_synced=False)
+        with pytest.raises(StoreError):
+            store.put_machine("\ud800", {}, is_synced=False)
+        assert store._connection.execute("PRAGMA synchronous").fetchone() == (FULL,)
 
 
 def test_disposable_comes_and_goes_without_a_copy_that_somebody_waits_for(filled: Path) -> None:

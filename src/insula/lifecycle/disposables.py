@@ -179,7 +179,7 @@ class Disposables:
                 # The guest wakes up while it is recorded. A daemon that dies before that has one that is not paused
                 # and that nobody got: the next one throws it away.
                 await self._power.unpause(name)
-                store.commit(_taken(store.system, template, name, created_by, features))
+                store.commit(_taken(store.system, template, name, created_by, features), is_synced=False)
             except QubesException as e:
                 log.warning("%s: was held ready, but cannot be used: %s", name, e)
                 self._forget_ready(template, name)

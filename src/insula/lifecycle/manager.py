@@ -309,7 +309,8 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
                     # Only what this call made is removed again, never a volume that was there.
                     made.append(volume)
                 # Others may have changed the system while volumes were made.
-                host.store.commit(plan_create(host.store.system, request, system.get(request.name).uuid, dispid))
+                created = plan_create(host.store.system, request, system.get(request.name).uuid, dispid)
+                host.store.commit(created, is_synced=not request.disposable)
             except BaseException as e:
                 for volume in made:
                     with suppress(StorageError):

@@ -173,7 +173,8 @@ async def _run_steps(
     if waited is None:
         await machine.start_paused()
     running = RunningQube(machine, plan.volumes, time.time())
-    host.store.put_machine(plan.name, running.record(host.driver.name, ready=False).to_json())
+    # Lost with the host's power it says what it says: the volumes are as before this start.
+    host.store.put_machine(plan.name, running.record(host.driver.name, ready=False).to_json(), is_synced=False)
     undo.callback(host.store.remove_machine, plan.name)
     for prop in ("xid", "stubdom_xid", "start_time"):
         host.publish(plan.name, f"property-reset:{prop}", name=prop)
@@ -201,7 +202,12 @@ async def _run_steps(
         except QubesException as e:
             raise (_NotFromSeed if waited is None else _NotInWaiting)(str(e)) from e
     link = None if host.links is None else host.links.note_of(plan.name)
-    host.store.put_machine(plan.name, running.record(host.driver.name, ready=True, link=link).to_json())
+    host.store.put_machine(
+        plan.name,
+        running.record(host.driver.name, ready=True, link=link).to_json(),
+        # Without it what was written is thrown away after a loss of power; so it is waited for where anything is kept.
+        is_synced=any(volume.save_on_stop for volume in plan.volumes),
+    )
     return running, session
 
 

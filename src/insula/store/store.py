@@ -91,30 +91,35 @@ class Store:
     def system(self) -> System:
         return self._system
 
-    def commit(self, system: System) -> None:
+    def commit(self, system: System, *, is_synced: bool = True) -> None:
         """Make ``system`` the current one, on disk first.
+
+        ``is_synced``: wait for the disk. Without, the change may be lost with the host's power, but not with this
+        process: for what does not outlive a loss of power itself.
 
         :raise StoreError: it was not kept: no space, I/O error, or it is not consistent (an error of ours).
         """
         wrong = problems(system, since=self._system)
         if wrong:
             raise StoreError(f"The change was refused, it would break: {'; '.join(wrong[:MAX_PROBLEMS_SHOWN])}")
-        with self._change():
+        with self._change(is_synced=is_synced):
             write_difference(self._connection, self._system, system)
         is_copied = _lasting(system) != _lasting(self._system)
         self._system = system
         if is_copied:
             self._write_copy()
 
-    def put_machine(self, name: QubeName | str, record: Mapping[str, Any]) -> None:
+    def put_machine(self, name: QubeName | str, record: Mapping[str, Any], *, is_synced: bool = True) -> None:
         """Keep a record (JSON values) of the machine of a qube, replacing the one there was.
+
+        ``is_synced`` as for :meth:`commit`.
 
         :raise StoreError: it was not kept.
         """
         text = msgspec.json.encode(record).decode("utf-8")
         if len(text) > MAX_MACHINE_RECORD:
             raise StoreError(f"The machine record of {name} is longer than {MAX_MACHINE_RECORD} bytes")
-        with self._change():
+        with self._change(is_synced=is_synced):
             self._connection.execute("INSERT OR REPLACE INTO machine (qube, record) VALUES (?, ?)", (name, text))
 
     def remove_machine(self, name: QubeName | str) -> None:
@@ -143,9 +148,9 @@ class Store:
         self.close()
 
     @contextmanager
-    def _change(self) -> Iterator[None]:
+    def _change(self, *, is_synced: bool = True) -> Iterator[None]:
         try:
-            with transaction(self._connection):
+            with _synced_when(self._connection, is_synced=is_synced), transaction(self._connection):
                 yield
         except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
             raise StoreError(f"The change was not kept: {error}") from error
@@ -162,6 +167,20 @@ def _lasting(system: System) -> set[QubeName]:
     """Qubes that outlive their machine. Others are made and removed by programs, while somebody waits, and nobody would
     look for one in the copy."""
     return {name for name, qube in system.qubes.items() if not qube.properties.get("auto_cleanup")}
+
+
+@contextmanager
+def _synced_when(connection: sqlite3.Connection, *, is_synced: bool) -> Iterator[None]:
+    """With a journal of its own (WAL) a transaction that is not waited for is kept or lost as a whole, and the next one
+    that is takes it along."""
+    if is_synced:
+        yield
+        return
+    connection.execute("PRAGMA synchronous = NORMAL")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA synchronous = FULL")
 
 
 @contextmanager
