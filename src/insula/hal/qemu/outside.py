@@ -96,10 +96,14 @@ class WayOut:
 
     async def lost(self) -> str:
         """Return, once it is of no use any more, why."""
+        was_silent = False
         while not self._ended.is_set():
             silence_s = heartbeat.silence_s(self._folder / PULSE)
-            if silence_s is None or silence_s > SILENCE_LIMIT_S:
+            is_silent = silence_s is None or silence_s > SILENCE_LIMIT_S
+            # Twice: where this whole host stood still for a moment, it may look before the other could write.
+            if is_silent and was_silent:
                 return "it hangs"
+            was_silent = is_silent
             if resolver.host_server() != self._server:
                 return "the host asks another name server"
             with suppress(TimeoutError):
