@@ -41,7 +41,7 @@ SHOWN = 60
 COMPLAINTS = ("E: ", "Error: ", "error: ")
 """How apt, dnf and pacman begin what went wrong."""
 MAX_COMPLAINT = 300
-"""Characters of the last complaint, shown with a failure."""
+"""Characters of the first complaint, shown with a failure."""
 LIMIT_S = 2 * 3600.0
 
 app = typer.Typer(add_completion=False)
@@ -83,7 +83,7 @@ async def update_one(client: AdminClient, name: str, step: Step) -> None:
         ready = await anext(stream, None)
         if ready is None or ready.name != "update-ready":
             raise MalformedAnswer("the daemon ended the connection before the template was up")
-        words = _Words(step)
+        words = Printed(step)
         ending = asyncio.ensure_future(anext(stream, None))
         running = asyncio.create_task(_run(Path(ready.kwargs["rpc_socket"]), log, words), name=f"update of {name}")
         try:
@@ -93,8 +93,8 @@ async def update_one(client: AdminClient, name: str, step: Step) -> None:
             code = running.result()
             if code not in (0, NOTHING_TO_DO):
                 why = PROBLEMS.get(code, f"insula.Update ended with {code}")
-                last = f": {words.complaint}" if words.complaint else ""
-                raise CliError(f"{name} is as before: {why}{last}", hint=f"what was printed: {log}")
+                what = f": {words.complaint}" if words.complaint else ""
+                raise CliError(f"{name} is as before: {why}{what}", hint=f"what was printed: {log}")
             step.update("shutting down")
             await client.shutdown(name, wait=True)
             ended = await ending
@@ -114,8 +114,8 @@ def _ended(name: str, event: EventRecord | None) -> CliError:
     return CliError(f"{name} is as before: {why or 'it did not shut down cleanly'}", hint=f"insula console {name}")
 
 
-class _Words:
-    """What the package manager says: its last line is shown while it works, its last complaint if it failed."""
+class Printed:
+    """What the package manager says: its last line is shown while it works, its first complaint if it failed."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
@@ -127,15 +127,16 @@ class _Words:
     def hear(self, untrusted_piece: bytes) -> None:
         *complete, rest = (self._untrusted_rest + untrusted_piece).split(b"\n")
         self._untrusted_rest = rest[:PIECE]
-        lines = [line.decode("utf-8", "replace") for line in (*complete, rest) if line.strip()]
-        for line in lines:
-            if line.startswith(COMPLAINTS):
-                self.complaint = visible(line.strip())[:MAX_COMPLAINT]
-        if lines:
-            self._step.update(visible(lines[-1].strip())[:SHOWN])
+        for line in [line.decode("utf-8", "replace").strip() for line in complete]:
+            # The first says what it was, the last that something was.
+            if line.startswith(COMPLAINTS) and not self.complaint:
+                self.complaint = visible(line)[:MAX_COMPLAINT]
+        shown = [line for line in (*complete, rest) if line.strip()]
+        if shown:
+            self._step.update(visible(shown[-1].decode("utf-8", "replace").strip())[:SHOWN])
 
 
-async def _run(rpc_socket: Path, log: Path, words: _Words) -> int:
+async def _run(rpc_socket: Path, log: Path, words: Printed) -> int:
     """Run the package manager, its words going to the log; its exit code. :raise CliError: it could not be run."""
     log.parent.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -156,7 +157,7 @@ def _private(log: Path) -> BinaryIO:
     return os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb", buffering=0)
 
 
-async def _keep(source: BinaryIO, target: BinaryIO, words: _Words) -> None:
+async def _keep(source: BinaryIO, target: BinaryIO, words: Printed) -> None:
     """Write what comes to the log, as much of it as a log may have, and hear it."""
     stream = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
