@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -781,3 +782,17 @@ async def test_machine_to_be_frozen_gets_no_frame_memory(world: World, driver: D
     async with running(world, driver, replace(world.spec("frozen"), freezable=True)) as machine:
         with pytest.raises(DriverError, match="frozen"):
             await machine.open_frames()
+
+
+async def test_machine_with_a_screen_shows_it_to_who_asked_last_and_none_other_has_one(
+    world: World, driver: Driver
+) -> None:
+    async with running(world, driver, replace(world.spec("shown"), has_display=True)) as machine:
+        first = await machine.open_display()
+        second = await machine.open_display()
+        with first, second:
+            second.settimeout(GUEST_LIMIT_S)
+            assert second.recv(12, socket.MSG_WAITALL) == b"RFB 003.008\n"
+    async with running(world, driver, world.spec("plain")) as machine:
+        with pytest.raises(DriverError, match="no screen"):
+            await machine.open_display()

@@ -130,6 +130,20 @@ def test_argv_has_no_network_display_or_usb() -> None:
     assert not {"-nic", "-usb", "-vnc", "-spice", "-drive"} & {name for name, _ in options(argv)}
 
 
+def test_argv_of_a_machine_with_a_screen_has_a_pcs_hardware_and_listens_nowhere() -> None:
+    """MC-49."""
+    argv = argv_of(replace(SPEC, has_display=True))
+    assert [len(devices(argv, driver)) for driver in ("VGA", "qemu-xhci", "usb-tablet")] == [1, 1, 1]
+    assert values(argv, "-vnc") == ["none"]
+    assert "i8042=on" in values(argv, "-machine")[0]
+    assert "i8042=off" in values(argv_of(SPEC), "-machine")[0]
+    addresses = [device["addr"] for device in objects(argv, "-device") if device.get("bus") == "pcie.0"]
+    assert len(set(addresses)) == len(addresses)
+    for change in ({"freezable": True}, {"seed": SPEC.runtime_dir}):
+        with pytest.raises(DriverError, match="screen"):
+            check_spec(replace(SPEC, has_display=True, **change))
+
+
 def test_pci_addresses_are_unique_and_independent_of_disks() -> None:
     argv = vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU)
     without = argv_of(replace(SPEC, disks=()))

@@ -13,6 +13,9 @@ Everything that decides is pure: messages of the guest and events of the desktop
 ``clipboard``     the two keys that move text, in the qube's process and between qubes
 ``machine``       these joined, for one qube
 
+``rfb``           the screen of a machine without agent, as its monitor tells it
+``emulated``      that screen as one window
+
 What does: ``frame_memory`` maps the pixels, ``session`` joins a guest's channel, its machine and a back end,
 ``backend`` shows windows, ``process`` is the program of one qube.
 

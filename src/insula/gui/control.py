@@ -59,6 +59,8 @@ class Configure(_Message, frozen=True, tag=True):
     copy: Keys = COPY_KEYS
     paste: Keys = PASTE_KEYS
     keyboard: Annotated[str, Meta(max_length=400)] = ""
+    is_emulated: bool = False
+    """The channel is no agent's but the machine's own screen (``emulated``)."""
 
     def settings(self) -> Settings:
         """:raise ValueError: keys that cannot be."""

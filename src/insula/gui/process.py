@@ -37,8 +37,9 @@ from insula.gui.control import (
     printable,
 )
 from insula.gui.desktop import AskPaste, Command, Event, FailCopy, OfferCopy, StartCopy, Tell
+from insula.gui.emulated import EmulatedEnd
 from insula.gui.frame_memory import FrameMemory
-from insula.gui.session import Session
+from insula.gui.session import End, Session
 from insula.gui.settings import Settings
 from insula.preload import title
 from insula_proto import limits
@@ -90,10 +91,10 @@ class Process:
         self._session: Session | None = None
         self._code = EXIT_OK
 
-    def run(self, channel: socket.socket, memory: FrameMemory) -> int:
+    def run(self, channel: socket.socket, memory: FrameMemory, end: End | None) -> int:
         """Show the windows until the guest or the daemon is gone; return the exit code."""
         backend = qt.QtBackend(self._app, self._settings, memory)
-        self._session = Session(channel, self._settings, memory.size, backend, self, self._loop)
+        self._session = Session(channel, self._settings, memory.size, backend, self, self._loop, end)
         backend.listen(self._happened)
         self._loop.add_reader(self._daemon.fileno(), self._daemon_readable)
         self._app.exec()
@@ -200,6 +201,6 @@ def main(descriptors: Sequence[int]) -> int:
     settings = configure.settings()
     qt.name(_Prepared.app, settings.qube)
     # (Both end with the process: Qt's windows may still hold views of the memory.)
-    return Process(_Prepared.app, daemon, settings).run(
-        socket.socket(fileno=channel_number), FrameMemory(memory_number)
-    )
+    memory = FrameMemory(memory_number)
+    end = EmulatedEnd(memory_number, memory.size) if configure.is_emulated else None
+    return Process(_Prepared.app, daemon, settings).run(socket.socket(fileno=channel_number), memory, end)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from insula.gui.desktop import ABOUT_A_WINDOW, Command, DeskChanged, Event, Send
@@ -69,6 +69,38 @@ class Backend(Protocol):
         """Carry out a command about a window, now. All it needs was checked by the machine."""
 
 
+class End(Protocol):
+    """What speaks with the guest: for an agent :class:`AgentsEnd`."""
+
+    @property
+    def minor(self) -> int | None: ...
+
+    def receive(self, untrusted_data: bytes, /) -> Sequence[Hello | gui.Message]:
+        """:raise RemoteProtocolError:"""
+
+    def answer(self, screen: Screen, /) -> bytes: ...
+
+    def may_send(self, cls: type[gui.Message], /) -> bool: ...
+
+    def send(self, message: gui.Message, /) -> bytes: ...
+
+    def pending(self) -> bytes:
+        """What is to be said because of what was received."""
+
+    def echo(self) -> Sequence[gui.Message]:
+        """What is as if it had been received, because of what was sent."""
+
+
+class AgentsEnd(HostEnd):
+    """An agent speaks for itself."""
+
+    def pending(self) -> bytes:
+        return b""
+
+    def echo(self) -> Sequence[gui.Message]:
+        return ()
+
+
 class Owner(Protocol):
     """Who started the session."""
 
@@ -83,9 +115,16 @@ class Session:
     """One connection of a guest's agent."""
 
     def __init__(
-        self, channel: socket.socket, settings: Settings, memory_size: int, backend: Backend, owner: Owner, loop: Loop
+        self,
+        channel: socket.socket,
+        settings: Settings,
+        memory_size: int,
+        backend: Backend,
+        owner: Owner,
+        loop: Loop,
+        end: End | None = None,
     ) -> None:
-        """Takes over ``channel``."""
+        """Takes over ``channel``. ``end``: other than an agent's."""
         channel.setblocking(False)
         self._channel = channel
         self._settings = settings
@@ -93,7 +132,7 @@ class Session:
         self._backend = backend
         self._owner = owner
         self._loop = loop
-        self._end = HostEnd(uses_frames=True)
+        self._end = end or AgentsEnd(uses_frames=True)
         self._machine: Machine | None = None
         self._queued = bytearray()
         self._waits_for_room = False
@@ -148,6 +187,7 @@ class Session:
                     self._open()
                 else:
                     self._take(message)
+            self._queue(self._end.pending())
         except RemoteProtocolError as error:
             self._finish(str(error))
             return
@@ -226,8 +266,13 @@ class Session:
         if self._machine is None or self._is_over:
             return
         self._obey(self._machine.settle(self._loop.time()))
-        while self._late and not self._is_over:
+        while not self._is_over:
+            echo = self._end.echo()
+            if not echo and not self._late:
+                break
             self._take_late()
+            for message in echo:
+                self._obey(self._machine.receive(message, self._loop.time()))
             self._obey(self._machine.settle(self._loop.time()))
         wake_at = self._machine.wake_at
         if self._machine.has_popups:

@@ -23,6 +23,8 @@ class Capability(StrEnum):
     """A running machine can be frozen and forked."""
     FRAMES = "frames"
     """A running machine can be given frame memory, so it can have windows."""
+    DISPLAY = "display"
+    """A machine can have a screen, a keyboard and a pointer of its own, for systems without our agent."""
     PCI_PASSTHROUGH = "pci-passthrough"
     """An IOMMU keeps a device that a machine is given to that machine's memory."""
 

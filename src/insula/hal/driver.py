@@ -110,6 +110,9 @@ class MachineSpec:
     host_number: int | None = None
     """What run-time ids are derived from in place of the qid: of a machine that was started for nobody
     (:meth:`Machine.become`) and keeps them. Unique like a qid; at most :data:`MAX_HOST_NUMBER`."""
+    has_display: bool = False
+    """A screen, a keyboard and a pointer, as any PC has: for systems without agent. Needs Capability.DISPLAY. Such a
+    machine can neither be frozen nor be a fork."""
     debug: bool = False
     freezable: bool = False
     """Whether :meth:`Machine.freeze` can be used: the machine's memory is a file of its own from the start."""
@@ -196,6 +199,13 @@ class Machine(Protocol):
         sees a PCI device of that memory (``ivshmem``) appear, or has something else its agent knows of.
 
         :raise DriverError: it cannot be given any. :raise Unsupported: no Capability.FRAMES.
+        """
+
+    async def open_display(self) -> socket.socket:
+        """A connection to the machine's own screen, speaking RFB 3.8 without password, the caller's. Who connects last
+        has it.
+
+        :raise DriverError: it has none (:attr:`MachineSpec.has_display`). :raise Unsupported: no Capability.DISPLAY.
         """
 
     async def has_frames(self) -> bool:

@@ -34,6 +34,7 @@ ALL_CAPABILITIES = frozenset(
         Capability.FORK,
         Capability.LINKS,
         Capability.FRAMES,
+        Capability.DISPLAY,
     }
 )
 CONSOLE_NAME = "console.log"
@@ -94,6 +95,8 @@ class FakeGuest:
     is_fork: bool = False
     """Whether it began as a fork of a seed instead of booting."""
     frames: int | None = None
+    screen: socket.socket | None = None
+    """The machine's end of the connection to its screen."""
     """Its frame memory, once the host has asked for it; the fake closes it when the machine ends."""
     exit: MachineExit | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -142,6 +145,8 @@ class FakeGuest:
         self.state = MachineState.GONE
         for guest_end in self._guest_ends.values():
             guest_end.close()
+        if self.screen is not None:
+            self.screen.close()
         if self.frames is not None:
             os.close(self.frames)
         with suppress(FileNotFoundError):
@@ -358,6 +363,16 @@ class FakeMachine:
         if guest.frames is None:
             guest.frames = frames.make()
         return os.dup(guest.frames)
+
+    async def open_display(self) -> socket.socket:
+        guest = await self.begin("open_display", Capability.DISPLAY)
+        if not self._spec.has_display:
+            raise DriverError(f"machine {self._spec.name!r} has no screen")
+        if guest.screen is not None:
+            guest.screen.close()
+        ours, guest.screen = socket.socketpair()
+        guest.screen.sendall(b"RFB 003.008\n")
+        return ours
 
     async def has_frames(self) -> bool:
         guest = await self.begin("has_frames")

@@ -142,6 +142,39 @@ Qube = tuple[str, int] | Configure
 """Its name and colour, or all that is told to the process that shows its windows."""
 
 
+@contextlib.contextmanager
+def emulated_screen(screen: Desktop, qube: Qube, channel: socket.socket) -> Iterator[Host]:
+    """The host's side of a machine without agent; ``channel`` leads to its screen, and stays the caller's."""
+    configure = qube if isinstance(qube, Configure) else Configure(*qube)
+    configure = msgspec.structs.replace(configure, is_emulated=True)
+    with _running_host(screen, "allow", [(configure, channel.fileno(), frames.make(MEMORY))]) as host:
+        yield host
+
+
+@contextlib.contextmanager
+def _running_host(screen: Desktop, policy: str, qubes: Sequence[tuple[Configure, int, int]]) -> Iterator[Host]:
+    """The daemon's part as a process; takes over the frame memories, not the channels."""
+    with contextlib.ExitStack() as stack:
+        words = []
+        for configure, channel, memory in qubes:
+            words += [msgspec.json.encode(configure).decode(), str(channel), str(memory)]
+        said = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="insula-host-"))) / "said"
+        try:
+            with said.open("wb") as out:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "insula.testing.gui_host", policy, *words],
+                    env=screen.environment,
+                    pass_fds=[number for _, *numbers in qubes for number in numbers],
+                    stdout=out,
+                )
+        finally:
+            for _, _, memory in qubes:
+                os.close(memory)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        yield Host(process, said, screen)
+
+
 class Line(NamedTuple):
     """A qube's end: its channel and its frame memory."""
 
@@ -153,29 +186,21 @@ class Line(NamedTuple):
 def shown_by_host(screen: Desktop, qubes: Sequence[Qube], policy: str = "allow") -> Iterator[tuple[Host, list[Line]]]:
     """The host's side of these qubes."""
     with contextlib.ExitStack() as stack:
-        lines, words, theirs = [], [], []
+        lines, started = [], []
         for qube in qubes:
             memory = frames.make(MEMORY)
             stack.callback(os.close, memory)
-            ours, other = socket.socketpair()
+            ours, theirs = socket.socketpair()
             stack.callback(ours.close)
             lines.append(Line(ours, memory))
-            theirs.append(other)
             configure = qube if isinstance(qube, Configure) else Configure(*qube)
-            words += [msgspec.json.encode(configure).decode(), str(other.fileno()), str(memory)]
-        said = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="insula-host-"))) / "said"
-        with said.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "insula.testing.gui_host", policy, *words],
-                env=screen.environment,
-                pass_fds=[*(line.memory for line in lines), *(other.fileno() for other in theirs)],
-                stdout=out,
-            )
-        for other in theirs:
-            other.close()
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        yield Host(process, said, screen), lines
+            started.append((configure, theirs.detach(), os.dup(memory)))
+        try:
+            host = stack.enter_context(_running_host(screen, policy, started))
+        finally:
+            for _, channel, _ in started:
+                os.close(channel)
+        yield host, lines
 
 
 @contextlib.contextmanager

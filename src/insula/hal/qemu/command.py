@@ -79,6 +79,8 @@ _SLOT_SERIAL = 0x2
 _SLOT_BALLOON = 0x3
 _SLOT_PANIC = 0x4
 _SLOT_PORTS = 0x5
+_SLOT_VGA = 0x6
+_SLOT_USB = 0x7
 _SLOT_FIRST_DISK = 0x8
 _SLOT_LINKS = 0x19
 """First of two; a slot has eight functions."""
@@ -171,6 +173,10 @@ def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
         not spec.devices or (spec.seed is None and not spec.freezable),
         "a machine with a device of the host can be neither a fork nor a seed",
     )
+    yield (
+        not spec.has_display or (spec.seed is None and not spec.freezable),
+        "a machine with a screen of its own can be neither a fork nor a seed",
+    )
     yield len(spec.channels) <= MAX_CHANNELS, f"{len(spec.channels)} channels; at most {MAX_CHANNELS} fit"
     yield len(set(spec.channels)) == len(spec.channels), "two channels have the same name"
     for channel in spec.channels:
@@ -227,6 +233,7 @@ def vmm_argv(spec: MachineSpec, fds: Descriptors, accelerator: Accelerator, qemu
         *nic_options(spec.nic, fds.nic),
         *_link_ports(spec.links),
         *_host_devices(spec.devices),
+        *(_display() if spec.has_display else ()),
     )
 
 
@@ -238,10 +245,9 @@ def _machine(spec: MachineSpec, accelerator: Accelerator) -> Iterator[str]:
     # Nothing that we did not ask for: no default devices, no configuration file, no display, no CD, no USB.
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none")
     # HPET, SMM, VMware port, PS/2 and SATA are code a guest could attack and has no use for.
-    yield from (
-        "-machine",
-        "q35,memory-backend=ram,hpet=off,smm=off,vmport=off,i8042=off,sata=off,usb=off,dump-guest-core=off,mem-merge=off",
-    )
+    off = "hpet=off,smm=off,vmport=off,sata=off,usb=off,dump-guest-core=off,mem-merge=off"
+    keyboard = "on" if spec.has_display else "off"
+    yield from ("-machine", f"q35,memory-backend=ram,i8042={keyboard},{off}")
     yield from accelerator.arguments()
     yield from ("-smp", str(spec.vcpus))
     yield from ("-rtc", "base=utc,clock=host")
@@ -363,6 +369,17 @@ def _host_devices(devices: Sequence[PciAddress]) -> Iterator[str]:
         # Its option ROM is a program of whoever had the device before.
         device = {"driver": "vfio-pci", "id": f"device{index}", "host": str(address), "bus": bus, "rombar": 0}
         yield from json_option("-device", device)
+
+
+def _display() -> Iterator[str]:
+    """What a PC has, for systems that know nothing else: a VGA card, and a tablet: its pointer is where the user's is.
+
+    The screen listens nowhere: a connection is handed over by the monitor (``add_client``).
+    """
+    yield from json_option("-device", {"driver": "VGA", "id": "vga", "bus": "pcie.0", "addr": f"{_SLOT_VGA:#x}"})
+    yield from json_option("-device", {"driver": "qemu-xhci", "id": "usb", "bus": "pcie.0", "addr": f"{_SLOT_USB:#x}"})
+    yield from json_option("-device", {"driver": "usb-tablet", "id": "tablet", "bus": "usb.0"})
+    yield from ("-vnc", "none")
 
 
 def _channels(names: Sequence[str], fds: Sequence[int]) -> Iterator[str]:

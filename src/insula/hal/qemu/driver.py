@@ -28,6 +28,7 @@ _ALWAYS = frozenset(
         Capability.FORK,
         Capability.LINKS,
         Capability.FRAMES,
+        Capability.DISPLAY,
     }
 )
 

@@ -334,6 +334,19 @@ class QemuMachine:
             raise DriverError(f"machine {self._spec.name!r} is to be frozen, and gets no frame memory")
         return await self._frames.open()
 
+    async def open_display(self) -> socket.socket:
+        self._require_started()
+        if not self._spec.has_display:
+            raise DriverError(f"machine {self._spec.name!r} has no screen")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                await self._monitor.show_screen(theirs)
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
     async def has_frames(self) -> bool:
         self._require_started()
         return await self._frames.are_plugged()

@@ -28,6 +28,7 @@ COMMAND_LIMIT_S = 10.0
 MAX_REPLY = 1 << 20
 """Bytes of one message; query-chardev, the longest we ask for, is about 3 KiB."""
 
+_SCREEN = "screen"
 _DEVICE = re.compile(r"/machine/peripheral/([a-z0-9]{1,32})/virtio-backend")
 """``qdev`` of a disk in ``query-block``."""
 
@@ -193,6 +194,11 @@ class Monitor:
             except OSError as error:
                 raise DriverError("QEMU's monitor takes no descriptor", str(error)) from error
         await self.execute("getfd", {"fdname": name})
+
+    async def show_screen(self, connection: socket.socket) -> None:
+        """Have the machine's screen shown to whoever holds the other end; whoever had it before has it no more."""
+        await self.give(_SCREEN, connection.fileno())
+        await self.execute("add_client", {"protocol": "vnc", "fdname": _SCREEN, "skipauth": True})
 
     async def add_descriptor(self, fd: int) -> HandedDescriptor:
         """Hand over a copy of a descriptor, for files to be opened from (``add-fd``)."""
