@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "run": "Life of a qube",
         "cp": "Life of a qube",
         "apps": "Life of a qube",
+        "menu": "Life of a qube",
         "console": "Life of a qube",
         "prefs": "Settings",
         "features": "Settings",

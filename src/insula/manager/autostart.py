@@ -25,8 +25,8 @@ def install(environ: Mapping[str, str] | None = None) -> list[Path]:
     env = os.environ if environ is None else environ
     settings = {name: env[name] for name in _KEPT if env.get(name)}
     entry, unit, wanted = _files(env)
-    _write(entry, desktop_entry(command(), settings))
-    _write(unit, service_unit(command(), settings))
+    write(entry, desktop_entry(command(), settings))
+    write(unit, service_unit(command(), settings))
     wanted.parent.mkdir(parents=True, exist_ok=True)
     wanted.unlink(missing_ok=True)
     wanted.symlink_to(unit)  # what `systemctl --user enable` does
@@ -51,7 +51,7 @@ def desktop_entry(words: Sequence[str], settings: Mapping[str, str]) -> str:
             "Type=Application",
             "Name=Insula prompt",
             "Comment=Asks whether calls between qubes may go on",
-            f"Exec={' '.join(map(_desktop_word, words))}",
+            f"Exec={exec_line(words)}",
             "Terminal=false",
             "NoDisplay=true",
             "X-GNOME-Autostart-enabled=true",
@@ -90,11 +90,17 @@ def _files(env: Mapping[str, str]) -> tuple[Path, Path, Path]:
     return config / "autostart" / ENTRY, units / UNIT, units / f"{_TARGET}.wants" / UNIT
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Replace a file at once; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def exec_line(words: Sequence[str]) -> str:
+    """A command as the value of the Exec key."""
+    return " ".join(map(_desktop_word, words))
 
 
 def _desktop_word(word: str) -> str:
