@@ -123,6 +123,7 @@ async def test_without_a_tunnel_nothing_leaves(chain: Chain) -> None:
     await chain.daemon.client.kill(VPN)
     await chain.daemon.client.start(VPN)
     await chain.world.packets()
+    await chain.world.asked()
 
 
 async def wireguard(chain: Chain) -> None:
@@ -178,7 +179,7 @@ push "redirect-gateway def1"
 {far_key}</key>
 """
     await chain.in_world("cat > /run/world/server.ovpn", server)
-    await chain.in_world("nohup openvpn --config /run/world/server.ovpn > /run/world/openvpn.log 2>&1 &")
+    await chain.in_world("modprobe tun; nohup openvpn --config /run/world/server.ovpn > /run/world/openvpn.log 2>&1 &")
     text = (EXAMPLES / "openvpn.ovpn").read_text().replace("FINGERPRINT_OF_THE_OTHER_END", far_print)
     text = text.replace("CERTIFICATE_OF_THIS_END\n", near_cert).replace("PRIVATE_KEY_OF_THIS_END\n", near_key)
     await chain.configure("provider.ovpn", text)
@@ -189,6 +190,7 @@ async def stays_in_tunnel(chain: Chain, tunnel: Packet, crash: str) -> None:
     await chain.until_fetches()
     # Names are asked for behind the tunnel, by clients and by the qube itself.
     await chain.until_fetches("www.example.org")
+    await chain.in_vpn("python3 -c 'import socket; socket.gethostbyname(\"own.example.org\")'")
     assert all(address.startswith(("10.8.", "10.9.")) for address in await chain.world.asked())
     assert await chain.left() == {tunnel}
     # stopped

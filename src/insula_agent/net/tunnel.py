@@ -190,6 +190,8 @@ def run() -> int:
     try:
         path = find_config()
         if path.endswith(".ovpn"):
+            # Its device comes with the module, and OpenVPN waits for neither.
+            programs.run(["modprobe", "tun"])
             programs.become(openvpn_argv(path))
         run_wireguard(WireGuard(files.read(path)))
     except (TunnelError, NetworkError, programs.ProgramFailed, OSError) as error:
