@@ -158,6 +158,27 @@ async def test_one_that_ends_while_it_is_made_ready_leaves_nothing(
     assert disposables(bench) == set()
 
 
+async def test_daemon_that_ends_while_one_is_made_ready_ends_though_that_one_is_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is left to be cleared up, the end of the daemon is not forgotten over it."""
+    begun = asyncio.Event()
+
+    async def rest_for_ever(machine: Machine) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(nobody, "wait_until_at_rest", rest_for_ever)
+    with_feature(bench, DVM, "preload-dispvm-max", "1")
+    await bench.engine.disposables.open()
+    async with asyncio.timeout(5):
+        await begun.wait()
+        [name] = disposables(bench)
+        await bench.engine.kill(QubeName(name))
+        await bench.engine.disposables.close()
+    assert disposables(bench) == set()
+
+
 async def test_request_takes_the_first_ready_one_and_its_maker_is_the_caller(bench: Bench) -> None:
     first, second = await refilled(bench, 2)
     name = await bench.engine.create_disposable(DVM, WORK)

@@ -305,11 +305,19 @@ class Disposables:
         store.commit(store.system.with_qube(_without_ready(store.system, template, name)))
 
     async def _discard(self, name: QubeName) -> None:
-        """End it; it is removed with its machine, or here if it has none."""
-        with suppress(QubesVMNotStartedError):
-            await self._power.kill(name)
-        with suppress(QubesVMNotFoundError):
+        """End it; it is removed with its machine, or here if it has none.
+
+        Raises nothing of its own: whoever calls this while a task is cancelled must not lose that.
+        """
+        try:
+            with suppress(QubesVMNotStartedError):
+                await self._power.kill(name)
             await self._power.remove(name)
+        except QubesVMNotFoundError:
+            # Its end has removed it.
+            return
+        except (InsulaError, OSError) as e:
+            log.error("%s: could not be thrown away: %s", name, e)
 
     def _turn(self, template: QubeName) -> asyncio.Lock:
         return self._turns.setdefault(template, asyncio.Lock())
