@@ -310,6 +310,18 @@ async def test_failed_rehearsal_leaves_nothing_and_is_not_tried_again_at_once(
     assert waiting(bench) == []
 
 
+async def test_daemon_that_ends_while_one_is_made_ends_though_that_one_does_not(bench: Bench) -> None:
+    """What fails while it clears up must not take the place of its own end."""
+    script = bench.computer.script
+    script.hold_next("pause")
+    want(bench, 1)
+    await until(lambda: "pause" in [call for machine, call in script.calls if machine.startswith("waiting.")])
+    script.fail_next("kill")
+    assert bench.engine.standby is not None
+    async with asyncio.timeout(PATIENCE_S):
+        await bench.engine.standby.close()
+
+
 async def test_next_daemon_ends_what_waited_and_keeps_the_numbers_of_qubes(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,6 +20,7 @@ from insula.events.types import Event
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.host import Host, log
 from insula.lifecycle.memory import read_available_mib
+from insula.lifecycle.waiting import require_wanted
 from insula.model.errors import InsulaError, QubesException, QubesVMNotFoundError, QubesVMNotStartedError
 from insula.model.klass import Klass
 from insula.model.names import ADMIN_NAME, QubeName
@@ -235,6 +236,7 @@ class Disposables:
             try:
                 await self.refill(template, wanted.get(template, 0))
             except (InsulaError, OSError) as e:
+                require_wanted()
                 log.warning("%s: no disposable can be held ready: %s", template, e)
 
     async def refill(self, template: QubeName, wanted: int) -> None:

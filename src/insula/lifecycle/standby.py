@@ -29,6 +29,7 @@ from insula.lifecycle.host import Host, keep_console, log
 from insula.lifecycle.plan import StartPlan
 from insula.lifecycle.reconcile import WAITING_PREFIX
 from insula.lifecycle.seeds import Seed
+from insula.lifecycle.waiting import require_wanted
 from insula.model.block import BlockSource, VolumeSpec
 from insula.model.errors import InsulaError, QubesException
 from insula.model.names import ADMIN_NAME, QubeName
@@ -302,6 +303,7 @@ class Standby:
         try:
             waiting = await self._make(kind)
         except (InsulaError, HalError, StorageError, NotFormatted, OSError) as e:
+            require_wanted()
             if self._kinds.get(kind.seed.folder.name) is not kind:
                 # Its seed was dropped meanwhile, and that was told.
                 return

@@ -1,4 +1,4 @@
-"""Waiting for the first of several things."""
+"""Waiting for the first of several things, and not overlooking that a wait was broken off."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ async def first_of(*makers: Callable[[], Awaitable[None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def require_wanted() -> None:
+    """For loops that go on after a failure: what fails while a cancelled task clears up takes the cancellation's place.
+
+    :raise asyncio.CancelledError: this task is to end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
