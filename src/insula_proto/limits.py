@@ -12,9 +12,12 @@ MUX_MAX_DATA = 65536
 MUX_INITIAL_CREDIT = 32768
 """Bytes the opener of a stream may send before it has heard from the acceptor, so that a call needs no round trip."""
 
-MUX_MAX_WINDOW = 1048576
+MUX_MAX_WINDOW = 2097152
 """Bytes a side is ready to hold of one stream at most: enough that its sender goes on while a reader on a busy machine
 waits for its turn. A peer that holds out more credit to us breaks the protocol."""
+
+MUX_MAX_WINDOW_1 = 1048576
+"""The same in version 1."""
 
 MUX_SMALL_WINDOW = 32768
 """Smallest window: what a stream gets when :data:`MUX_WINDOW_POOL` is spent."""
@@ -22,8 +25,8 @@ MUX_SMALL_WINDOW = 32768
 MUX_WINDOW_POOL = 16777216
 """Sum of all windows above the smallest that one side promises at a time."""
 
-MUX_WINDOW_SHARE = 8
-"""A new stream gets this part of what is left of the pool (an eighth): one stream alone is quick, many are served."""
+MUX_WINDOW_SHARE = 4
+"""A new stream gets this part of what is left of the pool (a quarter): one stream alone is quick, many are served."""
 
 MUX_MAX_STREAMS = 512
 """Streams a peer may have open at once; a further one is answered with RESET(BUSY)."""
@@ -39,6 +42,16 @@ MUX_MAX_QUEUED = MUX_MAX_QUEUED_DATA + MUX_MAX_DATA + 262144
 
 MUX_MAX_HUNT = 16777216
 """Bytes skipped in search of a HELLO before the peer is given up: far above what a pipe can hold of an old session."""
+
+BULK_SIZE = 16777216
+"""Bytes of memory that a qube and its session share once a stream has proved large (insula_proto.bulk)."""
+
+BULK_SLOT_SIZE = 1048576
+"""Bytes of it that change hands at once: half a window, so that one half is written while the other is read."""
+
+BULK_MAX_LENT = 1
+"""Slots that may be under way for one stream: what comes meanwhile goes together into the next. Each costs a guest
+up to a millisecond under emulation, whatever it carries."""
 
 # --- qrexec (published protocol, versions 3 and 4) ----------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from insula.hal.hostinfo import HostInfo, probe
 from insula.testing import tiny_guest
 from insula.testing.hypervisors import GUEST_LIMIT_S, POLL_S, FakeWorld, QemuWorld, World, freeze, leftovers_of
 from insula.testing.tiny_guest import Behaviour, TinyGuest
+from insula_proto import limits
 
 NOTICE_LIMIT_S = 0.2
 """From a VMM's death to knowing of it."""
@@ -796,3 +797,49 @@ async def test_machine_with_a_screen_shows_it_to_who_asked_last_and_none_other_h
     async with running(world, driver, world.spec("plain")) as machine:
         with pytest.raises(DriverError, match="no screen"):
             await machine.open_display()
+
+
+# Memory that a machine shares with its session
+
+
+async def test_bulk_memory_is_sealed_the_same_each_time_and_not_the_frames(world: World, driver: Driver) -> None:
+    async with running(world, driver, world.spec("moving")) as machine:
+        opened = [await machine.open_bulk_memory(), await machine.open_bulk_memory(), await machine.open_frames()]
+        try:
+            assert os.fstat(opened[0]).st_size == limits.BULK_SIZE
+            with pytest.raises(PermissionError):
+                os.ftruncate(opened[0], 0)
+            os.pwrite(opened[0], b"payload", 4096)
+            assert os.pread(opened[1], 7, 4096) == b"payload"
+            assert os.pread(opened[2], 7, 4096) == bytes(7)
+        finally:
+            for memory in opened:
+                os.close(memory)
+
+
+async def test_bulk_memory_of_an_adopted_machine_is_what_it_had(world: World, driver: Driver) -> None:
+    machine = await driver.define(world.spec("moving"))
+    await machine.start_paused()
+    memory = await machine.open_bulk_memory()
+    os.pwrite(memory, b"payload", 4096)
+    os.close(memory)
+    record = machine.record()
+    await driver.close()
+    later = world.driver()
+    adopted = await later.adopt(machine.spec, record)
+    assert adopted is not None
+    try:
+        memory = await adopted.open_bulk_memory()
+        try:
+            assert os.pread(memory, 7, 4096) == b"payload"
+        finally:
+            os.close(memory)
+    finally:
+        await adopted.kill()
+        await later.close()
+
+
+async def test_machine_to_be_frozen_shares_no_memory(world: World, driver: Driver) -> None:
+    async with running(world, driver, replace(world.spec("frozen"), freezable=True)) as machine:
+        with pytest.raises(DriverError, match="frozen"):
+            await machine.open_bulk_memory()

@@ -21,6 +21,8 @@ class Capability(StrEnum):
     """Guests run on the CPU itself, not in software emulation."""
     FORK = "fork"
     """A running machine can be frozen and forked."""
+    BULK_MEMORY = "bulk-memory"
+    """A running machine can be given memory that it shares with its session."""
     FRAMES = "frames"
     """A running machine can be given frame memory, so it can have windows."""
     DISPLAY = "display"

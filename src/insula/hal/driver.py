@@ -211,6 +211,15 @@ class Machine(Protocol):
     async def has_frames(self) -> bool:
         """Whether it was ever given frame memory. :raise HalError: it cannot be told."""
 
+    async def open_bulk_memory(self) -> int:
+        """Memory that the machine shares with its session (:mod:`insula_proto.bulk`); it gets it when first asked for.
+
+        Return a descriptor, the caller's, sealed, the same memory each time, also of a machine that was adopted. Its
+        guest sees a PCI device of that memory (``ivshmem``) appear, or has something else its agent knows of.
+
+        :raise DriverError: it cannot be given any. :raise Unsupported: no Capability.BULK_MEMORY.
+        """
+
     async def set_memory(self, mib: int) -> None:
         """Move the balloon. :raise Unsupported:"""
 

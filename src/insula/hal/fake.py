@@ -24,6 +24,7 @@ from insula.hal.capabilities import Capability
 from insula.hal.driver import ExitKind, Machine, MachineExit, MachineSpec, MachineState, MachineStats
 from insula.hal.errors import DriverError, MachineGone, SeedUnusable, Unsupported
 from insula.hal.preconditions import check_become, check_freeze
+from insula_proto import limits
 
 ALL_CAPABILITIES = frozenset(
     {
@@ -35,6 +36,7 @@ ALL_CAPABILITIES = frozenset(
         Capability.LINKS,
         Capability.FRAMES,
         Capability.DISPLAY,
+        Capability.BULK_MEMORY,
     }
 )
 CONSOLE_NAME = "console.log"
@@ -95,9 +97,11 @@ class FakeGuest:
     is_fork: bool = False
     """Whether it began as a fork of a seed instead of booting."""
     frames: int | None = None
+    """Its frame memory, once the host has asked for it; the fake closes it when the machine ends."""
     screen: socket.socket | None = None
     """The machine's end of the connection to its screen."""
-    """Its frame memory, once the host has asked for it; the fake closes it when the machine ends."""
+    bulk_memory: int | None = None
+    """The memory it shares with its session, likewise."""
     exit: MachineExit | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _host_ends: dict[str, int] = field(default_factory=dict)
@@ -147,8 +151,9 @@ class FakeGuest:
             guest_end.close()
         if self.screen is not None:
             self.screen.close()
-        if self.frames is not None:
-            os.close(self.frames)
+        for memory in (self.frames, self.bulk_memory):
+            if memory is not None:
+                os.close(memory)
         with suppress(FileNotFoundError):
             (self.spec.runtime_dir / NOTE_NAME).unlink()
         self.ended.set()
@@ -373,6 +378,14 @@ class FakeMachine:
         ours, guest.screen = socket.socketpair()
         guest.screen.sendall(b"RFB 003.008\n")
         return ours
+
+    async def open_bulk_memory(self) -> int:
+        guest = await self.begin("open_bulk_memory", Capability.BULK_MEMORY)
+        if self._spec.freezable:
+            raise DriverError(f"machine {self._spec.name!r} is to be frozen, and shares no memory")
+        if guest.bulk_memory is None:
+            guest.bulk_memory = frames.make(limits.BULK_SIZE, frames.BULK_NAME)
+        return os.dup(guest.bulk_memory)
 
     async def has_frames(self) -> bool:
         guest = await self.begin("has_frames")

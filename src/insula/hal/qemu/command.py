@@ -28,6 +28,7 @@ from insula.hal.qemu.accel import Accelerator
 from insula.hal.qemu.chain import DiskDescriptors, chain_options, json_option
 from insula.model.block import LayerFormat
 from insula.model.pci import PciAddress
+from insula_proto import limits
 
 HOTPLUG_PORTS = 8
 """Free PCIe root ports from the start: devices plugged later need one each (links, frames, block, USB)."""
@@ -67,11 +68,6 @@ NIC_NETDEV = "nic"
 NIC_DEVICE = "nic0"
 NIC_BUS = ROOT_PORT_BUS.format(HOTPLUG_PORTS - 1)
 """The last of the hot-plug ports is kept for it: so it can be given and taken away while the machine runs."""
-FRAMES_PORT = HOTPLUG_PORTS - 2
-FRAMES_BUS = ROOT_PORT_BUS.format(FRAMES_PORT)
-"""The one before it is kept for frame memory: it has room for that in the guest's address space."""
-FRAMES_DEVICE = "frames"
-FRAMES_MEMORY = "frames-memory"
 BALLOON_ID = "balloon"
 
 _SLOT_RNG = 0x1
@@ -94,6 +90,26 @@ _KEY = re.compile(rb"[!-~]{%d}" % KEY_SIZE)
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 """Of one station, not a group (IEEE 802: the lowest bit of the first byte is 0)."""
 _CMDLINE = re.compile(rf"[ -~]{{0,{MAX_CMDLINE}}}")
+
+
+@dataclass(frozen=True)
+class PluggedMemory:
+    """Memory that a machine can be given while it runs, on a hot-plug port that has room for it."""
+
+    device: str
+    file: str
+    """Name of the memory file, as ``/proc/PID/fd`` shows it."""
+    size: int
+    port: int
+
+    @property
+    def memory(self) -> str:
+        return f"{self.device}-memory"
+
+
+FRAMES = PluggedMemory("frames", frames.NAME, frames.SIZE, HOTPLUG_PORTS - 2)
+"""The last port but one is kept for frame memory: it has room for that in the guest's address space."""
+BULK_MEMORY = PluggedMemory("bulk", frames.BULK_NAME, limits.BULK_SIZE, HOTPLUG_PORTS - 3)
 
 
 @dataclass(frozen=True)
@@ -305,7 +321,7 @@ def _platform_devices() -> Iterator[str]:
     )
     for port in range(HOTPLUG_PORTS):
         # Twice as much: firmware puts it anywhere, and such memory lies at a multiple of its own size.
-        room = 2 * frames.SIZE if port == FRAMES_PORT else 0
+        room = sum(2 * kind.size for kind in (FRAMES, BULK_MEMORY) if kind.port == port)
         yield from _root_port(ROOT_PORT_BUS.format(port), _SLOT_PORTS, port, chassis=port + 1, room=room)
 
 
@@ -344,16 +360,16 @@ def interface(name: str, netdev: str, bus: str, mac: str) -> dict[str, object]:
     return {"driver": "virtio-net-pci", "disable-legacy": "on", **device}
 
 
-def frame_memory(fd: int) -> dict[str, object]:
-    """The memory of :func:`frame_device`, an open file of the VMM's."""
-    file = {"id": FRAMES_MEMORY, "size": frames.SIZE, "mem-path": f"/proc/self/fd/{fd}"}
+def memory_file(kind: PluggedMemory, fd: int) -> dict[str, object]:
+    """The memory of :func:`memory_device`, an open file of the VMM's."""
+    file = {"id": kind.memory, "size": kind.size, "mem-path": f"/proc/self/fd/{fd}"}
     # A dump of the VMM has no pictures in it; they are not looked through for pages that are equal to another's.
     return {"qom-type": "memory-backend-file", **file, "share": True, "dump": False, "merge": False}
 
 
-def frame_device() -> dict[str, object]:
-    """What the guest sees of its frame memory: a PCI device whose only registers nobody uses, and its memory."""
-    return {"driver": "ivshmem-plain", "id": FRAMES_DEVICE, "bus": FRAMES_BUS, "memdev": FRAMES_MEMORY}
+def memory_device(kind: PluggedMemory) -> dict[str, object]:
+    """What the guest sees of its memory: a PCI device whose only registers nobody uses, and the memory."""
+    return {"driver": "ivshmem-plain", "id": kind.device, "bus": ROOT_PORT_BUS.format(kind.port), "memdev": kind.memory}
 
 
 def _link_ports(links: int) -> Iterator[str]:

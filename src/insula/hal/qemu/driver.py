@@ -29,6 +29,7 @@ _ALWAYS = frozenset(
         Capability.LINKS,
         Capability.FRAMES,
         Capability.DISPLAY,
+        Capability.BULK_MEMORY,
     }
 )
 

@@ -24,7 +24,7 @@ from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, 
 from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo
 from insula.hal.preconditions import check_become, check_freeze
-from insula.hal.qemu.command import Descriptors, channel_chardev, check_spec, disk_device, vmm_argv
+from insula.hal.qemu.command import BULK_MEMORY, FRAMES, Descriptors, channel_chardev, check_spec, disk_device, vmm_argv
 from insula.hal.qemu.console import ConsoleLog, ConsoleReader
 from insula.hal.qemu.descriptors import (
     CONSOLE_SOCKET,
@@ -39,7 +39,6 @@ from insula.hal.qemu.descriptors import (
     unlink_thrown_away,
 )
 from insula.hal.qemu.disk_swap import Leftovers, close_leftovers, swap_disks
-from insula.hal.qemu.frames import MachineFrames
 from insula.hal.qemu.links import MachineLinks
 from insula.hal.qemu.machine_model import model_digest
 from insula.hal.qemu.migration import announce_disks, restore_state, save_state
@@ -53,6 +52,7 @@ from insula.hal.qemu.monitor import (
     RunState,
 )
 from insula.hal.qemu.passthrough import prepare
+from insula.hal.qemu.plugged_memory import MachineMemory
 from insula.hal.qemu.process import HostUser, ProcessIdentity, VmmProcess, is_named
 from insula.hal.qemu.sandbox import vmm_uid
 from insula.hal.qemu.seed_files import FileNote, LoadedSeed, Manifest, state_memory
@@ -111,7 +111,8 @@ class QemuMachine:
         self._console: ConsoleReader | None = None
         self._monitor = Monitor(spec.name, self._on_event)
         self._links = MachineLinks(spec, self._monitor, self._host_user(), self._require_started)
-        self._frames = MachineFrames(self._monitor, self._require_started)
+        self._frames = MachineMemory(FRAMES, self._monitor, self._require_started)
+        self._bulk_memory = MachineMemory(BULK_MEMORY, self._monitor, self._require_started)
         self._process: VmmProcess | None = None
         self._keys = KeyFiles()
         self._fdsets: tuple[tuple[int, ...], ...] = ()
@@ -347,9 +348,15 @@ class QemuMachine:
                 raise
         return ours
 
+    async def open_bulk_memory(self) -> int:
+        self._require_started()
+        if self._spec.freezable:
+            raise DriverError(f"machine {self._spec.name!r} is to be frozen, and shares no memory")
+        return await self._bulk_memory.open()
+
     async def has_frames(self) -> bool:
         self._require_started()
-        return await self._frames.are_plugged()
+        return await self._frames.is_plugged()
 
     def _host_user(self) -> HostUser | None:
         host = self._host
@@ -546,6 +553,7 @@ class QemuMachine:
             os.close(self._memory)
             self._memory = None
         self._frames.close()
+        self._bulk_memory.close()
         if self._process is not None:
             self._process.close()
 

@@ -18,51 +18,52 @@ from contextlib import ExitStack
 
 from insula.hal import frames
 from insula.hal.errors import DriverError
-from insula.hal.qemu.command import FRAMES_DEVICE, FRAMES_MEMORY, frame_device, frame_memory
+from insula.hal.qemu.command import PluggedMemory, memory_device, memory_file
 from insula.hal.qemu.monitor import Monitor
 from insula.hal.qemu.process import VmmProcess
 
 
-class MachineFrames:
+class MachineMemory:
     """Of one machine that runs. All methods raise MachineGone once it has ended."""
 
-    def __init__(self, monitor: Monitor, process: Callable[[], VmmProcess]) -> None:
+    def __init__(self, kind: PluggedMemory, monitor: Monitor, process: Callable[[], VmmProcess]) -> None:
+        self._kind = kind
         self._monitor = monitor
         self._process = process
         self._plugging = asyncio.Lock()
         self._memory: int | None = None
 
-    async def are_plugged(self) -> bool:
-        return FRAMES_DEVICE in await self._monitor.plugged_devices()
+    async def is_plugged(self) -> bool:
+        return self._kind.device in await self._monitor.plugged_devices()
 
     async def open(self) -> int:
         """See :meth:`insula.hal.driver.Machine.open_frames`."""
         async with self._plugging:
             if self._memory is None:
-                self._memory = self._find() if await self.are_plugged() else await self._plug()
+                self._memory = self._find() if await self.is_plugged() else await self._plug()
             return os.dup(self._memory)
 
     async def _plug(self) -> int:
         with ExitStack() as undo:
-            memory = frames.make()
+            memory = frames.make(self._kind.size, self._kind.file)
             undo.callback(os.close, memory)
             handed = await self._monitor.add_descriptor(memory)
             try:
                 # (By /proc and not /dev/fdset: this kind of file is opened by a plain open(2).)
-                await self._monitor.execute("object-add", frame_memory(handed.number))
+                await self._monitor.execute("object-add", memory_file(self._kind, handed.number))
             finally:
                 await self._monitor.execute("remove-fd", {"fdset-id": handed.fdset, "fd": handed.number})
             try:
-                await self._monitor.execute("device_add", frame_device())
+                await self._monitor.execute("device_add", memory_device(self._kind))
             except DriverError:
-                await self._monitor.execute("object-del", {"id": FRAMES_MEMORY})
+                await self._monitor.execute("object-del", {"id": self._kind.memory})
                 raise
             undo.pop_all()
         return memory
 
     def _find(self) -> int:
         try:
-            memory = self._process().memory_file(frames.NAME)
+            memory = self._process().memory_file(self._kind.file)
         except OSError as error:
             raise DriverError("the frame memory of the VMM cannot be reached", str(error)) from error
         if memory is None:
