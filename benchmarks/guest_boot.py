@@ -32,7 +32,8 @@ from insula.templates.build import BuiltTemplate, load
 from insula.templates.initramfs import Entry, write_newc
 from insula.testing.guest import build_template
 from insula_proto import qrexec, qubesdb
-from insula_proto.mux import HOST, DataReceived, Mux, StreamOpened
+from insula_proto.mux import HOST, Mux
+from insula_proto.mux_events import DataReceived, StreamOpened
 from report import Case, publish
 
 RUNS = 3

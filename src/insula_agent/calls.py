@@ -100,7 +100,10 @@ class Call(StreamHandler):
     def data(self, stream: int, data: bytes) -> None:
         self._unconsumed += len(data)
         try:
-            messages = self._channel.receive(data)
+            taken = self._channel.take_stdin(data, self._stdin_queue)
+            if taken == len(data):
+                return
+            messages = self._channel.receive(data[taken:])
         except RemoteProtocolError as error:
             log(f"data channel: {error}")
             self._link.reset(stream, RESET_FAILED)
@@ -143,6 +146,7 @@ class Call(StreamHandler):
         del stream
         if self._writer is not None:
             self._writer.flush()
+            self._convey_more()
         self._advance()
 
     def kill(self) -> None:
@@ -394,6 +398,14 @@ class Call(StreamHandler):
             if self._socket_plan is not None:
                 self._socket_said(is_client=False)
         self._advance()
+
+    def _convey_more(self) -> None:
+        """Much of stdout may wait already: then the loop need not be asked whether anything does."""
+        assert self._writer is not None
+        if self._writer.is_empty and self._is_bulk_allowed:
+            for fd, is_stdout in self._outputs.items():
+                if is_stdout:
+                    self._link.convey(self._stream, fd, self._channel.stdout_header)
 
     @property
     def _is_bulk_allowed(self) -> bool:

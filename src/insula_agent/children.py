@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PIPE_SIZE = 524288
+PIPE_SIZE = 1048576
 """Bytes of the pipes to and from a process: fewer changes between it and us than with the kernel's 64 KiB."""
 
 

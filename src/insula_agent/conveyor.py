@@ -15,6 +15,10 @@ import fcntl
 import os
 import struct
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 OWN_PIPE = 524288
 """Bytes of the pipe in between: 128 pages. It holds at most MAX_FRAMES frames and their headers, a page each."""
 MAX_FRAMES = 8
@@ -38,6 +42,13 @@ _F_SETPIPE_SZ = 1031
 _NO_NUMBER = bytes(4)
 
 
+FULL_BODY = 65536
+MESSAGE_SIZE = HEADER_SIZE + FULL_BODY
+"""Bytes of a full message in shared memory, without and with its header."""
+SMALLEST_SHARED = 16384
+"""Bytes below which lending memory to the host costs more than sending them."""
+
+
 def enlarge(pipe: int, size: int) -> None:
     """Make a pipe hold ``size`` bytes, where that is allowed."""
     try:
@@ -58,6 +69,37 @@ def frame_size(available: int, *, is_framed: bool = False) -> int:
         return FRAMED_SIZE
     size = min(available, FRAME_SIZE) & ~(_PAGE - 1)
     return size if size >= SMALLEST else 0
+
+
+class MessageReader:
+    """Reads from pipes into a piece of shared memory as messages: there is room for headers, which are filled in then.
+
+    For a piece that is used again and again: where its messages are is worked out once.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        starts = range(0, len(memory) - HEADER_SIZE, MESSAGE_SIZE)
+        self._headers = [memory[start : start + HEADER_SIZE] for start in starts]
+        self._bodies = [memory[start + HEADER_SIZE : start + MESSAGE_SIZE] for start in starts]
+
+    def read(self, pipe: int, room: int, make_header: Callable[[int], bytes]) -> int:
+        """Read once, into at most ``room`` bytes of the memory, headers included; return how many were used.
+
+        :raise OSError: BlockingIOError if nothing is there.
+        """
+        whole, rest = divmod(room, MESSAGE_SIZE)
+        bodies = self._bodies[:whole]
+        if rest > HEADER_SIZE and whole < len(self._bodies):
+            bodies.append(self._bodies[whole][: rest - HEADER_SIZE])
+        size = os.readv(pipe, bodies)
+        full, last = divmod(size, FULL_BODY)
+        if full:
+            header = make_header(FULL_BODY)
+            for place in self._headers[:full]:
+                place[:] = header
+        if last:
+            self._headers[full][:] = make_header(last)
+        return size + HEADER_SIZE * (full + bool(last))
 
 
 class Conveyor:

@@ -11,21 +11,22 @@ from __future__ import annotations
 import os
 import stat
 
-from insula_agent import conveyor
+from insula_agent import bulk_memory, conveyor
 from insula_agent.log import log
 from insula_agent.loop import EDGE, HANGUP, READ, WRITE, Loop
 from insula_agent.streams import StreamHandler, Streams
+from insula_proto import bulk
 from insula_proto.errors import RemoteProtocolError
-from insula_proto.mux import (
-    GUEST,
-    RESET_FAILED,
-    RESET_REFUSED,
+from insula_proto.mux import GUEST, RESET_FAILED, RESET_REFUSED, Mux
+from insula_proto.mux_events import (
     CreditReceived,
     DataReceived,
     FinReceived,
-    Mux,
+    MemoryOffered,
     MuxEvent,
     Reset,
+    SharedReceived,
+    SlotFreed,
     StreamOpened,
     StreamReset,
     Synced,
@@ -48,9 +49,15 @@ PORT_PAGE = 4096
 """The port driver receives into pages and hands out at most one a read (drivers/char/virtio_console.c)."""
 READ_PAGES = 64
 """Pages asked for at once: readv(2) reads page after page from a driver that knows single reads only."""
+FEW_PAGES = 2
+"""…and while there is little: each page asked for costs, wanted or not."""
 CONVEYED_HEADER = 64
 """Bytes that the header of conveyed bytes has at most."""
 ENOUGH_ROOM = conveyor.SMALLEST + CONVEYED_HEADER
+MEMORY_INTERVAL = 0.1
+MEMORY_LOOKS = 300
+"""How often the memory that the host offers is looked for: it takes a fifth of a second to come, seconds beside a busy
+boot."""
 RECONNECT_INTERVAL = 0.1
 """Seconds between looks at a port whose host is away."""
 
@@ -114,6 +121,7 @@ class Link(Streams):
         device: str,
         on_sync: Callable[[], None],
         accept: Callable[[int, int], StreamHandler | None],
+        devices: str = bulk_memory.DEVICES,
     ) -> None:
         self._loop = loop
         self._device = device
@@ -121,13 +129,21 @@ class Link(Streams):
         self._accept = accept
         self._mux = Mux(GUEST, views=True)
         self._buffer = memoryview(bytearray(READ_PAGES * PORT_PAGE))
+        self._is_busy = False
+        """The port held more than a few pages when it was last read."""
         self._pages = [self._buffer[start : start + PORT_PAGE] for start in range(0, len(self._buffer), PORT_PAGE)]
+        self._few_pages = self._pages[:FEW_PAGES]
         self._fd = -1
         self._is_device = False
         self._handlers: dict[int, StreamHandler] = {}
         self._blocked: set[int] = set()
         self._conveyor: conveyor.Conveyor | None = None
         """Made when there is bulk to be sent for the first time."""
+        self._devices = devices
+        self._memory: memoryview | None = None
+        """Shared with the host, in this epoch."""
+        self._readers: dict[int, conveyor.MessageReader] = {}
+        """Of its slots, made when they are first used."""
         self.is_full = False
         """The pipe takes nothing at present."""
         self.epoch = 0
@@ -163,6 +179,10 @@ class Link(Streams):
         available = conveyor.waiting(pipe) if conveyor.IS_POSSIBLE else 0
         if available < conveyor.SMALLEST:
             return False
+        if self._memory is not None and available >= conveyor.SMALLEST_SHARED:
+            slot = self._mux.reserve_slot() if self._mux.writable(stream) >= ENOUGH_ROOM else 0
+            if slot:
+                return self._lend(stream, slot, pipe, None if is_framed else make_header)
         self._conveyor = self._conveyor or conveyor.Conveyor()
         self.flush()
         for _ in range(conveyor.MAX_FRAMED if is_framed else conveyor.MAX_FRAMES):
@@ -177,6 +197,29 @@ class Link(Streams):
             if rest:
                 self._mux.complete(rest)
         return True
+
+    def _lend(self, stream: int, slot: int, pipe: int, make_header: Callable[[int], bytes] | None) -> bool:
+        """Have the host read what waits in a pipe from shared memory."""
+        assert self._memory is not None
+        start = bulk.offset(slot)
+        room = min(self._mux.writable(stream), bulk.SLOT_SIZE)
+        try:
+            if make_header is None:
+                size = os.readv(pipe, [self._memory[start : start + room]])
+            else:
+                reader = self._readers.get(slot)
+                if reader is None:
+                    reader = conveyor.MessageReader(self._memory[start : start + bulk.SLOT_SIZE])
+                    self._readers[slot] = reader
+                size = reader.read(pipe, room, make_header)
+        except OSError:
+            # What it is the one who reads will see.
+            size = 0
+        if size:
+            self._mux.send_shared(stream, slot, size)
+        else:
+            self._mux.release_slot(slot)
+        return bool(size)
 
     def has_room(self, stream: int) -> bool:
         """Whether enough can be sent to make it worth to produce more; if not, :meth:`notify_writable` helps."""
@@ -206,7 +249,7 @@ class Link(Streams):
     def _ready(self, events: int) -> None:
         """Read what is there, at most what the buffer takes, and deal with all of it: the buffer is used again."""
         try:
-            size = os.readv(self._fd, self._pages)
+            size = os.readv(self._fd, self._pages if self._is_busy else self._few_pages)
         except BlockingIOError:
             if events & HANGUP:
                 self._lost()
@@ -215,6 +258,7 @@ class Link(Streams):
             self._lost()
         else:
             if size:
+                self._is_busy = size > PORT_PAGE
                 self._receive(self._buffer[:size])
             else:
                 self._lost()
@@ -228,21 +272,32 @@ class Link(Streams):
             self._mux.start()
             return
         received: dict[int, None] = {}
+        slots: list[int] = []
         for event in current(events):
-            if isinstance(event, DataReceived):
+            if isinstance(event, (DataReceived, SharedReceived)):
                 received[event.stream] = None
+            if isinstance(event, SharedReceived):
+                slots.append(event.slot)
             self._dispatch(event)
         for stream in received:
             handler = self._handlers.get(stream)
             if handler is not None:
                 handler.data_end(stream)
+        for slot in slots:
+            # Nothing refers to it any more: what was kept of it was copied.
+            self._mux.free(slot)
 
     def _dispatch(self, event: MuxEvent) -> None:
         if isinstance(event, DataReceived):
             handler = self._handlers.get(event.stream)
             if handler is not None:
                 handler.data(event.stream, event.data)
-        elif isinstance(event, CreditReceived):
+        elif isinstance(event, SharedReceived):
+            handler = self._handlers.get(event.stream)
+            if handler is not None and self._memory is not None:
+                start = bulk.offset(event.slot)
+                handler.data(event.stream, self._memory[start : start + event.size])  # type: ignore[arg-type]
+        elif isinstance(event, (CreditReceived, SlotFreed)):
             self._notify(event.stream)
         elif isinstance(event, FinReceived):
             handler = self._handlers.get(event.stream)
@@ -255,7 +310,11 @@ class Link(Streams):
             handler = self._handlers.pop(event.stream, None)
             if handler is not None:
                 handler.closed(event.stream, event.code)
-        elif isinstance(event, StreamOpened):
+        else:
+            self._connection_event(event)
+
+    def _connection_event(self, event: MuxEvent) -> None:
+        if isinstance(event, StreamOpened):
             self._opened(event)
         elif isinstance(event, Reset):
             log(f"connection starts over{': ' + event.fault if event.fault else ''}")
@@ -263,6 +322,8 @@ class Link(Streams):
         elif isinstance(event, Synced):
             self.epoch += 1
             self._on_sync()
+        elif isinstance(event, MemoryOffered):
+            self._look_for_memory(event.token, self.epoch, MEMORY_LOOKS)
 
     def _opened(self, event: StreamOpened) -> None:
         handler = self._accept(event.stream, event.port)
@@ -278,7 +339,21 @@ class Link(Streams):
             if handler is not None:
                 handler.writable(stream)
 
+    def _look_for_memory(self, token: bytes, epoch: int, looks: int) -> None:
+        """Map the memory the host offers, and say so; until then, and if it never comes, all goes through the port."""
+        if epoch != self.epoch:
+            return
+        memory = bulk_memory.find(token, self._devices)
+        if memory is not None:
+            self._memory = memoryview(memory)
+            self._mux.accept_memory(token)
+        elif looks:
+            self._loop.after(MEMORY_INTERVAL, lambda: self._look_for_memory(token, epoch, looks - 1))
+
     def _forget_streams(self) -> None:
+        # Of another epoch: the host's next session may have it write elsewhere.
+        self._memory = None
+        self._readers.clear()
         handlers, self._handlers = self._handlers, {}
         self._blocked.clear()
         for stream, handler in handlers.items():

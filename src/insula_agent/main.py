@@ -18,7 +18,7 @@ import os
 import sys
 import time
 
-from insula_agent import keys, requests
+from insula_agent import bulk_memory, keys, requests
 from insula_agent.commands import Commands
 from insula_agent.link import Link, TransportError
 from insula_agent.log import fatal, log
@@ -74,14 +74,15 @@ BOOT_STEP = 0.1
 """Seconds between looks whether a seed has booted."""
 
 USAGE = """usage: python3 -S -E -m insula_agent [--device PATH|fd:N] [--keys FOLDER] [--agent-socket PATH]
-                                     [--own-user] [--no-identity]
+                                     [--own-user] [--no-identity] [--devices FOLDER]
 
   --device       byte channel to the host (default %s); a character device, a unix socket, or an open descriptor
   --keys         folder in which keys are shown as files (default %s)
   --agent-socket where programs ask for services of other qubes (default %s)
+  --devices      where memory that is shared with the host is found (default %s)
   --own-user     run commands as the user who started the agent (always so unless that is root)
   --no-identity  leave this machine as it is; for trying the agent outside a qube
-""" % (DEFAULT_DEVICE, keys.DEFAULT_FOLDER, requests.DEFAULT_SOCKET)
+""" % (DEFAULT_DEVICE, keys.DEFAULT_FOLDER, requests.DEFAULT_SOCKET, bulk_memory.DEVICES)
 
 
 class SeedRefused(Exception):
@@ -89,11 +90,12 @@ class SeedRefused(Exception):
 
 
 class Options:
-    __slots__ = ("agent_socket", "device", "keys_folder", "own_user", "with_identity")
+    __slots__ = ("agent_socket", "device", "devices", "keys_folder", "own_user", "with_identity")
 
     def __init__(self) -> None:
         self.agent_socket = requests.DEFAULT_SOCKET
         self.device = DEFAULT_DEVICE
+        self.devices = bulk_memory.DEVICES
         self.keys_folder = keys.DEFAULT_FOLDER
         self.own_user = os.geteuid() != 0
         self.with_identity = True
@@ -111,6 +113,8 @@ def parse_options(arguments: list[str]) -> Options | None:
             options.with_identity = False
         elif option == "--device" and rest:
             options.device = rest.pop(0)
+        elif option == "--devices" and rest:
+            options.devices = rest.pop(0)
         elif option == "--keys" and rest:
             options.keys_folder = rest.pop(0)
         elif option == "--agent-socket" and rest:
@@ -282,7 +286,7 @@ class Agent:
         """When this machine became somebody, on the monotonic clock."""
         self._is_announced = False
         self.loop = Loop()
-        self.link = Link(self.loop, options.device, self._synced, self._accept)
+        self.link = Link(self.loop, options.device, self._synced, self._accept, options.devices)
         self.keys = keys.Keys(self.link, options.keys_folder, self._keys_read, self._key_written, self._key_removed)
         configuration = Configuration(
             os.environ.get("QREXEC_SERVICE_PATH", services.DEFAULT_SERVICE_PATH),

@@ -22,7 +22,8 @@ import time
 
 from insula_agent import files, persistence, syscalls
 from insula_proto import limits, qrexec, qubesdb
-from insula_proto.mux import HOST, DataReceived, FinReceived, Mux, StreamOpened, StreamReset
+from insula_proto.mux import HOST, Mux
+from insula_proto.mux_events import DataReceived, FinReceived, StreamOpened, StreamReset
 from insula_proto.qrexec_channel import CallerEnd, DaemonControl
 
 # See process.py for why not ``signal``.

@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHANNEL_SIZE = 524288
+CHANNEL_SIZE = 1048576
 """Bytes a program's data channel holds each way, where root says so."""
 
 
@@ -116,6 +116,9 @@ class Relay(StreamHandler):
     def writable(self, stream: int) -> None:
         del stream
         self._is_blocked = False
+        if not self._is_closed and not self._ends.is_socket and not self._has_host_finished:
+            # Much may wait already: then the loop need not be asked whether anything does.
+            self._link.convey(self._stream, self._source, _no_header, is_framed=True)
         self._watch_source()
 
     def _deliver(self, events: int = 0) -> None:

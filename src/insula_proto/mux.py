@@ -12,6 +12,9 @@ Sans I/O and without a clock: bytes in by :meth:`Mux.receive`, bytes out by :met
 also in parts of a frame, so nothing but an unfinished header is ever buffered here; what the application has not
 :meth:`~Mux.consumed` is bounded by the credit granted to the peer. Bulk payload is not copied on its way out, and on
 its way in only if the caller wants that: under software emulation copies are most of what a transfer costs.
+
+From version 2 on payload need not be in the pipe: the host may offer memory that both sides see
+(:mod:`insula_proto.bulk`), and a frame then says where in it bytes of a stream are.
 """
 
 from __future__ import annotations
@@ -19,9 +22,21 @@ from __future__ import annotations
 import os
 import struct
 
-from insula_proto import limits
+from insula_proto import bulk, limits
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
-from insula_proto.value import Value, put
+from insula_proto.mux_events import (
+    CreditReceived,
+    DataReceived,
+    FinReceived,
+    MemoryOffered,
+    MuxEvent,
+    Reset,
+    SharedReceived,
+    SlotFreed,
+    StreamOpened,
+    StreamReset,
+    Synced,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # not imported at run time: the agent starts under software emulation
@@ -31,9 +46,9 @@ if TYPE_CHECKING:  # not imported at run time: the agent starts under software e
     Buffer = Union[bytes, bytearray, memoryview]
 
 # Wire constants: docs/protocols/mux.md, "Frames".
-VERSION = 1
+VERSION = 2
 MAGIC = b"insula-mux\r\n\x00\xffv1"
-PAD, HELLO, OPEN, CREDIT, DATA, FIN, RESET = range(7)
+PAD, HELLO, OPEN, CREDIT, DATA, FIN, RESET, MEMORY, SHARED, FREED = range(10)
 
 HOST = "host"
 GUEST = "guest"
@@ -58,99 +73,22 @@ _PADDING = bytes(limits.MUX_MAX_DATA + 2 * _HEADER.size)
 _SMALL = 4096
 """Bytes of payload up to which joining it to its header costs less than keeping the two apart."""
 
-_BODY_SIZES = {PAD: 0, HELLO: _HELLO_BODY.size, OPEN: _TWO_U32.size, CREDIT: _U32.size, FIN: 0, RESET: _U32.size}
+_BODY_SIZES = {
+    PAD: 0,
+    HELLO: _HELLO_BODY.size,
+    OPEN: _TWO_U32.size,
+    CREDIT: _U32.size,
+    FIN: 0,
+    RESET: _U32.size,
+    MEMORY: bulk.TOKEN_SIZE,
+    SHARED: _TWO_U32.size,
+    FREED: _U32.size,
+}
+_OF_MEMORY = (MEMORY, SHARED, FREED)
+"""Frames that version 1 does not have."""
+_MEMORY_VERSION = 2
 
 _HUNTING, _IN_SYNC, _FAILED = range(3)
-
-
-class MuxEvent(Value):
-    """Base of what :meth:`Mux.receive` reports."""
-
-    __slots__ = ()
-
-
-class Synced(MuxEvent):
-    """The handshake is complete; there are no streams."""
-
-    __slots__ = ("version",)
-
-    def __init__(self, version: int) -> None:
-        self._fill(version=version)
-
-    version: int
-
-
-class Reset(MuxEvent):
-    """The epoch is over: every stream that existed is gone, in both directions.
-
-    ``fault`` is empty when the peer began a new one, else what a guest could not understand (it has asked the host
-    for a new handshake then; a host raises RemoteProtocolError instead).
-    """
-
-    __slots__ = ("fault",)
-    fault: str
-
-    def __init__(self, fault: str = "") -> None:
-        self._fill(fault=fault)
-
-
-class StreamOpened(MuxEvent):
-    """The peer opened a stream to ``port``. Use it, or refuse it with :meth:`Mux.reset`."""
-
-    __slots__ = ("port", "stream")
-
-    def __init__(self, stream: int, port: int) -> None:
-        self._fill(port=port, stream=stream)
-
-    stream: int
-    port: int
-
-
-class CreditReceived(MuxEvent):
-    """The peer is ready for more of ``stream``; look at :meth:`Mux.writable`."""
-
-    __slots__ = ("stream",)
-
-    def __init__(self, stream: int) -> None:
-        self._fill(stream=stream)
-
-    stream: int
-
-
-class DataReceived(MuxEvent):
-    """Bytes of ``stream``, never empty; give them back with :meth:`Mux.consumed` once they are done with."""
-
-    __slots__ = ("data", "stream")
-
-    def __init__(self, stream: int, data: bytes) -> None:
-        put(self, "data", data)
-        put(self, "stream", stream)
-
-    stream: int
-    data: bytes
-
-
-class FinReceived(MuxEvent):
-    """The peer will send nothing more on ``stream``; our direction stays open."""
-
-    __slots__ = ("stream",)
-
-    def __init__(self, stream: int) -> None:
-        self._fill(stream=stream)
-
-    stream: int
-
-
-class StreamReset(MuxEvent):
-    """The peer tore ``stream`` down, both directions at once."""
-
-    __slots__ = ("code", "stream")
-
-    def __init__(self, stream: int, code: int) -> None:
-        self._fill(code=code, stream=stream)
-
-    stream: int
-    code: int
 
 
 class _Stream:
@@ -166,18 +104,6 @@ class _Stream:
         """Bytes consumed by the application and not yet granted again."""
         self.fin_sent = False
         self.fin_received = False
-
-
-def current(events: list[MuxEvent]) -> list[MuxEvent]:
-    """Those of one :meth:`Mux.receive` that still mean something: from the last :class:`Reset` on.
-
-    A host that repeats its HELLO makes several epochs begin and end in one piece of input. By the time a caller sees
-    the events the mux is in the last of them, and acting on an earlier one would act on the wrong streams.
-    """
-    for index in range(len(events) - 1, 0, -1):
-        if isinstance(events[index], Reset):
-            return events[index:]
-    return events
 
 
 class Mux:
@@ -219,6 +145,8 @@ class Mux:
         """Bytes of the first queued buffer the pipe has taken."""
         self._is_inside = False
         """The pipe has taken earlier buffers of the frame to which the first queued one belongs."""
+        self.version = 0
+        """That both sides of this epoch speak; 0 before the first one."""
         self._clear_streams()
 
     def _clear_streams(self) -> None:
@@ -228,6 +156,10 @@ class Mux:
         self._peer_streams = 0
         self._granted = 0
         self._body_left = 0
+        self._token = b""
+        """Of the memory that was offered."""
+        self._slots: bulk.Slots | None = None
+        """Once both sides have the memory."""
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -243,6 +175,8 @@ class Mux:
         """Bytes :meth:`send` takes on this stream now; 0 if it is closed for sending or must wait."""
         state = self._streams.get(stream)
         if state is None or state.fin_sent or self._queued >= limits.MUX_MAX_QUEUED_DATA:
+            return 0
+        if self._slots is not None and self._slots.lent_for(stream) >= limits.BULK_MAX_LENT:
             return 0
         return state.send_credit
 
@@ -316,18 +250,21 @@ class Mux:
                 self.start(pad=False)
             elif answer_to == self._nonce and self._state == _HUNTING:
                 self._begin_epoch(events)
-                self._state = _IN_SYNC
-                events.append(Synced(min(version, VERSION)))
+                self._sync(version, events)
             elif self._state == _IN_SYNC:
                 raise RemoteProtocolError("answer to a HELLO that was not asked")
         elif answer_to == _NO_NONCE:
             self._begin_epoch(events)
             self._drop_queue()
             self._push_hello(nonce)
-            self._state = _IN_SYNC
-            events.append(Synced(min(version, VERSION)))
+            self._sync(version, events)
         elif self._state == _IN_SYNC:
             raise RemoteProtocolError("a host asks, it does not answer")
+
+    def _sync(self, version: int, events: list[MuxEvent]) -> None:
+        self._state = _IN_SYNC
+        self.version = min(version, VERSION)
+        events.append(Synced(self.version))
 
     # --- output --------------------------------------------------------------------------------------------------
 
@@ -380,6 +317,10 @@ class Mux:
             del self._is_end[:done]
         self._head_sent = count
 
+    @property
+    def _max_window(self) -> int:
+        return limits.MUX_MAX_WINDOW if self.version >= _MEMORY_VERSION else limits.MUX_MAX_WINDOW_1
+
     # --- streams, our side ---------------------------------------------------------------------------------------
 
     def _new_window(self) -> int:
@@ -387,7 +328,7 @@ class Mux:
         share = (limits.MUX_WINDOW_POOL - self._granted) // limits.MUX_WINDOW_SHARE
         if share <= limits.MUX_SMALL_WINDOW:
             return limits.MUX_SMALL_WINDOW
-        window = min(share, limits.MUX_MAX_WINDOW)
+        window = min(share, self._max_window)
         self._granted += window
         return window
 
@@ -509,6 +450,96 @@ class Mux:
             state.receive_credit += state.unreturned
             state.unreturned = 0
 
+    # --- memory that both sides see --------------------------------------------------------------------------------
+
+    @property
+    def may_offer_memory(self) -> bool:
+        """Whether the guest knows what that is, and was not offered any in this epoch."""
+        return self._is_host and self.in_sync and self.version >= _MEMORY_VERSION and not self._token
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether both sides have it."""
+        return self._slots is not None
+
+    def offer_memory(self, token: bytes) -> None:
+        """The host's: there is memory that begins with these :data:`~insula_proto.bulk.TOKEN_SIZE` bytes.
+
+        :raise LocalProtocolError: it may not be offered.
+        """
+        if not self.may_offer_memory or len(token) != bulk.TOKEN_SIZE:
+            raise LocalProtocolError("no memory can be offered")
+        self._token = token
+        self._push(_HEADER.pack(0, MEMORY, len(token)) + token)
+
+    def accept_memory(self, token: bytes) -> None:
+        """The guest's: it has the memory; an offer of an earlier epoch is not answered any more."""
+        if self._is_host:
+            raise LocalProtocolError("a host offers")
+        if token == self._token and self._slots is None:
+            self._slots = bulk.Slots(is_host=False)
+            self._push(_HEADER.pack(0, MEMORY, len(token)) + token)
+
+    def reserve_slot(self) -> int:
+        """One that may be written, to be sent by :meth:`send_shared` or released; 0: none, so send bytes."""
+        return 0 if self._slots is None else self._slots.reserve()
+
+    def release_slot(self, slot: int) -> None:
+        """It is not needed after all, or of an epoch that is over."""
+        if self._slots is not None:
+            self._slots.release(slot)
+
+    def credit(self, stream: int) -> int:
+        """Bytes that may be sent before more credit comes, maybe not at once; 0: the stream is closed for sending."""
+        state = self._streams.get(stream)
+        return 0 if state is None or state.fin_sent else state.send_credit
+
+    def send_shared(self, stream: int, slot: int, size: int) -> None:
+        """``size`` bytes for the stream are in the slot, which is the peer's until :class:`SlotFreed`.
+
+        :raise LocalProtocolError: more than may be sent, or the slot or the stream cannot be used.
+        """
+        if self._slots is None or not 0 < size <= min(self.writable(stream), bulk.SLOT_SIZE):
+            raise LocalProtocolError(f"{size} shared bytes for stream {stream}, writable {self.writable(stream)}")
+        self._slots.lend(slot, stream)
+        self._open_stream(stream).send_credit -= size
+        self._push(_HEADER.pack(stream, SHARED, _TWO_U32.size) + _TWO_U32.pack(slot, size))
+
+    def free(self, slot: int) -> None:
+        """What was in the peer's slot has been dealt with, or copied."""
+        if self._slots is not None and self._slots.give_back(slot):
+            self._push(_HEADER.pack(0, FREED, _U32.size) + _U32.pack(slot))
+
+    def _memory_frame(self, stream: int, kind: int, body: memoryview, events: list[MuxEvent]) -> None:
+        if self.version < _MEMORY_VERSION:
+            raise RemoteProtocolError(f"frame of type {kind} in version {self.version}")
+        if kind == MEMORY:
+            self._memory_named(stream, bytes(body), events)
+        elif self._slots is None:
+            raise RemoteProtocolError(f"frame of type {kind} without memory")
+        elif kind == SHARED:
+            slot, size = _TWO_U32.unpack(body)
+            self._slots.take(slot, size)
+            self._count_received(stream, size)
+            events.append(SharedReceived(stream, slot, size))
+        else:
+            if stream:
+                raise RemoteProtocolError(f"FREED on stream {stream}")
+            events.append(SlotFreed(self._slots.returned(_U32.unpack(body)[0])))
+
+    def _memory_named(self, stream: int, token: bytes, events: list[MuxEvent]) -> None:
+        if stream:
+            raise RemoteProtocolError(f"MEMORY on stream {stream}")
+        if self._is_host:
+            if token != self._token or self._slots is not None:
+                raise RemoteProtocolError("memory that was not offered")
+            self._slots = bulk.Slots(is_host=True)
+            return
+        if self._token:
+            raise RemoteProtocolError("a second memory")
+        self._token = token
+        events.append(MemoryOffered(token))
+
     # --- input ---------------------------------------------------------------------------------------------------
 
     def receive(self, untrusted_data: Buffer) -> list[MuxEvent]:
@@ -599,6 +630,11 @@ class Mux:
     def _begin_data(self, stream: int, length: int) -> None:
         if not 0 < length <= limits.MUX_MAX_DATA:
             raise RemoteProtocolError(f"DATA of {length} bytes")
+        self._count_received(stream, length)
+        self._body_stream = stream
+        self._body_left = length
+
+    def _count_received(self, stream: int, length: int) -> None:
         state = self._streams.get(stream) or self._find(stream)
         if state is not None:
             if state.fin_received:
@@ -606,8 +642,6 @@ class Mux:
             if length > state.receive_credit:
                 raise RemoteProtocolError(f"stream {stream} sends beyond its credit")
             state.receive_credit -= length
-        self._body_stream = stream
-        self._body_left = length
 
     def _take_body(self, part: memoryview, events: list[MuxEvent]) -> int:
         size = len(part)
@@ -647,6 +681,8 @@ class Mux:
             self._credited(stream, _U32.unpack(body)[0], events)
         elif kind == FIN:
             self._finished(stream, events)
+        elif kind in _OF_MEMORY:
+            self._memory_frame(stream, kind, body, events)
         elif self._find(stream) is not None:
             self._close(stream)
             events.append(StreamReset(stream, _U32.unpack(body)[0]))
@@ -654,7 +690,7 @@ class Mux:
     def _opened(self, stream: int, port: int, window: int, events: list[MuxEvent]) -> None:
         if not self._is_peers(stream) or stream <= self._last_peer_stream:
             raise RemoteProtocolError(f"stream {stream} cannot be opened")
-        if not 0 < port <= limits.MUX_MAX_PORT or not 0 < window <= limits.MUX_MAX_WINDOW:
+        if not 0 < port <= limits.MUX_MAX_PORT or not 0 < window <= self._max_window:
             raise RemoteProtocolError(f"OPEN of port {port} with window {window}")
         self._last_peer_stream = stream
         if self._peer_streams >= self._max_peer_streams:
@@ -673,7 +709,7 @@ class Mux:
             raise RemoteProtocolError(f"empty CREDIT on stream {stream}")
         if state is None:
             return
-        if state.send_credit + amount > limits.MUX_MAX_WINDOW:
+        if state.send_credit + amount > self._max_window:
             raise RemoteProtocolError(f"too much CREDIT on stream {stream}")
         state.send_credit += amount
         if not state.fin_sent:

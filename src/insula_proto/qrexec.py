@@ -465,6 +465,35 @@ class Decoder:
             raise LocalProtocolError(f"{count} bytes went by, {self._body_left} were to come")
         self._body_left -= count
 
+    def take_bodies(self, kind: int, untrusted_data: bytes, bodies: list[bytes | memoryview]) -> int:
+        """Bulk: append the bodies of data messages of one type, as far as the input begins with them; return how many
+        bytes of it that was. The rest is for :meth:`receive`. Empty ones, which are ends, are among the rest.
+        """
+        position = 0
+        end = len(untrusted_data)
+        if self._body_left:
+            if self._kind != kind:
+                return 0
+            bodies.append(untrusted_data[: self._body_left])
+            position = min(self._body_left, end)
+            self._body_left -= position
+        if self._partial or kind not in self.allowed:
+            return position
+        longest = self.allowed[kind][1]
+        unpack = HEADER.unpack_from
+        while end - position > HEADER.size:
+            untrusted_kind, length = unpack(untrusted_data, position)
+            if untrusted_kind != kind or not 0 < length <= longest:
+                break
+            start = position + HEADER.size
+            position = start + length
+            bodies.append(untrusted_data[start:position])
+            if position > end:
+                self._kind = kind
+                self._body_left = position - end
+                return end
+        return position
+
     def receive(self, untrusted_data: bytes) -> list[Message]:
         """Return what is complete. :raise RemoteProtocolError: and nothing else; the decoder is of no use then."""
         end = len(untrusted_data)

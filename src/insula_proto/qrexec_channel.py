@@ -356,6 +356,12 @@ class ServiceEnd(_DataEnd):
         self._is_closed = True
         return qrexec.encode(ExitCode(code))
 
+    def take_stdin(self, untrusted_data: bytes, bodies: list[bytes | memoryview]) -> int:
+        """Append the input with which the bytes begin; return how many that was: the rest is for :meth:`receive`."""
+        if self.version is None or self._stdin_ended:
+            return 0
+        return self._decoder.take_bodies(STDIN, untrusted_data, bodies)
+
     def _check(self, messages: list[Message]) -> list[Message]:
         checked: list[Message] = []
         for message in messages:

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from insula.hal import frames
 from insula.rpc.client import AgentNotReady, RpcError, SessionUnavailable, run_collect
+from insula.rpc.control import MemoryWanted
 from insula.testing.agent import FakeQube, fake_qube
+from insula_proto import bulk
 
 PATIENCE = 60.0
 
@@ -203,3 +206,81 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+# Memory that qube and session share
+
+
+def holds_memory(pid: int) -> bool:
+    """Whether a process has it mapped."""
+    return frames.BULK_NAME in Path(f"/proc/{pid}/maps").read_text()
+
+
+async def transfer(qube: FakeQube) -> None:
+    """There and back, whole; large enough for memory to be asked for."""
+    data = os.urandom(12_000_000)
+    code, out, _ = await run_collect(qube.rpc_socket, "cat", stdin=data, timeout=PATIENCE)
+    assert code == 0
+    assert out == data
+
+
+async def until_shared(qube: FakeQube) -> None:
+    assert qube.session is not None
+    assert qube.agent is not None
+    async with asyncio.timeout(PATIENCE):
+        while not (holds_memory(qube.session.pid) and holds_memory(qube.agent.pid)):
+            await transfer(qube)
+    await transfer(qube)
+
+
+async def test_memory_is_shared_with_a_session_in_its_sandbox_and_its_bytes_arrive(qube: FakeQube) -> None:
+    await until_shared(qube)
+    assert sum(isinstance(message, MemoryWanted) for message in qube.messages) == 1
+    assert qube.memory is not None
+    # Not only its token.
+    assert any(os.pread(qube.memory, 65536, bulk.offset(1 + slot)).strip(b"\0") for slot in range(14))
+
+
+async def test_sharing_session_killed_next_one_and_the_agent_share_anew(qube: FakeQube) -> None:
+    await until_shared(qube)
+    for turns in (0, 3, 30):
+        call = asyncio.create_task(run_collect(qube.rpc_socket, "cat /dev/zero", timeout=PATIENCE, limit=1 << 40))
+        await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        await replace_session(qube)
+        [outcome] = await asyncio.gather(call, return_exceptions=True)
+        assert isinstance(outcome, RpcError) or (isinstance(outcome, tuple) and outcome[0] == 255)
+        await until_shared(qube)
+
+
+async def test_sharing_agent_killed_next_one_shares_anew(qube: FakeQube) -> None:
+    await until_shared(qube)
+    call = asyncio.create_task(run_collect(qube.rpc_socket, "cat /dev/zero", timeout=PATIENCE, limit=1 << 40))
+    async with asyncio.timeout(PATIENCE):
+        while qube.session is not None and not qube.session.calls.running:
+            await asyncio.sleep(0.001)
+    await qube.kill_agent()
+    await qube.start_agent()
+    assert (await call)[0] == 255
+    await qube.ready()
+    await until_shared(qube)
+
+
+async def test_callers_that_go_in_the_middle_leave_no_slot_taken(qube: FakeQube) -> None:
+    """MC-14, MC-22: more of them than there are slots, then everything still goes through the memory."""
+    await until_shared(qube)
+    data = bytes(30_000_000)
+    for number in range(20):
+        command = "cat" if number % 2 else "head -c 1000000 >/dev/null; exec sleep 1000"
+        call = asyncio.create_task(run_collect(qube.rpc_socket, command, stdin=data, timeout=PATIENCE))
+        await asyncio.sleep(0.01 * (number % 5))
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    await transfer(qube)
+    await answers(qube, "after")
+
+
+async def test_many_large_calls_at_once_arrive_whole(qube: FakeQube) -> None:
+    await until_shared(qube)
+    await asyncio.gather(*(transfer(qube) for _ in range(6)))

@@ -8,7 +8,7 @@ import struct
 
 import harness
 
-from insula_proto import limits, mux
+from insula_proto import limits, mux, mux_events
 from insula_proto.errors import RemoteProtocolError
 
 NONCE = b"n" * 16
@@ -27,6 +27,9 @@ SEEDS = [
     b"\1" + frame(2, mux.CREDIT, struct.pack("<I", 1000)) + frame(2, mux.RESET, struct.pack("<I", 1)),
     b"\1" + frame(2, mux.DATA, b"abc") + frame(2, mux.FIN) + hello(bytes(16)),
     b"\0" + hello(bytes(16)) + frame(2, mux.OPEN, struct.pack("<II", 513, 65536)) + frame(2, mux.DATA, b"abc"),
+    b"\1" + frame(0, mux.MEMORY, NONCE) + frame(2, mux.SHARED, struct.pack("<II", 1, 99)) + frame(2, mux.FIN),
+    b"\1" + frame(0, mux.MEMORY, NONCE) + frame(0, mux.FREED, struct.pack("<I", 15)) + frame(2, mux.RESET, bytes(4)),
+    b"\0" + hello(bytes(16)) + frame(0, mux.MEMORY, NONCE) + frame(0, mux.FREED, struct.pack("<I", 1)),
     b"\0" + bytes(90) + hello(bytes(16)) + bytes(13) + hello(bytes(16)),
     b"\2" + b"junk" * 9 + hello(NONCE) + frame(1, mux.OPEN, struct.pack("<II", 111, 1)),
 ]
@@ -40,13 +43,22 @@ def fuzz_one(data: bytes) -> None:
     if flags == b"\1":
         end.receive(hello(NONCE))
         end.open(513)
+        end.offer_memory(NONCE)
     granted: dict[int, int] = {}
     try:
         for piece in harness.pieces(data[1:]):
             for event in end.receive(piece):
-                if isinstance(event, (mux.Synced, mux.Reset)):
+                if isinstance(event, (mux_events.Synced, mux_events.Reset)):
                     granted.clear()
-                elif isinstance(event, mux.DataReceived):
+                elif isinstance(event, mux_events.MemoryOffered):
+                    end.accept_memory(event.token)
+                elif isinstance(event, mux_events.SharedReceived):
+                    assert 0 < event.slot < limits.BULK_SIZE // limits.BULK_SLOT_SIZE
+                    assert 0 < event.size <= limits.BULK_SLOT_SIZE
+                    granted[event.stream] = granted.get(event.stream, 0) + event.size
+                    assert not end.is_open(event.stream) or granted[event.stream] <= limits.MUX_MAX_WINDOW
+                    end.free(event.slot)
+                elif isinstance(event, mux_events.DataReceived):
                     assert event.data
                     granted[event.stream] = granted.get(event.stream, 0) + len(event.data)
                     assert granted[event.stream] <= limits.MUX_MAX_WINDOW

@@ -27,6 +27,8 @@ SEEDS = [
         control.Host(1, 2, 65536),
         control.Serve(2, 3, "", b"QUBESRPC a.B+ work"),
         control.Finish(2, 0, b""),
+        control.MemoryWanted(),
+        control.Memory(),
     )
 ]
 

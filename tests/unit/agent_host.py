@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from insula_proto import qrexec, qubesdb
-from insula_proto.mux import HOST, DataReceived, FinReceived, Mux, StreamOpened, StreamReset, current
+from insula_proto.mux import HOST, Mux
+from insula_proto.mux_events import DataReceived, FinReceived, StreamOpened, StreamReset, current
 from insula_proto.qrexec import Message
 from insula_proto.qrexec_channel import DaemonControl
 from insula_proto.qubesdb import KeyServer

@@ -8,7 +8,17 @@ from collections.abc import Iterator
 import pytest
 
 from insula_agent import conveyor
-from insula_agent.conveyor import FRAME_SIZE, SMALLEST, Conveyor, enlarge, frame_size, waiting
+from insula_agent.conveyor import (
+    FRAME_SIZE,
+    FULL_BODY,
+    MESSAGE_SIZE,
+    SMALLEST,
+    Conveyor,
+    MessageReader,
+    enlarge,
+    frame_size,
+    waiting,
+)
 
 
 @pytest.fixture
@@ -106,3 +116,31 @@ def test_framed_bytes_never_fill_our_pipe() -> None:
     """A message has a page for its header and one for each of ours: the pipe counts pages, not bytes."""
     pages = 1 + 1 + -(-conveyor.FRAME_SIZE // 4096)
     assert conveyor.MAX_FRAMED * pages <= conveyor.OWN_PIPE // 4096
+
+
+@pytest.mark.parametrize("size", [1, 5000, FULL_BODY, FULL_BODY + 1, 3 * FULL_BODY, 4 * FULL_BODY - 77])
+@pytest.mark.parametrize("room", [16384, MESSAGE_SIZE, 2 * MESSAGE_SIZE + 3, 300_000])
+def test_messages_read_into_memory_have_their_headers_and_fit(pipe: tuple[int, int], size: int, room: int) -> None:
+    memory = memoryview(bytearray(300_000))
+    reader = MessageReader(memory)
+    payload = os.urandom(size)
+    os.write(pipe[1], payload)
+    got = b""
+    while waiting(pipe[0]):
+        used = reader.read(pipe[0], room, lambda count: b"%08d" % count)
+        assert used <= room
+        position = 0
+        while position < used:
+            length = int(bytes(memory[position : position + 8]))
+            assert 0 < length <= FULL_BODY
+            got += memory[position + 8 : position + 8 + length]
+            position += 8 + length
+        assert position == used
+    assert got == payload
+
+
+def test_nothing_to_read_leaves_the_memory_alone(pipe: tuple[int, int]) -> None:
+    memory = memoryview(bytearray(b"x" * 70000))
+    with pytest.raises(BlockingIOError):
+        MessageReader(memory).read(pipe[0], 70000, lambda count: b"%08d" % count)
+    assert bytes(memory) == b"x" * 70000

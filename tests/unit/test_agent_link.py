@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +18,9 @@ from insula_agent import link as link_module
 from insula_agent.link import Link, TransportError, open_transport
 from insula_agent.loop import READ, Loop
 from insula_agent.streams import StreamHandler, StreamWriter
-from insula_proto import limits
-from insula_proto.mux import HOST, DataReceived, Mux, MuxEvent, StreamOpened, StreamReset, Synced
+from insula_proto import bulk, limits
+from insula_proto.mux import HOST, Mux
+from insula_proto.mux_events import DataReceived, MuxEvent, SharedReceived, SlotFreed, StreamOpened, StreamReset, Synced
 
 
 class Recorder(StreamHandler):
@@ -41,7 +45,9 @@ class World:
         self.loop = Loop()
         self.synced = 0
         self.accepted: dict[int, Recorder] = {}
-        self.link = Link(self.loop, device, self._on_sync, self._accept)
+        self.devices = tempfile.mkdtemp()
+        """Where the agent looks for the memory that the host offers."""
+        self.link = Link(self.loop, device, self._on_sync, self._accept, self.devices)
         self.host = host
         self.mux = Mux(HOST)
         self.events: list[MuxEvent] = []
@@ -96,6 +102,7 @@ def world() -> Iterator[World]:
         yield made
         if made.link._fd >= 0:
             os.close(fd)
+        shutil.rmtree(made.devices)
 
 
 def test_sync_is_announced_and_streams_flow_both_ways(world: World) -> None:
@@ -304,3 +311,164 @@ def test_open_transport_absent_or_malformed_refused(tmp_path: Path) -> None:
 def test_stream_opened_by_agent_is_seen_by_host(world: World) -> None:
     stream = world.link.open(512, Recorder())
     world.until(lambda: StreamOpened(stream, 512) in world.events)
+
+
+# Memory that both sides see
+
+
+def plug(world: World, *, size: int = limits.BULK_SIZE, kind: str = "0x1110", name: str = "0000:06:00.0") -> Path:
+    """Have a device appear; return its memory, of which this test is the host's end."""
+    folder = Path(world.devices, name)
+    folder.mkdir()
+    (folder / "enable").touch()
+    (folder / "vendor").write_text("0x1af4\n")
+    memory = folder / "resource2"
+    memory.touch()
+    os.truncate(memory, size)
+    (folder / "device").write_text(f"{kind}\n")
+    return memory
+
+
+TOKEN = b"where the memory"
+
+
+def share(world: World) -> mmap.mmap:
+    path = plug(world)
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), limits.BULK_SIZE)
+    memory[: len(TOKEN)] = TOKEN
+    world.mux.offer_memory(TOKEN)
+    world.until(lambda: world.mux.has_memory)
+    return memory
+
+
+def received_of(world: World, stream: int, memory: mmap.mmap) -> tuple[bytes, int]:
+    """What came on a stream, dealt with; and how much of it was shared."""
+    data, count = b"", 0
+    for event in world.events:
+        if isinstance(event, DataReceived) and event.stream == stream:
+            data += event.data
+            world.mux.consumed(stream, len(event.data))
+        elif isinstance(event, SharedReceived):
+            start = bulk.offset(event.slot)
+            data += memory[start : start + event.size]
+            count += event.size
+            world.mux.consumed(event.stream, event.size)
+            world.mux.free(event.slot)
+    world.events.clear()
+    return data, count
+
+
+def header(size: int) -> bytes:
+    return b"<%06d>" % size
+
+
+class Lending(Conveying):
+    def readable(self, events: int) -> None:
+        if self.world.link.convey(self.stream, self.pipe, header):
+            self.conveyed += 1
+            self.advance()
+        elif data := os.read(self.pipe, 65536):
+            self.sent.write(header(len(data)), data)
+            self.advance()
+        else:
+            self.world.loop.forget(self.pipe)
+
+
+@pytest.mark.parametrize("piece", [100, 8192, 100_000, 1 << 20])
+def test_bulk_goes_through_memory_once_the_host_has_offered_some(world: World, piece: int) -> None:
+    memory = share(world)
+    payload = os.urandom(3 * limits.MUX_MAX_WINDOW)
+    pipe, writing = os.pipe2(os.O_NONBLOCK)
+    os.set_blocking(writing, True)
+    conveyor.enlarge(writing, 1 << 20)
+    handler = Lending(world, pipe)
+    thread = feed(writing, payload, piece)
+    received, lent = b"", 0
+
+    def everything() -> bool:
+        nonlocal received, lent
+        data, count = received_of(world, handler.stream, memory)
+        received += data
+        lent += count
+        return not thread.is_alive() and len(unwrapped(received)) == len(payload)
+
+    world.until(everything, turns=8000)
+    thread.join()
+    assert unwrapped(received) == payload
+    assert lent or piece == 100
+    os.close(pipe)
+
+
+def test_messages_that_are_framed_already_are_lent_as_they_are(world: World) -> None:
+    memory = share(world)
+    payload = os.urandom(200_000)
+    pipe, writing = os.pipe2(os.O_NONBLOCK)
+    conveyor.enlarge(writing, 1 << 20)
+    os.write(writing, payload)
+    stream = world.link.open(111, Recorder())
+    world.until(lambda: StreamOpened(stream, 111) in world.events)
+    world.until(lambda: world.link.writable(stream) > len(payload))
+    assert world.link.convey(stream, pipe, header, is_framed=True)
+    world.until(lambda: any(isinstance(event, SharedReceived) for event in world.events))
+    assert received_of(world, stream, memory) == (payload, len(payload))
+    os.close(pipe)
+    os.close(writing)
+
+
+def test_what_the_host_lends_is_handed_on_and_given_back(world: World) -> None:
+    memory = share(world)
+    stream = world.mux.open(513)
+    world.until(lambda: world.mux.writable(stream) >= limits.BULK_SLOT_SIZE)
+    data = os.urandom(limits.BULK_SLOT_SIZE)
+    slot = world.mux.reserve_slot()
+    memory[bulk.offset(slot) : bulk.offset(slot) + len(data)] = data
+    world.mux.send_shared(stream, slot, len(data))
+    world.until(lambda: SlotFreed(stream) in world.events)
+    assert world.accepted[stream].received == data
+
+
+def test_memory_that_comes_late_is_found_and_other_devices_are_not_taken_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "MEMORY_INTERVAL", 0.001)
+    plug(world, name="0000:05:00.0", size=1 << 20)
+    plug(world, name="0000:07:00.0")  # of that size, without the token
+    plug(world, name="0000:08:00.0", kind="0x1000")
+    world.mux.offer_memory(TOKEN)
+    for _ in range(20):
+        world.turn()
+    assert not world.mux.has_memory
+    path = plug(world)
+    with path.open("r+b") as file:
+        file.write(TOKEN)
+    world.until(lambda: world.mux.has_memory)
+
+
+def test_memory_that_never_comes_is_given_up_and_nothing_waits_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "MEMORY_INTERVAL", 0.0001)
+    monkeypatch.setattr(link_module, "MEMORY_LOOKS", 3)
+    looks = []
+    monkeypatch.setattr(link_module.bulk_memory, "find", lambda token, devices: looks.append(devices))
+    world.mux.offer_memory(TOKEN)
+    stream = world.mux.open(513)
+    world.mux.send(stream, b"hello")
+    world.until(lambda: stream in world.accepted and world.accepted[stream].received == b"hello")
+    world.until(lambda: len(looks) == 4)
+    for _ in range(5):
+        world.turn()
+    assert len(looks) == 4
+    assert not world.mux.has_memory
+
+
+def test_new_session_offers_memory_anew_and_the_agent_forgets_the_old(world: World) -> None:
+    memory = share(world)
+    world.events.clear()
+    world.mux.start()
+    world.until(lambda: world.mux.in_sync)
+    assert world.link._memory is None
+    memory[: len(TOKEN)] = TOKEN[::-1]
+    world.mux.offer_memory(TOKEN[::-1])
+    world.until(lambda: world.mux.has_memory)

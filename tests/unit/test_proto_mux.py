@@ -10,20 +10,23 @@ from hypothesis import strategies as st
 
 from insula_proto import limits, mux
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
-from insula_proto.mux import (
-    GUEST,
-    HOST,
+from insula_proto.mux import GUEST, HOST, Mux
+from insula_proto.mux_events import (
     CreditReceived,
     DataReceived,
     FinReceived,
-    Mux,
+    MemoryOffered,
     MuxEvent,
     Reset,
+    SharedReceived,
+    SlotFreed,
     StreamOpened,
     StreamReset,
     Synced,
     current,
 )
+
+TOKEN = b"where the memory"
 
 
 def frame(stream: int, kind: int, body: bytes = b"", length: int | None = None) -> bytes:
@@ -71,8 +74,8 @@ def pair() -> Pair:
 def test_handshake_host_starts_both_in_sync() -> None:
     host, guest = Mux(mux.HOST), Mux(mux.GUEST)
     host.start()
-    assert guest.receive(take(host)) == [Synced(1)]
-    assert host.receive(take(guest)) == [Synced(1)]
+    assert guest.receive(take(host)) == [Synced(2)]
+    assert host.receive(take(guest)) == [Synced(2)]
 
 
 def test_handshake_guest_comes_later_asks_and_gets_it() -> None:
@@ -81,8 +84,8 @@ def test_handshake_guest_comes_later_asks_and_gets_it() -> None:
     take(host)  # lost: nobody was there
     guest.start()
     assert host.receive(take(guest)) == []
-    assert guest.receive(take(host)) == [Synced(1)]
-    assert host.receive(take(guest)) == [Synced(1)]
+    assert guest.receive(take(host)) == [Synced(2)]
+    assert host.receive(take(guest)) == [Synced(2)]
 
 
 def test_handshake_repeated_hello_only_last_answer_counts() -> None:
@@ -93,9 +96,9 @@ def test_handshake_repeated_hello_only_last_answer_counts() -> None:
     guest.receive(first)
     guest.open(512)  # belongs to an epoch the host has given up
     guest.send(1, b"old")
-    assert guest.receive(take(host)) == [Reset(), Synced(1)]
+    assert guest.receive(take(host)) == [Reset(), Synced(2)]
     stream = guest.open(111)
-    assert host.receive(take(guest)) == [Synced(1), StreamOpened(stream, 111)]
+    assert host.receive(take(guest)) == [Synced(2), StreamOpened(stream, 111)]
 
 
 def test_stream_data_both_ways_with_half_close(pair: Pair) -> None:
@@ -316,7 +319,10 @@ def test_hunting_without_end_gives_up() -> None:
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["open", "send", "finish", "reset"]), st.booleans(), st.integers(0, 5), st.binary(max_size=90)
+        st.sampled_from(["open", "send", "finish", "reset", "offer", "lend"]),
+        st.booleans(),
+        st.integers(0, 5),
+        st.binary(max_size=90),
     ),
     max_size=25,
 )
@@ -332,6 +338,13 @@ def perform(pair: Pair, actions: list[tuple[str, bool, int, bytes]]) -> None:
             stream = streams[choice % len(streams)]
             if action == "send" and end.writable(stream) >= len(data):
                 end.send(stream, data)
+            elif action == "offer" and pair.host.may_offer_memory:
+                pair.host.offer_memory(TOKEN)
+                pair.settle()
+                pair.guest.accept_memory(TOKEN)
+                pair.settle()
+            elif action == "lend" and data and end.writable(stream) >= len(data) and (slot := end.reserve_slot()):
+                end.send_shared(stream, slot, len(data))
             elif action == "finish":
                 end.finish(stream)
             elif action == "reset":
@@ -400,7 +413,7 @@ def test_resync_new_host_in_the_middle_of_a_frame_both_agree(payload: bytes, dat
     events = pair.guest.receive(take(new))
     assert isinstance(events[-1], Synced)
     assert any(isinstance(event, Reset) for event in events)
-    assert new.receive(stale + take(pair.guest))[-1:] in ([], [Synced(1)])
+    assert new.receive(stale + take(pair.guest))[-1:] in ([], [Synced(2)])
     pair.host = new
     pair.settle()
     assert pair.host.in_sync
@@ -431,8 +444,8 @@ def test_resync_new_guest_in_the_middle_of_a_frame_both_agree(pair: Pair) -> Non
     pair.guest = guest
     assert guest.receive(old[5000:]) == []
     at_host, at_guest = pair.settle()
-    assert at_host == [Reset(), Synced(1)]
-    assert at_guest == [Synced(1)]
+    assert at_host == [Reset(), Synced(2)]
+    assert at_guest == [Synced(2)]
     assert not pair.host.is_open(stream)
 
 
@@ -445,7 +458,7 @@ def test_resync_keeps_rest_of_a_frame_the_pipe_has_begun(pair: Pair) -> None:
     pair.host.sent(500)
     pair.host.start(pad=False)
     events = pair.guest.receive(begun + take(pair.host))
-    assert merged(events) == [DataReceived(stream, b"a" * 1000), Reset(), Synced(1)]
+    assert merged(events) == [DataReceived(stream, b"a" * 1000), Reset(), Synced(2)]
 
 
 def test_resync_between_header_and_body_keeps_the_body(pair: Pair) -> None:
@@ -458,7 +471,7 @@ def test_resync_between_header_and_body_keeps_the_body(pair: Pair) -> None:
     pair.host.sent(len(header))
     pair.host.start(pad=False)
     events = pair.guest.receive(header + take(pair.host))
-    assert merged(events) == [DataReceived(stream, b"a" * 10000), Reset(), Synced(1)]
+    assert merged(events) == [DataReceived(stream, b"a" * 10000), Reset(), Synced(2)]
     assert pair.host.queued == 0
 
 
@@ -502,7 +515,7 @@ def test_handshake_in_a_view_split_anywhere() -> None:
     for cut in range(len(greeting) - 200, len(greeting)):
         guest = Mux(GUEST, views=True)
         events = guest.receive(greeting[:cut]) + guest.receive(greeting[cut:])
-        assert events == [Synced(1)]
+        assert events == [Synced(2)]
 
 
 def test_frame_brought_by_other_means_counts_and_is_completed_before_a_handshake(pair: Pair) -> None:
@@ -557,3 +570,154 @@ def test_events_of_epochs_that_ended_in_the_same_input_are_void() -> None:
     assert guest.open(111)
     assert current(last[1:]) == last[1:]
     assert current([]) == []
+
+
+# Memory that both sides see
+
+
+@pytest.fixture
+def sharing(pair: Pair) -> Pair:
+    pair.host.offer_memory(TOKEN)
+    assert pair.to_guest() == [MemoryOffered(TOKEN)]
+    pair.guest.accept_memory(TOKEN)
+    assert pair.to_host() == []
+    return pair
+
+
+def test_memory_is_offered_once_and_shared_when_the_guest_has_it(pair: Pair) -> None:
+    assert pair.host.may_offer_memory
+    assert not pair.guest.may_offer_memory
+    pair.host.offer_memory(TOKEN)
+    assert not pair.host.may_offer_memory
+    with pytest.raises(LocalProtocolError):
+        pair.host.offer_memory(TOKEN)
+    assert pair.host.reserve_slot() == 0
+    pair.to_guest()
+    assert not pair.guest.has_memory
+    pair.guest.accept_memory(TOKEN)
+    pair.to_host()
+    assert pair.host.has_memory
+    assert pair.guest.has_memory
+
+
+def test_shared_bytes_come_in_order_with_others_and_count_against_the_window(sharing: Pair) -> None:
+    stream = sharing.host.open(513)
+    sharing.settle()
+    room = sharing.host.writable(stream)
+    sharing.host.send(stream, b"before")
+    slot = sharing.host.reserve_slot()
+    sharing.host.send_shared(stream, slot, 1000)
+    assert sharing.host.writable(stream) == 0
+    assert sharing.host.credit(stream) == room - 1006
+    assert sharing.to_guest() == [DataReceived(stream, b"before"), SharedReceived(stream, slot, 1000)]
+    sharing.guest.free(slot)
+    assert sharing.to_host() == [SlotFreed(stream)]
+    assert sharing.host.writable(stream) == room - 1006
+    sharing.host.send(stream, b"after")
+    assert sharing.to_guest() == [DataReceived(stream, b"after")]
+
+
+def test_stream_whose_slot_is_under_way_waits_and_others_do_not(sharing: Pair) -> None:
+    first, second = sharing.host.open(513), sharing.host.open(514)
+    sharing.settle()
+    for _ in range(limits.BULK_MAX_LENT):
+        assert sharing.host.writable(first)
+        sharing.host.send_shared(first, sharing.host.reserve_slot(), 1)
+    assert sharing.host.writable(first) == 0
+    assert sharing.host.writable(second) > 0
+    assert sharing.host.reserve_slot()
+
+
+def test_shared_bytes_beyond_the_credit_or_a_slot_are_refused_locally(sharing: Pair) -> None:
+    stream = sharing.guest.open(111)
+    slot = sharing.guest.reserve_slot()
+    for size in (0, limits.MUX_INITIAL_CREDIT + 1):
+        with pytest.raises(LocalProtocolError):
+            sharing.guest.send_shared(stream, slot, size)
+    with pytest.raises(LocalProtocolError):
+        sharing.guest.send_shared(stream, slot + 1 if slot < 7 else 1, 5)
+
+
+def test_shared_bytes_for_a_stream_that_was_closed_meanwhile_are_given_back(sharing: Pair) -> None:
+    stream = sharing.host.open(513)
+    sharing.settle()
+    slot = sharing.guest.reserve_slot()
+    sharing.guest.send_shared(stream, slot, 5)
+    sharing.host.reset(stream)
+    assert sharing.to_host() == [SharedReceived(stream, slot, 5)]
+    sharing.host.free(slot)
+    sharing.host.free(slot)
+    assert SlotFreed(stream) in sharing.to_guest()
+    assert not sharing.host.queued
+
+
+def test_new_epoch_has_no_memory_until_it_is_offered_again_and_old_slots_are_nobodys(sharing: Pair) -> None:
+    stream = sharing.host.open(513)
+    sharing.settle()
+    ours = sharing.host.reserve_slot()
+    slot = sharing.guest.reserve_slot()
+    sharing.guest.send_shared(stream, slot, 5)
+    sharing.to_host()
+    sharing.host.start()
+    sharing.settle()
+    assert sharing.host.in_sync
+    assert not sharing.host.has_memory
+    assert not sharing.guest.has_memory
+    sharing.host.free(slot)
+    sharing.host.release_slot(ours)
+    assert not sharing.host.queued
+    sharing.host.offer_memory(TOKEN)
+    sharing.to_guest()
+    sharing.guest.accept_memory(b"an older offer's")
+    assert not sharing.guest.queued
+    sharing.guest.accept_memory(TOKEN)
+    sharing.to_host()
+    assert sharing.host.reserve_slot()
+
+
+def test_peer_of_version_1_is_offered_nothing() -> None:
+    host = Mux(mux.HOST, nonce=lambda size: b"n" * size)
+    host.start()
+    host.receive(frame(0, mux.HELLO, struct.pack("<16sI16s16s", mux.MAGIC, 1, b"g" * 16, b"n" * 16)))
+    assert host.in_sync
+    assert not host.may_offer_memory
+    with pytest.raises(RemoteProtocolError):
+        host.receive(frame(0, mux.MEMORY, TOKEN))
+
+
+HOSTILE_MEMORY = {
+    "another token": [frame(0, mux.MEMORY, bytes(16))],
+    "memory accepted twice": [frame(0, mux.MEMORY, TOKEN), frame(0, mux.MEMORY, TOKEN)],
+    "memory on a stream": [frame(2, mux.MEMORY, TOKEN)],
+    "shared before it was accepted": [frame(2, mux.SHARED, struct.pack("<II", 1, 5))],
+    "freed before it was accepted": [frame(0, mux.FREED, struct.pack("<I", 8))],
+    "a slot of the host's": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.SHARED, struct.pack("<II", 8, 5))],
+    "the slot of the token": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.SHARED, struct.pack("<II", 0, 5))],
+    "beyond the memory": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.SHARED, struct.pack("<II", 16, 5))],
+    "nothing": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.SHARED, struct.pack("<II", 1, 0))],
+    "more than a slot": [
+        frame(0, mux.MEMORY, TOKEN),
+        frame(2, mux.SHARED, struct.pack("<II", 1, limits.BULK_SLOT_SIZE + 1)),
+    ],
+    "the same slot twice": [frame(0, mux.MEMORY, TOKEN), *2 * [frame(2, mux.SHARED, struct.pack("<II", 1, 5))]],
+    "for a stream never opened": [frame(0, mux.MEMORY, TOKEN), frame(4, mux.SHARED, struct.pack("<II", 1, 5))],
+    "after FIN": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.FIN), frame(2, mux.SHARED, struct.pack("<II", 1, 5))],
+    "beyond the credit": [
+        frame(0, mux.MEMORY, TOKEN),
+        *[frame(2, mux.SHARED, struct.pack("<II", slot, limits.BULK_SLOT_SIZE)) for slot in (1, 2, 3)],
+    ],
+    "freed what it was not lent": [frame(0, mux.MEMORY, TOKEN), frame(0, mux.FREED, struct.pack("<I", 9))],
+    "freed on a stream": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.FREED, struct.pack("<I", 9))],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_MEMORY)
+def test_host_hostile_frame_about_memory_drops_the_guest(pair: Pair, name: str) -> None:
+    """MC-11, MC-12."""
+    pair.host.open(513)
+    pair.settle()
+    pair.host.offer_memory(TOKEN)
+    with pytest.raises(RemoteProtocolError):
+        for data in HOSTILE_MEMORY[name]:
+            pair.host.receive(data)
+    assert not pair.host.in_sync

@@ -368,3 +368,43 @@ def test_caller_error_output_is_never_taken_for_output() -> None:
     caller.receive(wire(Hello(4)))
     caller.receive(wire(Stderr(b"x" * 100))[:8])
     assert caller.output_left == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([qrexec.STDIN, qrexec.STDOUT, qrexec.STDERR]), st.binary(max_size=40)), max_size=8
+    ),
+    st.integers(1, 60),
+    st.data(),
+)
+def test_input_taken_as_bodies_is_what_messages_would_have_been(
+    said: list[tuple[int, bytes]], size: int, data: st.DataObject
+) -> None:
+    """Any split, also where some of the input is mutated: both ways see the same, or both refuse it (MC-11)."""
+    wire = bytearray(b"".join(qrexec.HEADER.pack(kind, len(body)) + body for kind, body in said))
+    for _ in range(data.draw(st.integers(0, 2)) if wire else 0):
+        wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+
+    def run(*, as_bodies: bool) -> tuple[bytes, bool, bool]:
+        end = ServiceEnd()
+        end.receive(CallerEnd().hello())
+        got, is_ended = b"", False
+        for start in range(0, len(wire), size):
+            piece = bytes(wire[start : start + size])
+            bodies: list[bytes | memoryview] = []
+            try:
+                taken = end.take_stdin(piece, bodies) if as_bodies else 0
+                messages = end.receive(piece[taken:]) if taken < len(piece) else []
+            except RemoteProtocolError:
+                return got, is_ended, True
+            got += b"".join(bodies)
+            for message in messages:
+                if isinstance(message, Stdin):
+                    got += message.data
+                    is_ended = is_ended or not message.data
+        return got, is_ended, False
+
+    bodies, messages = run(as_bodies=True), run(as_bodies=False)
+    assert bodies[2] == messages[2]
+    if not bodies[2]:
+        assert bodies == messages

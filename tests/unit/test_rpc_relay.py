@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -12,9 +13,19 @@ import pytest
 
 from insula.rpc.call_table import CallTable
 from insula.rpc.channel import Channel, StreamHandler
-from insula.rpc.relay import Relay
-from insula_proto import limits, mux
-from insula_proto.mux import DataReceived, FinReceived, Mux, MuxEvent, StreamOpened, StreamReset
+from insula.rpc.relay import BULK, Relay
+from insula_proto import bulk, limits, mux
+from insula_proto.mux import Mux
+from insula_proto.mux_events import (
+    DataReceived,
+    FinReceived,
+    MemoryOffered,
+    MuxEvent,
+    SharedReceived,
+    SlotFreed,
+    StreamOpened,
+    StreamReset,
+)
 
 PATIENCE = 60.0
 PIECE = b"sixteen bytes..."
@@ -25,6 +36,12 @@ class Owner:
 
     def accept(self, stream: int, port: int) -> StreamHandler | None:
         raise AssertionError((stream, port))
+
+    wanted = 0
+    """How often memory was asked for."""
+
+    def memory_wanted(self) -> None:
+        self.wanted += 1
 
     def lost(self, reason: str) -> None:
         raise AssertionError(reason)
@@ -127,7 +144,7 @@ class World:
     def relay_closed(self, port: int) -> None:
         self.closed.append(port)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         while not condition():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.guest.receive(), 0.005)
@@ -195,3 +212,176 @@ async def test_guest_that_does_not_read_paces_the_peer(world: World) -> None:
                 sent += 65536
     assert world.relay.to_qube <= limits.MUX_MAX_WINDOW
     assert sent < 4 * limits.MUX_MAX_WINDOW
+
+
+# Memory that qube and session share
+
+
+class SharingGuest:
+    """What a guest with memory does: takes it, reads what is lent and gives it back."""
+
+    def __init__(self, guest: Guest, memory: memoryview) -> None:
+        self.guest = guest
+        self.memory = memory
+        self.received = bytearray()
+        self.slots: list[int] = []
+        """That were lent to it, in order."""
+        self.frees = True
+        self._seen = 0
+
+    def take(self) -> None:
+        """Deal with what came since the last time."""
+        events, self._seen = self.guest.events[self._seen :], len(self.guest.events)
+        mux = self.guest.mux
+        for event in events:
+            if isinstance(event, MemoryOffered):
+                assert self.memory[: bulk.TOKEN_SIZE] == event.token
+                mux.accept_memory(event.token)
+            elif isinstance(event, DataReceived):
+                self.received += event.data
+                mux.consumed(event.stream, len(event.data))
+            elif isinstance(event, SharedReceived):
+                start = bulk.offset(event.slot)
+                self.received += self.memory[start : start + event.size]
+                self.slots.append(event.slot)
+                mux.consumed(event.stream, event.size)
+                if self.frees:
+                    mux.free(event.slot)
+
+    def lend(self, stream: int, data: bytes) -> None:
+        slot = self.guest.mux.reserve_slot()
+        start = bulk.offset(slot)
+        self.memory[start : start + len(data)] = data
+        self.guest.mux.send_shared(stream, slot, len(data))
+
+
+async def send_and_take(world: World, guest: SharingGuest, data: bytes) -> None:
+    """Have the peer send and the guest take it all."""
+    loop = asyncio.get_running_loop()
+    total = len(guest.received) + len(data)
+    sending = asyncio.create_task(loop.sock_sendall(world.peer, data))
+    while len(guest.received) < total:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(world.guest.receive(), 0.005)
+        guest.take()
+        await world.guest.flush()
+    await sending
+
+
+@pytest.fixture
+def memory() -> memoryview:
+    return memoryview(bytearray(limits.BULK_SIZE))
+
+
+async def test_large_call_asks_for_memory_once_and_goes_on_through_it(world: World, memory: memoryview) -> None:
+    await world.start(peer_serves=True)
+    guest = SharingGuest(world.guest, memory)
+    first, second = os.urandom(BULK), os.urandom(3 * BULK)
+    await send_and_take(world, guest, first)
+    assert world.owner.wanted == 1
+    world.channel.give_memory(memory)
+    await world.until(lambda: has_memory(world, guest))
+    await send_and_take(world, guest, second)
+    assert guest.received == first + second
+    assert len(guest.slots) >= 3
+    assert world.owner.wanted == 1
+    assert world.relay.to_qube == len(first + second)
+
+
+def has_memory(world: World, guest: SharingGuest) -> bool:
+    guest.take()
+    return world.channel._mux.has_memory or world.guest.mux.queued > 0
+
+
+async def shared(world: World, memory: memoryview, *, peer_serves: bool = True) -> tuple[int, SharingGuest]:
+    """A call that is large already, with memory."""
+    stream = await world.start(peer_serves=peer_serves)
+    guest = SharingGuest(world.guest, memory)
+    world.channel.give_memory(memory)
+    while not world.channel._mux.has_memory:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(world.guest.receive(), 0.005)
+        guest.take()
+        await world.guest.flush()
+    world.relay._is_bulk = True
+    return stream, guest
+
+
+async def test_while_a_slot_is_read_the_next_one_is_filled_and_goes_as_one(world: World, memory: memoryview) -> None:
+    stream, guest = await shared(world, memory)
+    guest.frees = False
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(world.peer, b"a" * 10000)
+    await world.until(lambda: guest.take() or len(guest.slots) == 1)
+    for _ in range(20):
+        await loop.sock_sendall(world.peer, b"b" * 5000)
+    await world.until(lambda: world.relay._filled == 100000)
+    assert guest.received == b"a" * 10000
+    world.guest.mux.free(guest.slots[0])
+    await world.guest.flush()
+    await world.until(lambda: guest.take() or len(guest.slots) == 2)
+    assert guest.received == b"a" * 10000 + b"b" * 100000
+    assert stream == world.relay.stream
+
+
+async def test_little_of_a_large_call_is_sent_and_not_lent(world: World, memory: memoryview) -> None:
+    _, guest = await shared(world, memory)
+    await send_and_take(world, guest, b"a few words")
+    assert guest.slots == []
+    free = 0
+    while world.channel._mux.reserve_slot():
+        free += 1
+    assert free == limits.BULK_SIZE // limits.BULK_SLOT_SIZE // 2
+
+
+async def test_end_of_a_service_comes_after_what_waits_in_a_slot(world: World, memory: memoryview) -> None:
+    stream, guest = await shared(world, memory)
+    guest.frees = False
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(world.peer, b"a" * 10000)
+    await world.until(lambda: guest.take() or len(guest.slots) == 1)
+    await loop.sock_sendall(world.peer, b"b" * 10000)
+    world.peer.close()
+    await world.until(lambda: world.relay._filled == 10000)
+    assert not has(world.guest, FinReceived, stream)
+    world.guest.mux.free(guest.slots[0])
+    await world.guest.flush()
+    await world.until(lambda: guest.take() or has(world.guest, FinReceived, stream))
+    assert guest.received == b"a" * 10000 + b"b" * 10000
+
+
+async def test_slot_of_a_call_that_is_cancelled_is_free_again(world: World, memory: memoryview) -> None:
+    stream, guest = await shared(world, memory, peer_serves=False)
+    guest.frees = False
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(world.peer, b"a" * 10000)
+    await world.until(lambda: guest.take() or len(guest.slots) == 1)
+    await loop.sock_sendall(world.peer, b"b" * 10000)
+    await world.until(lambda: world.relay._filled == 10000)
+    world.guest.mux.reset(stream)
+    world.guest.mux.free(guest.slots[0])
+    await world.guest.flush()
+    await world.until(lambda: world.closed == [limits.FIRST_DATA_PORT])
+    free = 0
+    while world.channel._mux.reserve_slot():
+        free += 1
+    assert free == limits.BULK_SIZE // limits.BULK_SLOT_SIZE // 2
+
+
+async def test_what_a_guest_lends_arrives_and_its_slot_returns_though_the_caller_does_not_read(
+    world: World, memory: memoryview
+) -> None:
+    """MC-14: a reader that waits keeps no slot from other streams."""
+    stream, guest = await shared(world, memory, peer_serves=False)
+    await world.until(lambda: world.guest.mux.writable(stream) >= limits.BULK_SLOT_SIZE)
+    data = os.urandom(limits.BULK_SLOT_SIZE)
+    guest.lend(stream, data)
+    await world.guest.flush()
+    await world.until(lambda: has(world.guest, SlotFreed, stream))
+    # The guest may write anything there now.
+    memory[bulk.offset(1) :] = bytes(limits.BULK_SIZE - bulk.offset(1))
+    received = bytearray()
+    loop = asyncio.get_running_loop()
+    while len(received) < len(data):
+        received += await loop.sock_recv(world.peer, 1 << 20)
+    assert received == data

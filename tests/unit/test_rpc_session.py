@@ -34,8 +34,9 @@ from insula.rpc.control import (
     Shutdown,
     ToSession,
 )
-from insula_proto import limits, mux, qrexec, qubesdb
-from insula_proto.mux import DataReceived, Mux, MuxEvent, StreamOpened, StreamReset, Synced
+from insula_proto import limits, mux, mux_events, qrexec, qubesdb
+from insula_proto.mux import Mux
+from insula_proto.mux_events import DataReceived, MuxEvent, StreamOpened, StreamReset, Synced
 from insula_proto.qrexec import (
     ConnectionTerminated,
     ExecCmdline,
@@ -113,7 +114,7 @@ class World:
             received = await asyncio.wait_for(self._loop.sock_recv(self.guest, 1 << 18), 0.005)
         except TimeoutError:
             return
-        events = mux.current(self.mux.receive(received))
+        events = mux_events.current(self.mux.receive(received))
         if any(isinstance(event, Synced) for event in events):
             self.events.clear()
             if self.wants_control:

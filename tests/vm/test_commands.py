@@ -7,12 +7,15 @@ import hashlib
 import os
 
 from insula.hal.capabilities import Capability
+from insula.rpc.client import RpcError
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import RUN_TIMEOUT_S, run, sh
 from insula_proto.vmexec import encode
 
 BULK = 8 * 1024 * 1024
 """Bytes of a bulk transfer each way."""
+SHARING = "grep -ls resource2 /proc/[0-9]*/maps"
+"""Names the process that has memory of a device mapped: the agent."""
 RANDOMIZED = "cat /proc/sys/kernel/randomize_va_space"
 
 
@@ -43,6 +46,33 @@ async def test_bulk_data_arrives_whole_both_ways(daemon: DaemonProcess, shared_q
     assert into.out.split()[0].decode() == hashlib.sha256(data).hexdigest()
     back = await run(daemon, shared_qube, "cat", stdin=data)
     assert hashlib.sha256(back.out).digest() == hashlib.sha256(data).digest()
+
+
+async def test_large_streams_go_through_shared_memory_and_arrive_whole(daemon: DaemonProcess, qube: str) -> None:
+    """Asked for when a stream has proved large, while the machine runs; also after the agent was replaced."""
+    data = os.urandom(3 * BULK)
+    for _ in range(2):
+        async with asyncio.timeout(RUN_TIMEOUT_S):
+            while await attempt(daemon, qube, "echo there") != "there":
+                await asyncio.sleep(0.1)
+        async with asyncio.timeout(RUN_TIMEOUT_S):
+            while not await sh(daemon, qube, f"{SHARING} || true", user="root"):
+                assert (await run(daemon, qube, "cat", stdin=data)).out == data
+        assert (await run(daemon, qube, "cat", stdin=data)).out == data
+        agent = await sh(daemon, qube, SHARING, user="root")
+        later = f"setsid sh -c 'sleep 0.5; kill -9 {agent.split('/')[2]}' </dev/null >/dev/null 2>&1 &"
+        await sh(daemon, qube, later, user="root")
+        async with asyncio.timeout(RUN_TIMEOUT_S):
+            while (await attempt(daemon, qube, SHARING)) == agent:
+                await asyncio.sleep(0.1)
+
+
+async def attempt(daemon: DaemonProcess, qube: str, command: str) -> str:
+    """What a command says, as far as it can be said while the agent comes and goes."""
+    try:
+        return (await run(daemon, qube, command, user="root")).text
+    except RpcError:
+        return ""
 
 
 async def test_option_like_and_shell_like_arguments_arrive_unchanged(daemon: DaemonProcess, shared_qube: str) -> None:

@@ -39,7 +39,7 @@ PATIENCE_S = 60.0
 PROGRAM = r'''
 import os, random, subprocess, sys
 sys.path.insert(0, "/usr/lib/insula")
-from insula_proto import mux, qrexec_channel, qubesdb
+from insula_proto import mux, mux_events, qrexec_channel, qubesdb
 
 KEYS, CONTROL = 1, 3
 port = -1
@@ -74,13 +74,14 @@ class Agent:
         self.flush()
         got = b""
         while not got:
-            got = b"".join(e.data for e in self.read() if isinstance(e, mux.DataReceived) and e.stream == CONTROL)
+            data = [event for event in self.read() if isinstance(event, mux_events.DataReceived)]
+            got = b"".join(event.data for event in data if event.stream == CONTROL)
         self.control.receive(got)
 
     def read(self):
         events = self.mux.receive(os.read(port, 65536))
         for event in events:
-            if isinstance(event, mux.DataReceived):
+            if isinstance(event, mux_events.DataReceived):
                 self.mux.consumed(event.stream, len(event.data))
         self.flush()
         return events

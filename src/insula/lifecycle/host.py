@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -56,9 +56,20 @@ class Session(Protocol):
 
 class SessionLauncher(Protocol):
     async def __call__(
-        self, *, name: str, qid: int, channel: socket.socket, rpc_socket: Path, keys: Mapping[str, str]
+        self,
+        *,
+        name: str,
+        qid: int,
+        channel: socket.socket,
+        rpc_socket: Path,
+        keys: Mapping[str, str],
+        open_memory: Callable[[], Awaitable[int | None]] | None = None,
     ) -> Session:
-        """Start a session process; takes over ``channel``. :raise OSError: it could not be started."""
+        """Start a session process; takes over ``channel``. ``open_memory`` returns memory that the machine shares with
+        it, a descriptor of the caller's, when it wants some; None where it cannot have any.
+
+        :raise OSError: it could not be started.
+        """
 
 
 class Network(Protocol):

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from contextlib import AbstractContextManager, AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from insula.hal.capabilities import Capability
@@ -251,11 +252,24 @@ async def open_session(host: Host, machine: Machine) -> Session:
     channel = await machine.open_channel(RPC_CHANNEL)
     try:
         return await host.launch_session(
-            name=spec.name, qid=spec.qid, channel=channel, rpc_socket=spec.runtime_dir / "rpc.sock", keys=keys
+            name=spec.name,
+            qid=spec.qid,
+            channel=channel,
+            rpc_socket=spec.runtime_dir / "rpc.sock",
+            keys=keys,
+            open_memory=partial(_open_memory, machine),
         )
     except BaseException:
         channel.close()
         raise
+
+
+async def _open_memory(machine: Machine) -> int | None:
+    try:
+        return await machine.open_bulk_memory()
+    except HalError as error:
+        log.info("%s: shares no memory with its session: %s", machine.spec.name, error)
+        return None
 
 
 async def _wait_for_agent(machine: Machine, session: Session, timeout_s: int) -> None:

@@ -9,21 +9,22 @@ agent final.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from insula.rpc.pacing import Backoff
+from insula_proto import bulk
 from insula_proto.errors import RemoteProtocolError
-from insula_proto.mux import (
-    HOST,
-    RESET_CANCELLED,
-    RESET_REFUSED,
+from insula_proto.mux import HOST, RESET_CANCELLED, RESET_REFUSED, Mux
+from insula_proto.mux_events import (
     CreditReceived,
     DataReceived,
     FinReceived,
-    Mux,
     MuxEvent,
     Reset,
+    SharedReceived,
+    SlotFreed,
     StreamOpened,
     StreamReset,
     Synced,
@@ -38,6 +39,8 @@ MAX_HELLO_INTERVAL = 30.0
 made void by the next attempt. (A guest that starts later asks by itself.)"""
 MAX_GUEST_STREAMS = 16
 """Streams a guest may have open; it needs two."""
+SMALL = 4096
+"""Bytes up to which sending them costs less than lending a slot of the memory."""
 
 
 class StreamHandler:
@@ -60,11 +63,21 @@ class StreamHandler:
         """The stream was reset by the guest, or lost with the channel."""
 
 
+class Slot(NamedTuple):
+    """A piece of the memory that is shared with the guest, to be written once."""
+
+    number: int
+    view: memoryview
+
+
 class ChannelOwner(Protocol):
     """Who is told about the channel as a whole."""
 
     def accept(self, stream: int, port: int) -> StreamHandler | None:
         """The guest opened a stream; None refuses it. :raise RemoteProtocolError: it may not do that now."""
+
+    def memory_wanted(self) -> None:
+        """A stream has proved large, and the guest knows of memory: :meth:`Channel.give_memory`. Said once."""
 
     def lost(self, reason: str) -> None:
         """All streams are gone (each handler was told); a new handshake has begun or will."""
@@ -89,6 +102,8 @@ class Channel:
         self._is_flushing = False
         self._waits_for_room = False
         self._is_closed = False
+        self._memory: memoryview | None = None
+        self._has_asked_for_memory = False
 
     def start(self) -> None:
         """Greet the guest, and go on until it answers."""
@@ -180,6 +195,61 @@ class Channel:
         for handler in handlers.values():
             handler.closed()
 
+    # --- bulk ----------------------------------------------------------------------------------------------------
+
+    def want_memory(self) -> None:
+        """A stream has proved large. Memory is offered to the guest once there is some; nobody waits for it."""
+        if not self._mux.may_offer_memory:
+            return
+        if self._memory is not None:
+            self._offer_memory(self._memory)
+        elif not self._has_asked_for_memory:
+            self._has_asked_for_memory = True
+            self._owner.memory_wanted()
+
+    def give_memory(self, memory: memoryview) -> None:
+        """The memory (:mod:`insula_proto.bulk`) that the machine has, too; for all further epochs."""
+        self._memory = memory
+        if self._mux.may_offer_memory:
+            self._offer_memory(memory)
+
+    def _offer_memory(self, memory: memoryview) -> None:
+        token = os.urandom(bulk.TOKEN_SIZE)
+        memory[: len(token)] = token
+        self._mux.offer_memory(token)
+        self._schedule_flush()
+
+    def slot(self, stream: int) -> Slot | None:
+        """Where bytes for a stream can be put, to be sent by :meth:`send_slot` or released; None: nowhere now."""
+        room = min(self._mux.credit(stream), bulk.SLOT_SIZE)
+        if self._memory is None or room <= SMALL:
+            return None
+        slot = self._mux.reserve_slot()
+        start = bulk.offset(slot)
+        return Slot(slot, self._memory[start : start + room]) if slot else None
+
+    def send_slot(self, stream: int, slot: Slot, size: int) -> None:
+        """Send the first ``size`` bytes, as many as :meth:`writable` says at most; the slot is gone then."""
+        if size > SMALL:
+            self._mux.send_shared(stream, slot.number, size)
+        else:
+            self._mux.send(stream, bytes(slot.view[:size]))
+            self._mux.release_slot(slot.number)
+        self._schedule_flush()
+
+    def release_slot(self, slot: Slot) -> None:
+        """Nothing is sent of it. It may be one that went with the channel's last epoch."""
+        self._mux.release_slot(slot.number)
+
+    def _take_slot(self, event: SharedReceived) -> None:
+        """:raise RemoteProtocolError: from the handler."""
+        handler = self._handlers.get(event.stream)
+        if handler is not None and self._memory is not None:
+            start = bulk.offset(event.slot)
+            handler.view(self._memory[start : start + event.size])
+        # What was not delivered has been copied: a reader that waits keeps no slot from others.
+        self._mux.free(event.slot)
+
     # --- input ---------------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
@@ -216,7 +286,9 @@ class Channel:
             handler = self._handlers.get(event.stream)
             if handler is not None:
                 handler.view(event.data)  # type: ignore[arg-type] # with ``views`` it is one
-        elif isinstance(event, CreditReceived):
+        elif isinstance(event, SharedReceived):
+            self._take_slot(event)
+        elif isinstance(event, (CreditReceived, SlotFreed)):
             self._notify(event.stream)
         elif isinstance(event, FinReceived):
             handler = self._handlers.get(event.stream)

@@ -21,7 +21,11 @@ Where the host itself serves the call, the caller's session is the service's end
             ◄─────── Finish(call)             the exit code, once the descriptor is at its end
     CallEnded(call) ──────────────────────►
 
-Each descriptor is one end of a stream socket pair.
+Each of these descriptors is one end of a stream socket pair. Once a call has proved large, its session asks for memory
+that it shares with the qube (:mod:`insula_proto.bulk`)::
+
+    MemoryWanted() ───────────────────────►
+            ◄─────── Memory() + descriptor    (or nothing, where the machine cannot have any)
 """
 
 from __future__ import annotations
@@ -136,6 +140,10 @@ class Serve(_Message, frozen=True, tag=True):
     """``QUBESRPC SERVICE+ARGUMENT SOURCE``"""
 
 
+class Memory(_Message, frozen=True, tag=True):
+    """The descriptor that comes with it is a memory file of ``BULK_SIZE`` bytes, sealed; the machine has it, too."""
+
+
 # --- session to daemon -------------------------------------------------------------------------------------------
 
 
@@ -221,13 +229,17 @@ class CallsChanged(_Message, frozen=True, tag=True):
     refused: Count
 
 
+class MemoryWanted(_Message, frozen=True, tag=True):
+    """Much is moved to or from the qube. Said once."""
+
+
 class SessionEnding(_Message, frozen=True, tag=True):
     """Last message, if the session ends by itself."""
 
     reason: Text
 
 
-ToSession = Configure | SetKey | RemoveKey | Begin | Shutdown | Refuse | Connect | Host | Finish | Serve
+ToSession = Configure | SetKey | RemoveKey | Begin | Shutdown | Refuse | Connect | Host | Finish | Serve | Memory
 FromSession = (
     AgentReady
     | AgentLost
@@ -241,9 +253,10 @@ FromSession = (
     | Payload
     | CallEnded
     | CallsChanged
+    | MemoryWanted
     | SessionEnding
 )
-WITH_DESCRIPTOR = (Connect, Host, Serve)
+WITH_DESCRIPTOR = (Connect, Host, Serve, Memory)
 """Each comes with exactly one descriptor, the others with none."""
 
 _encoder = msgspec.msgpack.Encoder()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -27,6 +28,8 @@ from insula.rpc.control import (
     Host,
     KeyRemoved,
     KeyWritten,
+    Memory,
+    MemoryWanted,
     Payload,
     Refuse,
     RemoveKey,
@@ -54,6 +57,10 @@ HOST_DOMAIN = 0
 LISTEN_BACKLOG = 512
 DEFAULT_USER = "user"
 DEFAULT_USER_KEY = "/default-user"
+
+OpenMemory = Callable[[], Awaitable[int | None]]
+"""Returns a descriptor, the caller's, of ``limits.BULK_SIZE`` bytes of memory that the qube's machine has, too, sealed;
+None where it cannot have any."""
 
 log = logging.getLogger("insula.rpc")
 
@@ -90,8 +97,9 @@ class RunningSession:
         process: SessionProcess,
         requests: Requests | None = None,
         on_message: Callable[[str, FromSession], None] | None = None,
+        open_memory: OpenMemory | None = None,
     ) -> None:
-        """``requests``: None: whatever its qube asks for is refused."""
+        """``requests``: None: whatever its qube asks for is refused. ``open_memory``: None: it shares none."""
         self._name = name
         self.qid = qid
         self._process = process
@@ -108,6 +116,8 @@ class RunningSession:
         """Numbers of calls of the host's own: the broker counts from the other end."""
         self.written: dict[str, bytes] = {}
         """Keys its qube has set and not removed: any bytes a qube likes."""
+        self._open_memory = open_memory
+        self._memory: asyncio.Task[None] | None = None
         self._listener = asyncio.create_task(self._listen(), name=f"session {name}")
 
     @property
@@ -234,6 +244,8 @@ class RunningSession:
         finally:
             self._ready.clear()
             self.agent_version = None
+            if self._memory is not None:
+                self._memory.cancel()
             self._lose_calls()
             if self._requests is not None:
                 self._requests.session_closed(self)
@@ -263,11 +275,10 @@ class RunningSession:
                 self._requests.agent_lost(self)
         elif isinstance(message, CallsChanged):
             self.calls = message
-        elif isinstance(message, KeyWritten):
-            if message.path in self.written or len(self.written) < limits.QUBESDB_MAX_KEYS:
-                self.written[message.path] = message.value
-        elif isinstance(message, KeyRemoved):
-            self.written.pop(message.path, None)
+        elif isinstance(message, KeyWritten | KeyRemoved):
+            self._take_key(message)
+        elif isinstance(message, MemoryWanted):
+            self._begin_sharing()
         elif isinstance(message, SessionEnding):
             self._reason = message.reason
         elif isinstance(message, CallAccepted | CallRejected | Payload | CallEnded):
@@ -276,6 +287,16 @@ class RunningSession:
             self._take_request(message)
         if self._on_message is not None:
             self._on_message(self._name, message)
+
+    def _take_key(self, message: KeyWritten | KeyRemoved) -> None:
+        if isinstance(message, KeyRemoved):
+            self.written.pop(message.path, None)
+        elif message.path in self.written or len(self.written) < limits.QUBESDB_MAX_KEYS:
+            self.written[message.path] = message.value
+
+    def _begin_sharing(self) -> None:
+        if self._open_memory is not None and self._memory is None:
+            self._memory = asyncio.create_task(self._share(self._open_memory), name=f"memory of {self._name}")
 
     def _take_end(self, message: CallAccepted | CallRejected | Payload | CallEnded) -> None:
         end = self._ends.get(message.call)
@@ -293,6 +314,15 @@ class RunningSession:
             self._requests.cancelled(self, message.request)
         else:
             self._requests.dropped(self, message)
+
+    async def _share(self, open_memory: OpenMemory) -> None:
+        """Give the session memory that the machine has, too. It goes on as it is where there is none."""
+        try:
+            memory = await open_memory()
+            if memory is not None:
+                self._process.tell(Memory(), os.fdopen(memory, "rb", buffering=0))
+        except OSError as error:
+            log.debug("%s: no memory shared: %s", self._name, error)
 
     def _lose_calls(self) -> None:
         ends, self._ends = self._ends, {}
@@ -355,6 +385,7 @@ class SessionLauncher:
         rpc_socket: Path,
         keys: Mapping[str, str],
         on_message: Callable[[str, FromSession], None] | None = None,
+        open_memory: OpenMemory | None = None,
     ) -> RunningSession:
         """Start the session process of a qube; takes over ``channel``. Clients find it at ``rpc_socket``.
 
@@ -365,4 +396,4 @@ class SessionLauncher:
         with listen(rpc_socket) as listener:
             process = await spawn_session(self._parent, spec, channel, listener)
         channel.close()
-        return RunningSession(name, qid, process, self.requests, on_message)
+        return RunningSession(name, qid, process, self.requests, on_message, open_memory)

@@ -9,9 +9,18 @@ import asyncio
 import errno
 import socket
 from collections import deque
+from typing import Protocol
 
 MAX_QUEUED = 1024
 """Messages a session has not taken: it reads nothing any more. Far more than all answers to one qube's requests."""
+
+
+class Descriptor(Protocol):
+    """An open file of any kind, with one owner."""
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class Outbox:
@@ -20,11 +29,11 @@ class Outbox:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._queue: deque[tuple[bytes, Descriptor | None]] = deque()
         self._drained: list[asyncio.Future[None]] = []
         self._is_closed = False
 
-    def put(self, data: bytes, descriptor: socket.socket | None = None) -> None:
+    def put(self, data: bytes, descriptor: Descriptor | None = None) -> None:
         """Send, or keep for later. Takes over ``descriptor``. :raise OSError: the session is gone, or does not read."""
         self._queue.append((data, descriptor))
         if self._is_closed:

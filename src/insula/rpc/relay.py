@@ -11,9 +11,11 @@ import asyncio
 import socket
 from typing import Protocol
 
-from insula.rpc.channel import Channel, StreamHandler
+from insula.rpc.channel import Channel, Slot, StreamHandler
 
 READ_SIZE = 65536
+BULK = 2097152
+"""Bytes after which a call counts as large, and memory is asked for that qube and session share."""
 SMALL = 4096
 """Bytes from the guest up to which they wait for what else came with them: a caller is woken once."""
 
@@ -47,6 +49,10 @@ class Relay(StreamHandler):
         self._qube_finished = False
         self._peer_finished = False
         self._is_closed = False
+        self._is_bulk = False
+        self._slot: Slot | None = None
+        self._filled = 0
+        """Bytes in it."""
         self.from_qube = 0
         """Bytes the qube sent."""
         self.to_qube = 0
@@ -57,24 +63,72 @@ class Relay(StreamHandler):
 
     def _readable(self) -> None:
         room = self._channel.writable(self.stream)
-        if not room:
-            # Not read while the qube does not: the peer is paced by its socket buffer (MC-14).
-            self._loop.remove_reader(self._fd)
-            self._channel.notify_writable(self.stream)
-            return
+        if self._is_bulk and self._slot is None:
+            self._slot = self._channel.slot(self.stream)
         try:
-            data = self._connection.recv(min(room, READ_SIZE))
+            if self._slot is not None:
+                size = self._fill(self._slot)
+            elif room:
+                size = self._read(min(room, READ_SIZE))
+            else:
+                # Not read while the qube does not: the peer is paced by its socket buffer (MC-14).
+                self._wait_for_room()
+                return
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if data:
-            self.to_qube += len(data)
-            self._channel.send(self.stream, data)
+            size = 0
+        if size:
+            self._count(to_qube=size)
+        elif self._filled:
+            # What it said before goes first; then its end is met again.
+            self._wait_for_room()
         elif self._peer_serves:
             self._end_of_service()
         else:
             self.caller_gone()
+
+    def _wait_for_room(self) -> None:
+        self._loop.remove_reader(self._fd)
+        self._channel.notify_writable(self.stream)
+
+    def _read(self, limit: int) -> int:
+        """:raise OSError:"""
+        data = self._connection.recv(limit)
+        if data:
+            self._channel.send(self.stream, data)
+        return len(data)
+
+    def _fill(self, slot: Slot) -> int:
+        """Read all that is there and send it; as long as the qube reads the last slot, more is read until this one is
+        full, so that it is woken once for much. :raise OSError: nothing was read."""
+        size = 0
+        try:
+            while self._filled < len(slot.view) and (more := self._connection.recv_into(slot.view[self._filled :])):
+                self._filled += more
+                size += more
+        except OSError:
+            if not size:
+                raise
+        if self._channel.writable(self.stream):
+            self._send_slot()
+        elif self._filled == len(slot.view):
+            self._wait_for_room()
+        else:
+            self._channel.notify_writable(self.stream)
+        return size
+
+    def _send_slot(self) -> None:
+        if self._slot is not None and self._filled:
+            self._channel.send_slot(self.stream, self._slot, self._filled)
+            self._slot, self._filled = None, 0
+
+    def _count(self, *, from_qube: int = 0, to_qube: int = 0) -> None:
+        self.from_qube += from_qube
+        self.to_qube += to_qube
+        if not self._is_bulk and self.from_qube + self.to_qube >= BULK:
+            self._is_bulk = True
+            self._channel.want_memory()
 
     def caller_gone(self) -> None:
         """A data channel has no half-close: a caller that closed it before the end wants the command ended."""
@@ -94,12 +148,13 @@ class Relay(StreamHandler):
 
     def writable(self) -> None:
         if not self._is_closed:
+            self._send_slot()
             self._loop.add_reader(self._fd, self._readable)
 
     # qube to peer
 
     def view(self, untrusted_view: memoryview) -> None:
-        self.from_qube += len(untrusted_view)
+        self._count(from_qube=len(untrusted_view))
         sent = 0
         if not self._pending and len(untrusted_view) <= SMALL:
             self._loop.call_soon(self._deliver)
@@ -168,4 +223,7 @@ class Relay(StreamHandler):
         self._loop.remove_writer(self._fd)
         self._connection.close()
         self._pending.clear()
+        if self._slot is not None:
+            self._channel.release_slot(self._slot)
+            self._slot = None
         self._owner.relay_closed(self._port)

@@ -12,6 +12,8 @@ import from any more when it runs.
 from __future__ import annotations
 
 import asyncio
+import mmap
+import os
 import socket
 import sys
 from collections import deque
@@ -34,6 +36,8 @@ from insula.rpc.control import (
     Host,
     KeyRemoved,
     KeyWritten,
+    Memory,
+    MemoryWanted,
     Refuse,
     RemoveKey,
     Serve,
@@ -117,23 +121,32 @@ class Session:
         if not data:
             self.finish(EXIT_OK)
             return
-        # Its kind is known: asking the kernel costs three system calls.
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptors[0]) if descriptors else None
         try:
-            self._take(control.decode_to_session(data), connection)
+            message = _decode(data, has_descriptor=bool(descriptors))
+            if not descriptors:
+                self._obey(message)
         except RemoteProtocolError as error:
-            if connection is not None:
-                connection.close()
+            for descriptor in descriptors:
+                os.close(descriptor)
             self._log(str(error))
             self.finish(EXIT_DAEMON_PROTOCOL)
+            return
+        if isinstance(message, Memory):
+            self._map(descriptors[0])
+        elif descriptors:
+            # Its kind is known: asking the kernel costs three system calls.
+            self._join(message, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptors[0]))
 
-    def _take(self, message: ToSession, connection: socket.socket | None) -> None:
-        if isinstance(message, control.WITH_DESCRIPTOR) != (connection is not None):
-            raise RemoteProtocolError("a descriptor is missing, or there is one too many")
-        if connection is None:
-            self._obey(message)
+    def _map(self, descriptor: int) -> None:
+        """Share memory with the qube from now on. It cannot shrink: it is sealed."""
+        try:
+            memory = mmap.mmap(descriptor, limits.BULK_SIZE)
+        except (OSError, ValueError) as error:
+            self._log(f"no memory is shared: {error}")
         else:
-            self._join(message, connection)
+            self._channel.give_memory(memoryview(memory))
+        finally:
+            os.close(descriptor)
 
     def _join(self, message: ToSession, connection: socket.socket) -> None:
         """Messages that come with one end of a call."""
@@ -192,6 +205,9 @@ class Session:
     def accept(self, stream: int, port: int) -> StreamHandler | None:
         return self._guest.accept(self._channel, stream, port)
 
+    def memory_wanted(self) -> None:
+        self._tell(MemoryWanted())
+
     def lost(self, reason: str) -> None:
         self._log(f"connection lost: {reason}")
         self._table.clear()
@@ -245,6 +261,14 @@ class Session:
         self._count_timer = None
         self._calls_untold = True
         self._tell_all()
+
+
+def _decode(data: bytes, *, has_descriptor: bool) -> ToSession:
+    """:raise RemoteProtocolError: no message of the daemon's, or a descriptor is missing, or there is one too many."""
+    message = control.decode_to_session(data)
+    if isinstance(message, control.WITH_DESCRIPTOR) != has_descriptor:
+        raise RemoteProtocolError("a descriptor is missing, or there is one too many")
+    return message
 
 
 async def serve(channel: socket.socket, listener: socket.socket, daemon: socket.socket) -> int:

@@ -18,7 +18,7 @@ from insula.preload.last_words import LastWords
 from insula.preload.messages import Fork
 from insula.rpc import control
 from insula.rpc.control import FromSession, ToSession
-from insula.rpc.outbox import Outbox
+from insula.rpc.outbox import Descriptor, Outbox
 from insula_proto import limits
 
 SESSION_UID_BASE = 0x70000000
@@ -65,7 +65,7 @@ class SessionProcess:
         self._outbox.put(control.encode(message))
         await self._outbox.drain()
 
-    def tell(self, message: ToSession, descriptor: socket.socket | None = None) -> None:
+    def tell(self, message: ToSession, descriptor: Descriptor | None = None) -> None:
         """Send without waiting; takes over ``descriptor``. :raise OSError: the session is gone, or does not read."""
         self._outbox.put(control.encode(message), descriptor)
 

@@ -17,8 +17,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import insula_proto
+from insula.hal import frames
 from insula.rpc.control import FromSession
 from insula.rpc.launcher import RunningSession, SessionLauncher
+from insula_proto import limits
 
 READY_TIMEOUT = 30.0
 AGENT_FOLDER = Path(insula_proto.__file__ or "").parents[1] / "insula_agent"
@@ -46,7 +48,9 @@ class FakeQube:
         self.session: RunningSession | None = None
         self.agent: asyncio.subprocess.Process | None = None
         self.python = [sys.executable]
-        for part in ("keys", "rpc", "rpc-config"):
+        self.memory: int | None = None
+        """What the two processes share, once the session has asked for it (:meth:`plug_memory`)."""
+        for part in ("devices", "keys", "rpc", "rpc-config"):
             (folder / part).mkdir()
 
     async def start_agent(self) -> None:
@@ -60,7 +64,7 @@ class FakeQube:
             self.agent = await asyncio.create_subprocess_exec(
                 *self.python, "-S", "-E", "-m", "insula_agent", "--device", f"fd:{guest_end.fileno()}",
                 "--own-user", "--no-identity", "--keys", str(self.folder / "keys"),
-                "--agent-socket", str(self.agent_socket),
+                "--agent-socket", str(self.agent_socket), "--devices", str(self.folder / "devices"),
                 cwd=AGENT_FOLDER.parent, env=environment, pass_fds=[guest_end.fileno()],
                 stderr=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
@@ -79,8 +83,20 @@ class FakeQube:
             rpc_socket=self.rpc_socket,
             keys=self.keys,
             on_message=keep,
+            open_memory=self.plug_memory,
         )
         return self.session
+
+    async def plug_memory(self) -> int:
+        """What a machine's driver does: give the machine memory, once, and return a descriptor of it."""
+        if self.memory is None:
+            self.memory = frames.make(limits.BULK_SIZE, frames.BULK_NAME)
+            device = self.folder / "devices" / "0000:06:00.0"
+            device.mkdir()
+            for name, text in (("vendor", "0x1af4"), ("device", "0x1110"), ("enable", "0")):
+                (device / name).write_text(f"{text}\n")
+            (device / "resource2").symlink_to(f"/proc/{os.getpid()}/fd/{self.memory}")
+        return os.dup(self.memory)
 
     async def ready(self) -> None:
         assert self.session is not None
@@ -111,6 +127,8 @@ class FakeQube:
         await self.launcher.close()
         self.host_end.close()
         self.guest_end.close()
+        if self.memory is not None:
+            os.close(self.memory)
 
     def add_service(self, name: str, text: str, *, settings: str | None = None, mode: int = 0o755) -> None:
         path = self.folder / "rpc" / name

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 
@@ -70,7 +70,14 @@ class FakeSessions:
         self.fail_next: OSError | None = None
 
     async def __call__(
-        self, *, name: str, qid: int, channel: socket.socket, rpc_socket: Path, keys: Mapping[str, str]
+        self,
+        *,
+        name: str,
+        qid: int,
+        channel: socket.socket,
+        rpc_socket: Path,
+        keys: Mapping[str, str],
+        open_memory: Callable[[], Awaitable[int | None]] | None = None,
     ) -> FakeSession:
         await asyncio.sleep(0)
         if self.fail_next is not None:

@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from insula_proto import mux, qrexec
-from insula_proto.mux import (
+from insula_proto.mux import Mux
+from insula_proto.mux_events import (
     CreditReceived,
     DataReceived,
     FinReceived,
-    Mux,
     MuxEvent,
     Reset,
     StreamOpened,
