@@ -7,22 +7,45 @@ the host's do, so that programs maximise, centre and open menus within one. Prog
 
 from __future__ import annotations
 
-from insula_agent.gui.display import BadRequest, Display
-from insula_agent.log import log
+import io
+import struct
+
+import xcffib
+
+from insula_agent.gui.display import Display
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from insula_proto.gui import Screens
 
 _NAME = "HOST-{}"
+_SET_SCREEN_SIZE, _SET_MONITOR, _DELETE_MONITOR = 7, 43, 44
+_MM_PER_INCH = 25.4
+
+
+class _RandR(xcffib.Extension):  # type: ignore[misc] # xcffib has no types
+    """Requests of RandR 1.5 that nobody answers (``randrproto.txt``); the xcffib of Debian 12 knows RandR without
+    monitors only. One that the server refuses is left out: programs then see one large screen."""
+
+    def set_screen_size(self, root: int, width: int, height: int, dpi: int) -> None:
+        sizes = [round(pixels * _MM_PER_INCH / dpi) for pixels in (width, height)]
+        self.send_request(_SET_SCREEN_SIZE, io.BytesIO(struct.pack("=xx2xIHHII", root, width, height, *sizes)))
+
+    def set_monitor(self, root: int, name: int, place: tuple[int, ...], *, is_primary: bool) -> None:
+        """``place``: x, y, width, height in pixels, width and height in millimetres."""
+        body = struct.pack("=xx2xIIBBHhhHHII", root, name, is_primary, False, 0, *place)
+        self.send_request(_SET_MONITOR, io.BytesIO(body))
+
+    def delete_monitor(self, root: int, name: int) -> None:
+        self.send_request(_DELETE_MONITOR, io.BytesIO(struct.pack("=xx2xII", root, name)))
 
 
 class Monitors:
     def __init__(self, display: Display) -> None:
         self._display = display
-        self._randr: Any = None
+        self._randr = _RandR(display.connection, xcffib.ExtensionKey("RANDR"))
+        screen = display.screen
+        self._size = (screen.width_in_pixels, screen.height_in_pixels)
         self._shown: tuple[tuple[int, ...], ...] = ()
         self._dpi = 0
 
@@ -31,36 +54,22 @@ class Monitors:
         if wanted.dpi != self._dpi:
             self._dpi = wanted.dpi
             self._display.add_resource("Xft.dpi", str(wanted.dpi))
-        if wanted.monitors == self._shown:
-            return
-        self._shown, before = wanted.monitors, self._shown
-        try:
+        if wanted.monitors != self._shown:
+            before, self._shown = len(self._shown), wanted.monitors
             self._place(before)
-        except BadRequest as error:
-            log(f"the host's screens cannot be told to programs: {error}")
 
-    def _place(self, before: tuple[tuple[int, ...], ...]) -> None:
-        # Late: for one screen of the size there is from the start, nothing of it is needed.
-        from xcffib import randr  # noqa: PLC0415
-
+    def _place(self, before: int) -> None:
         display = self._display
-        if self._randr is None:
-            self._randr = display.connection(randr.key)
-            self._randr.QueryVersion(1, 5).reply()
-        width = max(x + width for x, _, width, *_ in self._shown)
-        height = max(y + height for _, y, _, height, *_ in self._shown)
-        largest = self._randr.GetScreenSizeRange(display.root).reply()
-        width, height = min(width, largest.max_width), min(height, largest.max_height)
-        dots = max(1, self._dpi)
-        geometry = display.core.GetGeometry(display.root).reply()
-        if (geometry.width, geometry.height) != (width, height):
-            self._randr.SetScreenSizeChecked(
-                display.root, width, height, round(width * 25.4 / dots), round(height * 25.4 / dots)
-            ).check()
-        for number in range(len(self._shown), len(before)):
-            self._randr.DeleteMonitor(display.root, display.atom(_NAME.format(number)))
-        for number, (x, y, *rest) in enumerate(self._shown):
-            info = randr.MonitorInfo.synthetic(
-                display.atom(_NAME.format(number)), number == 0, False, 0, x, y, *rest, []
-            )  # fmt: skip
-            self._randr.SetMonitorChecked(display.root, info).check()
+        size = (
+            max(x + width for x, _, width, *_ in self._shown),
+            max(y + height for _, y, _, height, *_ in self._shown),
+        )
+        if size != self._size:
+            self._size = size
+            self._randr.set_screen_size(display.root, *size, self._dpi)
+        if len(self._shown) == 1 and before <= 1:
+            return  # the screen itself is the one monitor there is
+        for number in range(len(self._shown), before):
+            self._randr.delete_monitor(display.root, display.atom(_NAME.format(number)))
+        for number, place in enumerate(self._shown):
+            self._randr.set_monitor(display.root, display.atom(_NAME.format(number)), place, is_primary=number == 0)
