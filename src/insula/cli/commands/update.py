@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -19,6 +19,7 @@ from insula.cli.options import Json
 from insula.cli.step import Step
 from insula.cli.text import seconds_text, visible
 from insula.daemon.paths import Paths
+from insula.model.errors import QubesVMShutdownTimeoutError
 from insula.model.klass import Klass
 from insula.rpc.client import RpcError, run
 
@@ -43,6 +44,8 @@ COMPLAINTS = ("E: ", "Error: ", "error: ")
 MAX_COMPLAINT = 300
 """Characters of the first complaint, shown with a failure."""
 LIMIT_S = 2 * 3600.0
+SHUTDOWNS = 5
+"""How often a template is asked to shut down, each time for as long as its property ``shutdown_timeout`` says."""
 
 app = typer.Typer(add_completion=False)
 
@@ -96,7 +99,7 @@ async def update_one(client: AdminClient, name: str, step: Step) -> None:
                 what = f": {words.complaint}" if words.complaint else ""
                 raise CliError(f"{name} is as before: {why}{what}", hint=f"what was printed: {log}")
             step.update("shutting down")
-            await client.shutdown(name, wait=True)
+            await _shut_down(client, name)
             ended = await ending
             if ended is None or ended.kwargs.get("kept") != "True":
                 raise _ended(name, ended)
@@ -106,6 +109,18 @@ async def update_one(client: AdminClient, name: str, step: Step) -> None:
             await asyncio.gather(running, ending, return_exceptions=True)
     if code == NOTHING_TO_DO:
         step.note = "has nothing to update"
+
+
+async def _shut_down(client: AdminClient, name: str) -> None:
+    """What was installed is lost with a template that does not end, so it gets more time than others.
+
+    :raise QubesVMShutdownTimeoutError: it did not, however often it was asked.
+    """
+    for _ in range(SHUTDOWNS - 1):
+        with suppress(QubesVMShutdownTimeoutError):
+            await client.shutdown(name, wait=True)
+            return
+    await client.shutdown(name, wait=True)
 
 
 def _ended(name: str, event: EventRecord | None) -> CliError:
