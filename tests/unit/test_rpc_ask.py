@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from insula.policy.agent import Notice, Question, Remark, Resolution
 from insula.rpc import ask
 from insula.testing.call_world import CallWorld, call_world, echo
+from insula.testing.scripted_guest import Answer, ScriptedGuest, Served
 from insula.testing.scripted_policy_agent import ScriptedAgent
 
 pytestmark = pytest.mark.timeout(60)
@@ -74,6 +76,117 @@ async def test_qube_whose_windows_are_shown_elsewhere_is_not_asked_about_here(
     remote = await world.boot("remote", guivm="sys-gui")
     assert await remote.call("test.Echo", "vault") is None
     assert asker.questions == []
+
+
+# another qube shows the caller's windows
+
+
+@pytest.fixture
+async def desk(world: CallWorld) -> AsyncIterator[ScriptedGuest]:
+    """A qube that shows the windows of ``remote``, and asks its user."""
+    world.rules(RULE.replace("work", "remote"))
+    await world.boot("remote", guivm="sys-gui")
+    yield await world.boot("sys-gui")
+
+
+def says(answer: bytes, code: int = 0) -> Callable[[Served], Awaitable[Answer]]:
+    async def service(call: Served) -> Answer:
+        return Answer(code, answer)
+
+    return service
+
+
+async def test_user_is_asked_in_the_qube_that_shows_the_callers_windows(
+    world: CallWorld, asker: ScriptedAgent, desk: ScriptedGuest
+) -> None:
+    desk.services["policy.Ask"] = says(b"allow:vault")
+    result = await world.guests["remote"].call("test.Echo+x", "@default", stdin=b"hi")
+    assert result is not None
+    assert result.out == b"hi|user:QUBESRPC test.Echo+x remote"
+    [asked] = desk.executed
+    assert (asked.command, asked.domain) == ("user:QUBESRPC policy.Ask dom0", 0)
+    question = json.loads(asked.stdin)
+    assert (question["source"], question["service"], question["targets"]) == (
+        "remote",
+        "test.Echo",
+        ["sys-gui", "vault", "work"],
+    )
+    assert question["default_target"] == "vault"
+    assert asker.questions == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [(b"deny", 0), (b"allow:vault", 1), (b"allow:dom0", 0), (b"allow:vault\n", 0), (b"", 0), (b"allow:vault" * 50, 0)],
+)
+async def test_anything_but_a_yes_of_that_qube_is_a_no(
+    world: CallWorld, desk: ScriptedGuest, answer: bytes, code: int
+) -> None:
+    """MC-31."""
+    desk.services["policy.Ask"] = says(answer, code)
+    assert await world.guests["remote"].call("test.Echo", "vault") is None
+    assert world.guests["vault"].executed == []
+
+
+async def test_qube_that_shows_windows_and_does_not_run_or_cannot_ask_is_a_no_that_says_so(world: CallWorld) -> None:
+    """MC-31."""
+    world.rules(RULE.replace("work", "remote"))
+    remote = await world.boot("remote", guivm="sys-gui")
+    world.add("sys-gui")
+    assert await remote.call("test.Echo", "vault") is None
+    await until(lambda: len(world.records()) == 1)
+    assert "sys-gui, which shows its windows, does not run" in str(world.records()[-1]["reason"])
+    await world.boot("sys-gui")
+    assert await remote.call("test.Echo", "vault") is None
+    await until(lambda: len(world.records()) == 2)
+    assert "policy.Ask in sys-gui failed" in str(world.records()[-1]["reason"])
+
+
+async def test_caller_that_goes_ends_the_question_in_that_qube(world: CallWorld, desk: ScriptedGuest) -> None:
+    """MC-24."""
+    may_answer = asyncio.Event()
+
+    async def wait(call: Served) -> Answer:
+        await may_answer.wait()
+        return Answer(0, b"allow:vault")
+
+    desk.services["policy.Ask"] = wait
+    remote = world.guests["remote"]
+    ident = remote.new_ident()
+    await remote.ask("test.Echo", "vault", ident=ident)
+    await until(lambda: bool(desk.executed))
+    await remote.say(remote.control.withdraw_service(ident))
+    await until(lambda: bool(world.records()) and all(stream.is_reset for stream in desk.streams.values()))
+    may_answer.set()
+    assert world.records()[-1]["decision"] == "withdrawn"
+    assert world.guests["vault"].executed == []
+
+
+async def test_qube_that_shows_windows_and_ends_meanwhile_is_a_no(world: CallWorld, desk: ScriptedGuest) -> None:
+    asked = asyncio.Event()
+
+    async def wait(call: Served) -> Answer:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    desk.services["policy.Ask"] = wait
+    calling = asyncio.create_task(world.guests["remote"].call("test.Echo", "vault"))
+    await asked.wait()
+    await world.end("sys-gui")
+    assert await calling is None
+
+
+async def test_denial_is_told_in_the_qube_that_shows_the_callers_windows(
+    world: CallWorld, asker: ScriptedAgent, desk: ScriptedGuest
+) -> None:
+    world.rules("test.Echo * remote @anyvm deny notify=yes\n")
+    desk.services["policy.Notify"] = says(b"")
+    assert await world.guests["remote"].call("test.Echo", "vault") is None
+    await until(lambda: bool(desk.executed) and desk.executed[0].stdin.endswith(b"}"))
+    told = json.loads(desk.executed[0].stdin)
+    assert (told["resolution"], told["source"], told["target"]) == ("deny", "remote", "vault")
+    assert asker.notices == []
 
 
 async def test_agent_of_another_user_is_not_believed(

@@ -97,7 +97,7 @@ class Judge:
         resolution = Resolution.DENY if isinstance(outcome, Deny) else Resolution.ALLOW
         target = outcome.target if isinstance(outcome, Allow) else request.target
         if facts.guivm == ADMIN_NAME:
-            self._prompts.notify(resolution, request, target)
+            self._prompts.notify(resolution, request, target, ADMIN_NAME)
         elif len(self._notices) < MAX_NOTICES:
             notice = Notice(resolution, request.service, request.argument, source, target)
             task = asyncio.get_running_loop().create_task(_notify_in(facts.guivm, notice), name="notice")

@@ -1,4 +1,5 @@
-"""Asking the user, by the program that serves the policy agent's socket (:mod:`insula.policy.agent`).
+"""Asking the user, by the program that serves the policy agent's socket (:mod:`insula.policy.agent`), or, where another
+qube shows the caller's windows (``guivm``), by the services of that qube.
 
 A question is a connection; who closes it before the answer takes the question back, and the prompt with it (MC-24).
 What qubes can cause is bounded: questions open at a time, and how often one of them may ask; beyond that it is refused
@@ -12,7 +13,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ MAX_NOTICES = 32
 """Notices on their way to the desktop at a time, of all qubes together."""
 NOTICE_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
+ASK, NOTIFY = "policy.Ask", "policy.Notify"
+"""Services of a qube that shows the windows of others (published)."""
 _UCRED = struct.Struct("iII")
 
 log = logging.getLogger("insula.rpc")
@@ -53,6 +56,12 @@ class Desk(Protocol):
 
     async def open(self) -> None:
         """Return when somebody listens at the policy agent's socket. :raise CannotAsk:"""
+
+
+class AskedQube(Protocol):
+    """The part of :class:`insula.rpc.launcher.RunningSession` that is used here."""
+
+    async def ask_service(self, service: str, words: bytes, limit: int) -> bytes | None: ...
 
 
 class Unattended:
@@ -87,6 +96,8 @@ class Prompts:
     def __init__(self, path: Path, desk: Desk | None = None) -> None:
         self._path = path
         self._desk = desk or Unattended()
+        self.sessions: Callable[[str], AskedQube | None] = lambda _: None
+        """Of qubes that run, by name: some show the windows of others, and ask their user."""
         self._loop = asyncio.get_running_loop()
         self._askers: dict[str, _Asker] = {}
         self._open = 0
@@ -109,7 +120,7 @@ class Prompts:
         """The target the user chose, None for no. Cancelling takes the question back. :raise NobodyToAsk:"""
         source = question.request.requested_source or question.request.source
         facts = question.snapshot.find(source)
-        if facts is None or facts.guivm != ADMIN_NAME:
+        if facts is None or facts.guivm is None:
             raise NobodyToAsk(f"{Reason.NOBODY_TO_ASK.value}: {source} has no desktop here", notify=False)
         asker = self._asker(question.request.source)
         if asker.open >= MAX_OPEN_OF_QUBE or self._open >= MAX_OPEN or not asker.questions.take(self._loop.time()):
@@ -119,7 +130,7 @@ class Prompts:
         asker.open += 1
         self._open += 1
         try:
-            answer = await self._exchange(question_of(question), timeout=None)
+            answer = await self._answer(facts.guivm, question_of(question))
             return agent.decode_answer(answer, question.targets)
         except (CannotAsk, OSError, TimeoutError, LocalProtocolError, RemoteProtocolError) as error:
             raise NobodyToAsk(f"{Reason.NOBODY_TO_ASK.value}: {error or 'no answer'}", notify=False) from error
@@ -127,23 +138,40 @@ class Prompts:
             asker.open -= 1
             self._open -= 1
 
-    def notify(self, resolution: Resolution, request: Request, target: str) -> None:
-        """Have the user told of a decision. Some of many are left out."""
+    async def _answer(self, guivm: str, question: Question) -> bytes:
+        """From the program here, or from the one in the qube that shows the caller's windows."""
+        if guivm == ADMIN_NAME:
+            return await self._exchange(question, timeout=None)
+        return await self._asked_in(guivm, ASK, question)
+
+    async def _asked_in(self, guivm: str, service: str, request: agent.Request) -> bytes:
+        """:raise CannotAsk: :raise OSError: the qube has no agent now. :raise LocalProtocolError:"""
+        session = self.sessions(guivm)
+        if session is None:
+            raise CannotAsk(f"{guivm}, which shows its windows, does not run")
+        _, _, body = agent.encode(request).partition(b"\0")
+        answer = await session.ask_service(service, body, agent.MAX_ANSWER)
+        if answer is None:
+            raise CannotAsk(f"{service} in {guivm} failed")
+        return answer
+
+    def notify(self, resolution: Resolution, request: Request, target: str, guivm: str) -> None:
+        """Have the user told of a decision, where the caller's windows are shown. Some of many are left out."""
         if len(self._notices) >= MAX_NOTICES:
             return
         if not self._asker(request.source).notices.take(self._loop.time()):
             return
         source = request.requested_source or request.source
-        self._send(Notice(resolution, request.service, request.argument, source, target))
+        self._send(Notice(resolution, request.service, request.argument, source, target), guivm)
 
     def tell(self, qube: str | None, text: str) -> None:
         """Have the user told something about a qube, or (None) about the clipboard. Whoever tells sees to it that it is
         not too much; some of very many are left out."""
         if len(self._notices) < MAX_NOTICES:
-            self._send(Remark(qube or "", text))
+            self._send(Remark(qube or "", text), ADMIN_NAME)
 
-    def _send(self, notice: Notice | Remark) -> None:
-        task = self._loop.create_task(self._send_notice(notice), name=f"notice about {notice.source}")
+    def _send(self, notice: Notice | Remark, guivm: str) -> None:
+        task = self._loop.create_task(self._send_notice(notice, guivm), name=f"notice about {notice.source}")
         self._notices.add(task)
         task.add_done_callback(self._notices.discard)
 
@@ -154,9 +182,13 @@ class Prompts:
             )
         return self._askers[qube]
 
-    async def _send_notice(self, notice: Notice | Remark) -> None:
+    async def _send_notice(self, notice: Notice | Remark, guivm: str) -> None:
         try:
-            await self._exchange(notice, timeout=NOTICE_TIMEOUT_S)
+            if guivm == ADMIN_NAME:
+                await self._exchange(notice, timeout=NOTICE_TIMEOUT_S)
+            else:
+                async with asyncio.timeout(NOTICE_TIMEOUT_S):
+                    await self._asked_in(guivm, NOTIFY, notice)
         except (CannotAsk, OSError, TimeoutError, LocalProtocolError) as error:
             log.debug("a notice was not shown: %s", error)
 

@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, context
 from typing import NamedTuple, Protocol
 
 from insula.model.errors import InsulaError
+from insula.model.names import ADMIN_NAME
 from insula.model.state import PowerState
 from insula.policy.agent import Resolution
 from insula.policy.current import CurrentPolicy
@@ -90,10 +91,11 @@ class Broker:
         self._qubes = qubes
         self._services = services
         self._prompts = prompts
+        self._sessions: dict[str, RunningSession] = {}
+        prompts.sessions = self._sessions.get
         self._log = records
         self._quota = Quota()
         self._numbers = itertools.count(1)
-        self._sessions: dict[str, RunningSession] = {}
         self._opened: list[asyncio.Future[None]] = []
         """Who waits for a session to be opened."""
         self._calls: set[asyncio.Task[None]] = set()
@@ -165,7 +167,7 @@ class Broker:
         except Refused as refusal:
             record.decision, record.reason = refusal.decision, str(refusal)
             if refusal.notice is not None:
-                self._prompts.notify(refusal.notice, request, record.target)
+                self._notify(refusal.notice, request, record.target)
         except asyncio.CancelledError:
             record.decision = record.decision or call_log.WITHDRAWN
             raise
@@ -213,8 +215,13 @@ class Broker:
                 decision.reason.value, decision=call_log.DENIED, notice=Resolution.DENY if decision.notify else None
             )
         if decision.notify:
-            self._prompts.notify(Resolution.ALLOW, call.request, decision.target)
+            self._notify(Resolution.ALLOW, call.request, decision.target)
         return decision
+
+    def _notify(self, resolution: Resolution, request: Request, target: str) -> None:
+        """The user is told where the caller's windows are; here, if they are nowhere."""
+        facts = self._qubes.snapshot().find(request.requested_source or request.source)
+        self._prompts.notify(resolution, request, target, (facts and facts.guivm) or ADMIN_NAME)
 
     async def _ask(self, question: Ask) -> Allow | Deny:
         try:

@@ -171,6 +171,10 @@ class Channel:
         self._mux.consumed(stream, count)
         self._schedule_flush()
 
+    def is_open(self, stream: int) -> bool:
+        """Whether its handler may still be told something."""
+        return self._mux.is_open(stream)
+
     def notify_writable(self, stream: int) -> None:
         """Call the handler's ``writable`` once, as soon as there is room."""
         if self._mux.is_open(stream):

@@ -21,6 +21,13 @@ Where the host itself serves the call, the caller's session is the service's end
             ◄─────── Finish(call)             the exit code, once the descriptor is at its end
     CallEnded(call) ──────────────────────►
 
+Where the host asks a service of a qube, that one's session is the caller's end::
+
+            ◄─────── Ask(call) + descriptor, from which it reads what the service is told
+    CallAccepted(call) ───────────────────►
+    Payload(call) ────────────────────────► all of what it answered, if it ended well
+    CallEnded(call) ──────────────────────►
+
 Each of these descriptors is one end of a stream socket pair. Once a call has proved large, its session asks for memory
 that it shares with the qube (:mod:`insula_proto.bulk`)::
 
@@ -44,6 +51,8 @@ MAX_MESSAGE = 73728
 MAX_TEXT = 200
 MAX_PAYLOAD = 65536
 """Bytes a qube may say to a service of the host: as much as a request of the Admin API has (admin-api §1)."""
+MAX_ASKED = 1 << 20
+"""Bytes the host may tell a service of a qube."""
 MAX_LAST_WORDS = 4096
 """Bytes a service of the host may say as stderr."""
 MAX_NUMBER = 2**53
@@ -140,6 +149,23 @@ class Serve(_Message, frozen=True, tag=True):
     """``QUBESRPC SERVICE+ARGUMENT SOURCE``"""
 
 
+class Ask(_Message, frozen=True, tag=True):
+    """Have the qube serve a call of the host's, and tell what it answers; what it is told comes through the descriptor.
+
+    The descriptor stays open for as long as somebody wants to know.
+    """
+
+    call: Number
+    user: Text
+    """Empty: the default user."""
+    command: Annotated[bytes, Meta(min_length=1, max_length=limits.QREXEC_MAX_BODY)]
+    """``QUBESRPC SERVICE+ARGUMENT SOURCE``"""
+    size: Annotated[int, Meta(ge=0, le=MAX_ASKED)]
+    """Bytes that it is told."""
+    limit: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD)]
+    """Bytes it may answer."""
+
+
 class Memory(_Message, frozen=True, tag=True):
     """The descriptor that comes with it is a memory file of ``BULK_SIZE`` bytes, sealed; the machine has it, too."""
 
@@ -206,7 +232,8 @@ class CallRejected(_Message, frozen=True, tag=True):
 
 
 class Payload(_Message, frozen=True, tag=True):
-    """All that the caller says to a service of the host: any bytes a qube likes."""
+    """All that the caller says to a service of the host, or that the qube's own service answers the host: any bytes a
+    qube likes."""
 
     call: Number
     data: Annotated[bytes, Meta(max_length=MAX_PAYLOAD)]
@@ -239,7 +266,7 @@ class SessionEnding(_Message, frozen=True, tag=True):
     reason: Text
 
 
-ToSession = Configure | SetKey | RemoveKey | Begin | Shutdown | Refuse | Connect | Host | Finish | Serve | Memory
+ToSession = Configure | SetKey | RemoveKey | Begin | Shutdown | Refuse | Connect | Host | Finish | Serve | Ask | Memory
 FromSession = (
     AgentReady
     | AgentLost
@@ -256,7 +283,7 @@ FromSession = (
     | MemoryWanted
     | SessionEnding
 )
-WITH_DESCRIPTOR = (Connect, Host, Serve, Memory)
+WITH_DESCRIPTOR = (Connect, Host, Serve, Ask, Memory)
 """Each comes with exactly one descriptor, the others with none."""
 
 _encoder = msgspec.msgpack.Encoder()

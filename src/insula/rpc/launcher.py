@@ -18,6 +18,7 @@ from insula.rpc.control import (
     MAX_NUMBER,
     AgentLost,
     AgentReady,
+    Ask,
     CallAccepted,
     CallEnded,
     CallRejected,
@@ -48,12 +49,12 @@ from insula_proto import limits, qrexec
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.qrexec import Hello, Stdin
 
+HOST_DOMAIN = 0
 SHUTDOWN_TIMEOUT = 2.0
 """Seconds a session has to end by itself before it is killed."""
 TELL_TIMEOUT = 60.0
 """Seconds a service of a qube has that the host calls for its own reasons."""
 DISCARD_SIZE = 65536
-HOST_DOMAIN = 0
 LISTEN_BACKLOG = 512
 DEFAULT_USER = "user"
 DEFAULT_USER_KEY = "/default-user"
@@ -200,6 +201,27 @@ class RunningSession:
                 while await loop.sock_recv(ours, DISCARD_SIZE):
                     pass
         await end.ended
+
+    async def ask_service(self, service: str, words: bytes, limit: int) -> bytes | None:
+        """Have the qube run one of its services, as its default user, with ``words`` as its input.
+
+        Returns what it answers, any bytes a qube likes; None: it did not end well, or says more than ``limit`` bytes.
+        Cancelling ends the service.
+
+        :raise ConnectionError: no agent is there, or it has gone.
+        """
+        if not self.is_ready:
+            raise ConnectionError(f"no agent of {self._name} is there")
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            call, command = next(self._own_calls), f"QUBESRPC {service} dom0".encode()
+            end = self._open(call, Ask(call, "", command, len(words), limit), theirs)
+            try:
+                await asyncio.get_running_loop().sock_sendall(ours, words)
+            except OSError:
+                raise ConnectionError(f"the session of {self._name} has gone") from None
+            return await end.payload
 
     def serve(self, call: int, domain: int, user: str, command: bytes, caller: socket.socket) -> CallEnd:
         """Have the qube serve a call from ``caller``, which is taken over. ``user`` empty: its default user."""

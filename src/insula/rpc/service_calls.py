@@ -11,9 +11,11 @@ import re
 import socket
 from collections.abc import Callable
 
+from insula.rpc.asked_end import AskedEnd
 from insula.rpc.call_table import CallTable
 from insula.rpc.channel import Channel
 from insula.rpc.control import (
+    Ask,
     CallAccepted,
     CallEnded,
     CallRejected,
@@ -35,6 +37,7 @@ from insula.rpc.relay import Relay
 from insula_proto import limits, qrexec_channel
 from insula_proto.qrexec import ExecCmdline, MalformedTrigger
 
+HOST_DOMAIN = 0
 MAX_REQUESTS = limits.MAX_CALLS
 """Requests without an answer; each that is allowed needs a port (MC-15)."""
 REQUESTS_BURST = 512
@@ -60,7 +63,7 @@ class _Joined:
         self._call = call
         self._tell = tell
         self._forget = forget
-        self.relay: Relay | HostEnd | None = None
+        self.relay: Relay | HostEnd | AskedEnd | None = None
 
     def relay_closed(self) -> None:
         self._forget(self._call)
@@ -202,9 +205,26 @@ class ServiceCalls:
             return
         joined = self._joined(message.call)
         joined.relay = Relay(self._channel, connection, self._table, port)
-        self._table.add(port, message.domain, joined, joined.relay)
+        self._serve(message, port, message.domain, joined)
+
+    def ask(self, message: Ask, connection: socket.socket) -> None:
+        """Have the qube serve a call of the host's, whose end is kept here."""
+        port = self._free_port()
+        if port is None or self._channel is None:
+            self._table.count_refused()
+            connection.close()
+            self._tell(CallRejected(message.call))
+            return
+        joined = self._joined(message.call)
+        joined.relay = AskedEnd(self._channel, connection, self._table, port, message, self._tell)
+        self._serve(message, port, HOST_DOMAIN, joined)
+
+    def _serve(self, message: Serve | Ask, port: int, domain: int, joined: _Joined) -> None:
+        """The stream is there; have the agent run what comes through it."""
+        assert joined.relay is not None
+        self._table.add(port, domain, joined, joined.relay)
         user = message.user or self._default_user
-        self._guest.execute(ExecCmdline(message.domain, port, user.encode() + b":" + message.command))
+        self._guest.execute(ExecCmdline(domain, port, user.encode() + b":" + message.command))
         self._tell(CallAccepted(message.call))
 
     def _answer(

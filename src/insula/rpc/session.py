@@ -27,6 +27,7 @@ from insula.rpc.channel import Channel, StreamHandler
 from insula.rpc.control import (
     AgentLost,
     AgentReady,
+    Ask,
     Begin,
     CallsChanged,
     Configure,
@@ -156,6 +157,8 @@ class Session:
             self._services.serve(message, connection)
         elif isinstance(message, Host):
             self._services.host(message, connection)
+        elif isinstance(message, Ask):
+            self._services.ask(message, connection)
 
     def _obey(self, message: ToSession) -> None:
         if isinstance(message, Configure):

@@ -275,7 +275,7 @@ class ScriptedGuest:
                     served.stdin += part.data
                     has_ended = not part.data
             taken = len(stream.received)
-        name = served.command.partition("QUBESRPC ")[2].partition("+")[0]
+        name = served.command.partition("QUBESRPC ")[2].partition(" ")[0].partition("+")[0]
         service = self.services.get(name)
         answer = Answer(qrexec.EXIT_NOT_FOUND) if service is None else await service(served)
         for piece in end.stdout(answer.out):
