@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.hal import frames
 from insula.rpc import callers, channel, client, guest, pacing, service_calls, session
 from insula.rpc import control as control_module
 from insula.rpc.control import (
@@ -25,6 +26,7 @@ from insula.rpc.control import (
     FromSession,
     KeyRemoved,
     KeyWritten,
+    Memory,
     Refuse,
     RequestCancelled,
     RequestDropped,
@@ -34,9 +36,9 @@ from insula.rpc.control import (
     Shutdown,
     ToSession,
 )
-from insula_proto import limits, mux, mux_events, qrexec, qubesdb
+from insula_proto import bulk, limits, mux, mux_events, qrexec, qubesdb
 from insula_proto.mux import Mux
-from insula_proto.mux_events import DataReceived, MuxEvent, StreamOpened, StreamReset, Synced
+from insula_proto.mux_events import DataReceived, MemoryOffered, MuxEvent, StreamOpened, StreamReset, Synced
 from insula_proto.qrexec import (
     ConnectionTerminated,
     ExecCmdline,
@@ -468,6 +470,45 @@ async def test_call_is_forwarded_with_its_port_and_default_user(world: World) ->
     again, _, port_again = await started(world)
     assert port_again == port
     again.cancel()
+
+
+async def share(world: World, size: int) -> int:
+    """Give the session memory of that size, as the daemon does; return it."""
+    memory = frames.make(size, frames.BULK_NAME)
+    socket.send_fds(world.daemon, [control_module.encode(Memory())], [memory])
+    return memory
+
+
+async def test_memory_is_offered_to_the_guest_with_a_token_that_is_in_it(world: World) -> None:
+    await world.open_control()
+    memory = await share(world, limits.BULK_SIZE)
+    await world.until(lambda: any(isinstance(event, MemoryOffered) for event in world.events))
+    [token] = [event.token for event in world.events if isinstance(event, MemoryOffered)]
+    assert os.pread(memory, bulk.TOKEN_SIZE, 0) == token
+    os.close(memory)
+
+
+async def test_memory_of_another_size_is_not_shared_and_nothing_is_lost(world: World) -> None:
+    """A machine monitor that was taken over may have put something else in its place."""
+    await world.open_control()
+    os.close(await share(world, limits.BULK_SIZE // 2))
+    call, stream, _ = await started(world)
+    world.mux.send(stream, qrexec.encode(Hello(4)) + qrexec.encode(qrexec.ExitCode(7)))
+    await world.until(call.done)
+    assert call.result()[0] == 7
+    assert not any(isinstance(event, MemoryOffered) for event in world.events)
+
+
+async def test_memory_without_a_descriptor_ends_the_session(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.start()
+    await world.tell(Memory())
+    assert world.task is not None
+    assert await asyncio.wait_for(world.task, PATIENCE) == session.EXIT_DAEMON_PROTOCOL
+    world._reader.cancel()
+    await asyncio.gather(world._reader, return_exceptions=True)
+    world.guest.close()
+    world.daemon.close()
 
 
 async def test_call_before_the_agent_is_ready_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,8 +139,14 @@ class Session:
             self._join(message, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptors[0]))
 
     def _map(self, descriptor: int) -> None:
-        """Share memory with the qube from now on. It cannot shrink: it is sealed."""
+        """Share memory with the qube from now on. It cannot shrink: it is sealed.
+
+        Its size is looked at all the same: after a restart of the daemon it comes from the VMM.
+        """
         try:
+            # (Not fstat(2), as in insula.gui.frame_memory.)
+            if (size := os.lseek(descriptor, 0, os.SEEK_END)) != limits.BULK_SIZE:
+                raise ValueError(f"{size} bytes")  # noqa: TRY301 - logged like what mmap(2) says
             memory = mmap.mmap(descriptor, limits.BULK_SIZE)
         except (OSError, ValueError) as error:
             self._log(f"no memory is shared: {error}")
