@@ -52,6 +52,13 @@ def test_display_is_that_of_the_session(
     assert (found["DISPLAY"], found["PATH"]) == (display, "/bin")
 
 
+def test_desktop_where_windows_of_qubes_are_shown_comes_first_and_whole() -> None:
+    own = {"PATH": "/bin", "DISPLAY": ":0", "WAYLAND_DISPLAY": "wayland-0"}
+    found = session_environment(own, {"DISPLAY": ":1"}, 1000, {"DISPLAY": ":2", "XAUTHORITY": "/x"})
+    assert found == {"PATH": "/bin", "DISPLAY": ":2", "XAUTHORITY": "/x"}
+    assert session_environment(own, {}, 1000, {"XAUTHORITY": "/x"})["DISPLAY"] == ":0"
+
+
 @pytest.mark.parametrize(
     ("own", "euid", "reason"),
     [

@@ -1,9 +1,10 @@
 """The program that asks the user, started when something is to be asked and nobody is there to ask it.
 
 ``insula prompt`` may have been started by hand or with the desktop; then nothing is started here. Else it is started on
-the display of the user's session, where there is one: a daemon that began before the desktop did finds it later, since
-a session with systemd tells its user manager. The program ends with the daemon. If it crashes, the next question has it
-started again; where it cannot be, the question is denied, and says why and what to do.
+the desktop where windows of qubes were shown last, else on that of the user's session, where there is one: a daemon
+that began before the desktop did finds it later, since a session with systemd tells its user manager. The program ends
+with the daemon. If it crashes, the next question has it started again; where it cannot be, the question is denied, and
+says why and what to do.
 
 It runs as who runs the daemon, never as root on the screen of somebody else: what shows windows there can be steered
 by every program of that person.
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from insula.daemon.desktop_note import noted_desktop
 from insula.daemon.paths import Paths
 from insula.rpc.ask import CannotAsk
 from insula.rpc.pacing import RateLimit
@@ -55,16 +57,21 @@ def command() -> list[str]:
     return [str(program)] if program.exists() else [sys.executable, "-m", "insula.cli.main", "prompt"]
 
 
-def session_environment(own: Mapping[str, str], manager: Mapping[str, str], euid: int) -> dict[str, str]:
+def session_environment(
+    own: Mapping[str, str], manager: Mapping[str, str], euid: int, shown: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The environment that the program is to have, with a display in it. Pure.
 
     :param own: the daemon's. :param manager: of the user's systemd; it knows of desktops that began later.
+    :param shown: of the desktop where windows of qubes were shown last.
     :raise CannotAsk: it is not to be started.
     """
     if own.get(SETTING) == "off":
         raise CannotAsk(f"{SETTING} is off")
     if euid == 0 and any(own.get(name, "0") != "0" for name in _OTHER_USER):
         raise CannotAsk("insulad runs as root and the desktop is another user's: run insula as that user")
+    if shown and any(shown.get(name) for name in _DISPLAYS):
+        return {**{name: value for name, value in own.items() if name not in _DISPLAYS}, **shown}
     told = manager if any(manager.get(name) for name in _DISPLAYS) else {}
     found = {name: value for name in _OF_SESSION if (value := told.get(name) or own.get(name))}
     if not any(found.get(name) for name in _DISPLAYS):
@@ -127,7 +134,8 @@ class PromptProgram:
             self._last_reason = ""
 
     async def _start(self) -> None:
-        environment = session_environment(self._environ, await self._manager_environment(), os.geteuid())
+        shown = await asyncio.to_thread(noted_desktop, self._paths.desktop_note)
+        environment = session_environment(self._environ, await self._manager_environment(), os.geteuid(), shown)
         if not self._starts.take(asyncio.get_running_loop().time()):
             raise CannotAsk(self._last_reason or "the program that asks ends again and again")
         log_file = self._paths.logs / "prompt.log"

@@ -23,13 +23,14 @@ from typing import Protocol
 import msgspec
 
 from insula.admin.call import SystemStore
+from insula.daemon.desktop_note import noted_desktop
 from insula.gui.control import Configure
 from insula.gui.features import configure
 from insula.gui.spawn import NoDesktop, view
 from insula.hal.driver import GUI_CHANNEL, Machine
 from insula.hal.errors import HalError
 from insula.lifecycle.host import Session
-from insula.model.desktop import Desktop, desktop_of, parse_desktop
+from insula.model.desktop import Desktop, desktop_of
 from insula.model.errors import QubesException, QubesNoDesktopError
 from insula.model.names import ADMIN_NAME, QubeName
 from insula.model.properties import view as properties_of
@@ -116,7 +117,7 @@ class Windows:
         self._shown: dict[QubeName, _Shown] = {}
         self._enabled: set[QubeName] = set()
         """Qubes that were told to have windows."""
-        self._desktop = _read(note) or desktop_of(own)
+        self._desktop = noted_desktop(note) or desktop_of(own)
 
     async def close(self) -> None:
         """The daemon ends, and with it the processes; the qubes keep their windows for the next one."""
@@ -274,13 +275,3 @@ class Windows:
             new = self._note.with_suffix(".new")
             new.write_text(json.dumps(dict(desktop)), encoding="utf-8")
             new.replace(self._note)
-
-
-def _read(note: Path) -> Desktop | None:
-    try:
-        return parse_desktop(note.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, QubesException) as error:
-        log.warning("%s: %s", note, error)
-        return None
