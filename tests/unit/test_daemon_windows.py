@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -185,6 +185,19 @@ async def test_keyboard_is_the_desktops_unless_somebody_set_one(world: World) ->
     await world.windows.hide(WORK)
     await world.show()
     assert world.launch.started[1].configure.settings().keyboard == "de+neo+"
+
+
+async def test_machine_with_a_screen_of_its_own_is_shown_without_asking_its_guest_anything(world: World) -> None:
+    """MC-49."""
+    world.machine._spec = replace(world.machine.spec, has_display=True)
+    await world.show()
+    [gui] = world.launch.started
+    assert gui.configure.is_emulated
+    assert world.session.keys == {}
+    assert not await world.machine.has_frames()
+    gui.die()
+    again = await world.launch.until(2)
+    assert again.configure.is_emulated
 
 
 async def test_no_desktop_is_refused_before_the_qube_is_touched(world: World) -> None:

@@ -144,6 +144,18 @@ def test_argv_of_a_machine_with_a_screen_has_a_pcs_hardware_and_listens_nowhere(
             check_spec(replace(SPEC, has_display=True, **change))
 
 
+def test_argv_of_a_machine_that_boots_by_itself_names_no_kernel() -> None:
+    spec = replace(SPEC, kernel=None, initrd=None, cmdline="")
+    check_spec(spec)
+    fds = replace(DESCRIPTORS, kernel=None, initrd=None)
+    argv = vmm_argv(spec, fds, TCG, QEMU)
+    assert not {"-kernel", "-initrd", "-append"} & {name for name, _ in options(argv)}
+    assert len(fds.numbers()) == len(DESCRIPTORS.numbers()) - 2
+    for change in ({"freezable": True}, {"seed": SPEC.runtime_dir}, {"initrd": SPEC.initrd}):
+        with pytest.raises(DriverError, match=r"boots from a disk|go together"):
+            check_spec(replace(spec, **change))
+
+
 def test_pci_addresses_are_unique_and_independent_of_disks() -> None:
     argv = vmm_argv(SPEC, DESCRIPTORS, TCG, QEMU)
     without = argv_of(replace(SPEC, disks=()))

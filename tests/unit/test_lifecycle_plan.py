@@ -120,3 +120,22 @@ def test_loop_of_net_qubes_is_refused(system: System) -> None:
     work = system.get(WORK).with_property("provides_network", True).with_property("netvm", "sys-net")
     with pytest.raises(QubesException, match="loop"):
         plan_start(system.with_qubes([net, work]), WORK, kernel_of)
+
+
+def test_qube_with_an_empty_kernel_of_its_own_boots_from_its_disk_with_a_screen(system: System) -> None:
+    own = system.get(WORK).with_property("kernel", "")
+    plan = plan_start(system.with_qube(own), WORK, kernel_of)
+    assert (plan.kernel, plan.cmdline, plan.may_fork) == (None, "", False)
+    lines = plan.describe()
+    assert any("booted from its own disk" in line for line in lines)
+    assert lines[-1] == "let it run"
+
+
+def test_kernel_that_is_only_missing_is_refused(system: System) -> None:
+    """An empty default is no word of the user's: nothing is started that nobody meant."""
+    lost = replace(system, properties={})
+    with pytest.raises(QubesException, match="no kernel"):
+        plan_start(lost, WORK, kernel_of)
+    template = lost.get("debian-12").with_property("kernel", "")
+    with pytest.raises(QubesException, match="no kernel"):
+        plan_start(lost.with_qube(template), WORK, kernel_of)

@@ -27,6 +27,7 @@ from insula.daemon.desktop_note import noted_desktop
 from insula.gui.control import Configure
 from insula.gui.features import configure
 from insula.gui.spawn import NoDesktop, view
+from insula.hal import frames
 from insula.hal.driver import GUI_CHANNEL, Machine
 from insula.hal.errors import HalError
 from insula.lifecycle.host import Session
@@ -161,15 +162,21 @@ class Windows:
             raise QubesNoDesktopError(f"There is nowhere to show windows: {error}") from error
 
     async def _begin(self, name: QubeName, shown: _Shown, session: Session) -> None:
-        memory = await shown.machine.open_frames()
+        memory = await self._open_memory(shown.machine)
         try:
             self._enabled.add(name)
-            # Told first: it has more to do than we.
-            await session.set_key(ENABLED_KEY, b"1")
+            if not shown.machine.spec.has_display:
+                # Told first: it has more to do than we.
+                await session.set_key(ENABLED_KEY, b"1")
             await self._start_process(name, shown, memory)
         finally:
             os.close(memory)
         shown.keeping = asyncio.create_task(self._keep(name, shown), name=f"windows of {name}")
+
+    @staticmethod
+    async def _open_memory(machine: Machine) -> int:
+        """What its pictures are in; a machine with a screen of its own writes to none, the process copies them."""
+        return frames.make() if machine.spec.has_display else await machine.open_frames()
 
     async def _start_process(self, name: QubeName, shown: _Shown, memory: int) -> None:
         system = self._store.system
@@ -182,7 +189,10 @@ class Windows:
         layout = here.text("keyboard_layout")
         if layout != FOLLOWED_LAYOUT:
             settings = msgspec.structs.replace(settings, keyboard=layout)
-        channel = await shown.machine.open_channel(GUI_CHANNEL)
+        machine = shown.machine
+        has_display = machine.spec.has_display
+        settings = msgspec.structs.replace(settings, is_emulated=has_display)
+        channel = await (machine.open_display() if has_display else machine.open_channel(GUI_CHANNEL))
         with channel:
             shown.gui = await self._launch(settings, shown.machine.spec.qid, channel, memory, shown.desktop)
 
@@ -204,7 +214,7 @@ class Windows:
             log.warning("%s: its windows' process ended (%s), starting another", name, why)
             try:
                 async with shown.lock:
-                    memory = await shown.machine.open_frames()
+                    memory = await self._open_memory(shown.machine)
                     try:
                         await self._start_process(name, shown, memory)
                     finally:
@@ -241,7 +251,7 @@ class Windows:
 
     async def adopt(self, name: QubeName, machine: Machine) -> None:
         """An earlier daemon started its machine, and may have shown its windows."""
-        if await machine.has_frames():
+        if not machine.spec.has_display and await machine.has_frames():
             self._enabled.add(name)
 
     async def show_again(self, name: QubeName, machine: Machine, session: Session) -> None:

@@ -89,8 +89,10 @@ class MachineSpec:
     """1…10001, unique on this host; drivers derive run-time ids (host uid, domain id) from it."""
     memory_mib: int
     vcpus: int
-    kernel: Path
-    initrd: Path
+    kernel: Path | None
+    """None: it boots from its first disk that can be booted, as any PC."""
+    initrd: Path | None
+    """With a kernel only."""
     cmdline: str
     """Kernel command line, printable ASCII."""
     disks: tuple[Disk, ...]

@@ -187,7 +187,8 @@ class FakeHost:
 
     def start(self, spec: MachineSpec) -> FakeGuest:
         """:raise DriverError: a file of the spec is missing."""
-        files = [spec.kernel, spec.initrd, *(layer.path for disk in spec.disks for layer in disk.source.layers)]
+        boot = [path for path in (spec.kernel, spec.initrd) if path is not None]
+        files = [*boot, *(layer.path for disk in spec.disks for layer in disk.source.layers)]
         for path in files:
             if not path.is_file():
                 raise DriverError(f"machine {spec.name!r}: cannot use {path}: no such file")

@@ -283,9 +283,9 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         for qube in self.host.store.system.sorted_qubes():
             with suppress(QubesException):
                 plan = self.start_plan(qube.name)
-                if plan.root_owner == template:
+                if plan.root_owner == template and plan.kernel is not None:
                     plans.append(plan)
-        return list({(p.seed_cmdline, p.memory_mib, p.vcpus, p.kernel.version): p for p in plans}.values())
+        return list({(p.seed_cmdline, p.memory_mib, p.vcpus, p.own_kernel.version): p for p in plans}.values())
 
     # -- existence
 

@@ -60,7 +60,8 @@ class StartPlan:
     qid: int
     memory_mib: int
     vcpus: int
-    kernel: Kernel
+    kernel: Kernel | None
+    """None: it boots from its own disk and has no agent of ours, but a screen of its own."""
     cmdline: str
     volumes: tuple[VolumeSpec, ...]
     """In disk order."""
@@ -84,7 +85,14 @@ class StartPlan:
     @property
     def may_fork(self) -> bool:
         """Whether this qube can be a fork, if the hypervisor can and there is a seed."""
-        return self.start_mode is not StartMode.COLD and self.root_owner is not None and self.card is None
+        is_ours = self.kernel is not None and self.root_owner is not None
+        return is_ours and self.start_mode is not StartMode.COLD and self.card is None
+
+    @property
+    def own_kernel(self) -> Kernel:
+        """Of a qube that is booted by us, as all that may be forked are."""
+        assert self.kernel is not None
+        return self.kernel
 
     def describe(self) -> list[str]:
         """The steps in order, one line each, for people."""
@@ -92,7 +100,11 @@ class StartPlan:
         lines.append(f"reserve {self.memory_mib} MiB of memory")
         for volume in self.volumes:
             lines.append(f"activate volume {volume.name}: {_volume_text(volume)}")
-        lines.append(f"define the machine: {self.vcpus} vcpus, kernel {self.kernel.version}, options {self.cmdline!r}")
+        if self.kernel is None:
+            lines.append(f"define the machine: {self.vcpus} vcpus, a screen, booted from its own disk")
+        else:
+            kernel = f"kernel {self.kernel.version}, options {self.cmdline!r}"
+            lines.append(f"define the machine: {self.vcpus} vcpus, {kernel}")
         if self.may_fork:
             lines.append(f"start it paused, in its sandbox: a fork of {self.root_owner}'s seed where there is one")
         else:
@@ -104,7 +116,10 @@ class StartPlan:
             lines.append("link it to this host's network")
         if self.card is not None:
             lines.insert(-1, f"take network card {self.card} from this host")
-        lines.append(f"let it run and wait up to {self.agent_timeout_s} s for its agent")
+        if self.kernel is None:
+            lines.append("let it run")
+        else:
+            lines.append(f"let it run and wait up to {self.agent_timeout_s} s for its agent")
         return lines
 
 
@@ -137,16 +152,20 @@ def plan_start(
         return resolve(system, qube, prop).value
 
     version = value("kernel")
-    if not version:
+    # Said of this qube: where nothing is said, a kernel is only missing.
+    boots_itself = qube.properties.get("kernel") == ""
+    if not version and not boots_itself:
         raise QubesException(
             f"{name} has no kernel: set its property 'kernel', or build a template, which sets 'default_kernel'"
         )
-    kernel = kernel_of(str(version))
+    kernel = None if boots_itself else kernel_of(str(version))
     options = str(qube.properties.get("kernelopts") or "")
     mode = StartMode(value("start_mode"))
 
     def cmdline(*own: str) -> str:
         # The person's options last, so that their word counts.
+        if kernel is None:
+            return ""
         words = (kernel.cmdline, EMULATED_KERNEL_OPTIONS if emulated else "", *own, options)
         return " ".join(filter(None, words))
 

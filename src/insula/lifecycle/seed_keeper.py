@@ -215,7 +215,7 @@ class SeedKeeper:
         return SeedKey(
             template=str(plan.root_owner),
             root=revision,
-            kernel=_build_of(plan.kernel),
+            kernel=_build_of(plan.own_kernel),
             cmdline=plan.seed_cmdline,
             memory_mib=plan.memory_mib,
             vcpus=plan.vcpus,

@@ -148,6 +148,8 @@ async def _run_steps(
     steps.begin("starting the machine")
     if plan.card is not None and Capability.PCI_PASSTHROUGH not in host.driver.capabilities:
         raise QubesException(f"it cannot have network card {plan.card}: no IOMMU of this computer would guard it")
+    if plan.kernel is None and Capability.DISPLAY not in host.driver.capabilities:
+        raise QubesException("it cannot boot by itself: this hypervisor has no screen to show it on")
     host.publish(plan.name, "domain-pre-spawn", start_guid="None")
     spec = MachineSpec(
         name=plan.name,
@@ -155,8 +157,9 @@ async def _run_steps(
         qid=plan.qid,
         memory_mib=plan.memory_mib,
         vcpus=plan.vcpus,
-        kernel=plan.kernel.image,
-        initrd=plan.kernel.initrd,
+        kernel=None if plan.kernel is None else plan.kernel.image,
+        initrd=None if plan.kernel is None else plan.kernel.initrd,
+        has_display=plan.kernel is None,
         cmdline=plan.cmdline if seed is None else seed.key.cmdline,
         disks=tuple(Disk(volume.name, sources[volume.name]) for volume in plan.volumes),
         runtime_dir=folder,
@@ -191,11 +194,13 @@ async def _run_steps(
         undo.push_async_callback(host.links.end, plan.name)
         await host.links.begin(plan.name, machine)
 
-    steps.begin("waiting for its agent")
+    steps.begin("letting it run" if plan.kernel is None else "waiting for its agent")
     host.publish(plan.name, "domain-pre-unpaused")
     await machine.resume()
     host.publish(plan.name, "domain-unpaused")
-    if seed is None:
+    if plan.kernel is None:
+        pass  # nobody in it would answer
+    elif seed is None:
         await _wait_for_agent(machine, session, plan.agent_timeout_s)
     else:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from insula.cli.connection import with_daemon
 from insula.cli.options import Json, Qubes
 from insula.cli.qubes import find_qube
 from insula.cli.step import Step
+from insula.model.desktop import desktop_of
 
 app = typer.Typer(add_completion=False)
 
@@ -22,13 +24,17 @@ app = typer.Typer(add_completion=False)
 def start(
     qubes: Qubes,
     plan: Annotated[bool, typer.Option("--plan", help="Only print the steps, start nothing.")] = False,
+    show: Annotated[
+        bool,
+        typer.Option("--show", help="Show its windows on your desktop; of a system without agent, its screen."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start qubes, several at once, and wait until they answer."""
     if plan:
         show_plans(qubes, as_json=as_json)
     else:
-        run_on(qubes, Words("starting", "started"), start_one, as_json=as_json)
+        run_on(qubes, Words("starting", "started"), start_and_show if show else start_one, as_json=as_json)
 
 
 async def start_one(client: AdminClient, name: str, step: Step) -> None:
@@ -36,6 +42,11 @@ async def start_one(client: AdminClient, name: str, step: Step) -> None:
     if row.state == "Running":
         step.note = "was running already"
     await client.start(name)
+
+
+async def start_and_show(client: AdminClient, name: str, step: Step) -> None:
+    await start_one(client, name, step)
+    await client.show_windows(name, desktop_of(os.environ))
 
 
 def show_plans(qubes: list[str], *, as_json: bool) -> None:

@@ -116,8 +116,9 @@ BULK_MEMORY = PluggedMemory("bulk", frames.BULK_NAME, limits.BULK_SIZE, HOTPLUG_
 class Descriptors:
     """Numbers of the descriptors the VMM inherits."""
 
-    kernel: int
-    initrd: int
+    kernel: int | None
+    initrd: int | None
+    """None: it boots from a disk."""
     qmp: int
     """Listening socket of the monitor."""
     console: int
@@ -135,8 +136,9 @@ class Descriptors:
 
     def numbers(self) -> tuple[int, ...]:
         disks = (number for disk in self.disks for number in disk.numbers())
-        seed = (number for number in (self.memory, self.state) if number is not None)
-        return (self.kernel, self.initrd, self.qmp, self.console, *self.channels, self.nic, *disks, *seed)
+        files = (self.kernel, self.initrd, self.memory, self.state)
+        given = (number for number in files if number is not None)
+        return (self.qmp, self.console, *self.channels, self.nic, *disks, *given)
 
 
 def channel_chardev(index: int) -> str:
@@ -192,6 +194,11 @@ def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
     yield (
         not spec.has_display or (spec.seed is None and not spec.freezable),
         "a machine with a screen of its own can be neither a fork nor a seed",
+    )
+    yield (spec.kernel is None) == (spec.initrd is None), "a kernel and an initrd go together"
+    yield (
+        spec.kernel is not None or (spec.seed is None and not spec.freezable),
+        "a machine that boots from a disk can be neither a fork nor a seed",
     )
     yield len(spec.channels) <= MAX_CHANNELS, f"{len(spec.channels)} channels; at most {MAX_CHANNELS} fit"
     yield len(set(spec.channels)) == len(spec.channels), "two channels have the same name"
@@ -291,6 +298,8 @@ def _memory(spec: MachineSpec, fds: Descriptors) -> Iterator[str]:
 
 
 def _boot(spec: MachineSpec, fds: Descriptors) -> Iterator[str]:
+    if fds.kernel is None or fds.initrd is None:
+        return
     # QEMU reads these two by path only. The link in /proc leads to the inherited descriptor, so no folder of the
     # host has to be reachable.
     yield from ("-kernel", f"/proc/self/fd/{fds.kernel}")

@@ -140,8 +140,10 @@ class MachineFiles:
             self.memory = machine_memory(self._spec.memory_mib << 20)
         return self.memory, None
 
-    def _boot_files(self, stack: ExitStack) -> tuple[int, int]:
+    def _boot_files(self, stack: ExitStack) -> tuple[int | None, int | None]:
         spec = self._spec
+        if spec.kernel is None or spec.initrd is None:
+            return None, None
         if self._seed is None:
             return self._boot_file(stack, spec.kernel), self._boot_file(stack, spec.initrd)
         # A fork never boots: its guest's reboot ends the machine. So a part of the kernel is enough, and anything will
