@@ -322,6 +322,21 @@ async def test_ready_one_that_went_on_unrecorded_is_thrown_away_by_the_next_daem
     assert first not in ready(bench)
 
 
+async def test_disposable_that_ended_while_no_daemon_ran_is_gone_one_that_waits_for_its_start_is_not(
+    bench: Bench,
+) -> None:
+    ended = await bench.engine.create_disposable(DVM, WORK)
+    await bench.engine.start(ended)
+    running = await bench.engine.create_disposable(DVM, WORK)
+    await bench.engine.start(running)
+    halted = await bench.engine.create_disposable(DVM, WORK)
+    await bench.crash()
+    bench.guest(ended).die()
+    await bench.open()
+    assert disposables(bench) == {running, halted}
+    assert list(bench.folder.glob(f"pool/**/{ended}")) == []
+
+
 def system_with(bench: Bench, template: dict[str, str], admin: dict[str, str], default: str | None = None) -> System:
     system = bench.host.store.system
     dvm, dom0 = system.get(DVM), system.get(ADMIN_NAME)

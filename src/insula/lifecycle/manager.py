@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -71,8 +71,10 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
 
     async def recover(self) -> None:
         """Find running qubes again and clear up after a crash."""
+        ran = self.host.store.machines().keys()
         found = await reconcile(self.host, self._runtime_folders)
         names = {running.name for running in found}
+        await self._remove_ended(ran - names)
         for running in found:
             if running.link is not None and running.link[0] in names:
                 self.links.restore(QubeName(running.name), running.link)
@@ -86,6 +88,15 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
             await self.seeds.open()
         if self.standby is not None:
             self.standby.open()
+
+    async def _remove_ended(self, names: Iterable[str]) -> None:
+        """Disposables that ended while no daemon was there: gone with their machine, as always. One that was never
+        started may still be."""
+        for name in sorted(names):
+            qube = self.host.store.system.qubes.get(QubeName(name))
+            if qube is not None and qube.properties.get("auto_cleanup"):
+                with _only_logged(f"{name}: it had ended"):
+                    await self.remove(qube.name)
 
     async def autostart(self) -> None:
         """Hold disposables ready from now on, and start the qubes whose property ``autostart`` says so.
