@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -86,10 +90,12 @@ def test_whatever_systemd_prints_nothing_else_is_taken(text: str) -> None:
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    made = Paths(tmp_path / "data", tmp_path / "run")
-    made.make()
-    return made
+def paths() -> Iterator[Paths]:
+    """In a folder of a short name: paths of sockets are limited."""
+    with tempfile.TemporaryDirectory(prefix="insula-t-") as folder:
+        made = Paths(Path(folder) / "data", Path(folder) / "run")
+        made.make()
+        yield made
 
 
 def play(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -156,6 +162,22 @@ async def test_one_that_was_started_by_others_is_used_and_left(
     finally:
         other.kill()
         await other.wait()
+
+
+async def test_one_that_has_more_to_take_than_it_took_yet_is_left(
+    desk: PromptProgram, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = listens(monkeypatch, paths)
+    with socket.socket(socket.AF_UNIX) as busy, ExitStack() as callers:
+        busy.bind(str(paths.policy_agent_socket))
+        busy.listen(0)
+        while True:
+            caller = callers.enter_context(socket.socket(socket.AF_UNIX))
+            caller.setblocking(False)
+            if caller.connect_ex(str(paths.policy_agent_socket)) == errno.EAGAIN:
+                break
+        await desk.open()
+    assert not starts.exists()
 
 
 async def test_why_it_ended_is_the_reason_and_it_is_not_tried_without_end(

@@ -13,6 +13,7 @@ by every program of that person.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -168,11 +169,11 @@ class PromptProgram:
             raise CannotAsk(f"the program that asks was not ready after {START_TIMEOUT_S:g} s") from None
 
     def _is_answered(self) -> bool:
-        """Whether somebody takes connections."""
+        """Whether somebody takes connections, be it later: one who has more than it took yet is there, too."""
         with socket.socket(socket.AF_UNIX) as probe:
             probe.setblocking(False)
             with address(self._paths.policy_agent_socket) as where:
-                return probe.connect_ex(where) == 0
+                return probe.connect_ex(where) in (0, errno.EAGAIN)
 
     async def _manager_environment(self) -> dict[str, str]:
         """What the user's systemd would give a program; nothing where there is none."""
