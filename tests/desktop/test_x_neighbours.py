@@ -241,3 +241,62 @@ def test_maximised_window_leaves_the_panel(screen: Desktop, guests: tuple[Script
     screen.wait(lambda: screen.window(r"\[work\]").width > 800, "it is not maximised")
     screen.park()
     assert part(screen.picture(), DOCK).share(PANEL) == 1.0
+
+
+LOCK_PROGRAM = """\
+import sys, xcffib, xcffib.xproto as x
+connection = xcffib.connect()
+core, screen = connection.core, connection.get_setup().roots[0]
+window = connection.generate_id()
+size = screen.width_in_pixels, screen.height_in_pixels
+mask = x.CW.BackPixel | x.CW.OverrideRedirect
+core.CreateWindow(24, window, screen.root, 0, 0, *size, 0, 1, screen.root_visual, mask, [int(sys.argv[1]), 1])
+core.MapWindow(window)
+connection.flush()
+while core.GrabKeyboard(True, window, 0, x.GrabMode.Async, x.GrabMode.Async).reply().status:
+    pass
+print("locked", flush=True)
+while True:
+    connection.wait_for_event()
+"""
+LOCKED = 0x203040
+
+
+@contextlib.contextmanager
+def locked(screen: Desktop) -> Iterator[None]:
+    """As a screen locker does it: a window over everything, and the keyboard."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOCK_PROGRAM, str(LOCKED)], env=screen.environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_nothing_of_a_qube_is_seen_while_the_screen_is_locked(
+    screen: Desktop, guests: tuple[ScriptedGuest, ScriptedGuest]
+) -> None:
+    """MC-48: windows, menus, full screen, attention and moves, of the qube the user worked in and of another one."""
+    work, mail = guests
+    whole = Rect(0, 0, 890, 590)  # (the pointer is in the last corner)
+    with locked(screen):
+        screen.park()
+        assert part(screen.picture(), whole).share(LOCKED) == 1.0
+        for guest in (work, mail):
+            guest.window(5, Rect(200, 200, 200, 100), PINK)
+            guest.window(6, Rect(300, 250, 100, 100), PINK, popup=True, parent=1)
+            guest.say(
+                gui.WindowFlags(1, gui.FLAG_ATTENTION | gui.FLAG_FULLSCREEN, 0), gui.Configure(5, 10, 60, 500, 400)
+            )
+            guest.say(gui.Title(1, b"look at me"))
+        for _ in range(4):
+            for guest in (work, mail):
+                guest.say(gui.Unmap(5), gui.Map(5))
+            assert part(screen.picture(), whole).share(LOCKED) == 1.0
+        screen.wait(lambda: bool(screen.windows(r"\[work\] look at me")), "the guest was not heard")
+        assert part(screen.picture(), whole).share(LOCKED) == 1.0
+    screen.wait(lambda: part(screen.picture(), whole).share(LOCKED) == 0.0, "it stays locked")
