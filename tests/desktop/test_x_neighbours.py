@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.gui.control import Configure
 from insula.gui.geometry import POPUP_FRAME, WINDOW_FRAME, Frame, Rect
 from insula.policy.agent import Question, Remark
 from insula.testing.desktop import Desktop, Picture, desktop
@@ -300,3 +301,27 @@ def test_nothing_of_a_qube_is_seen_while_the_screen_is_locked(
         screen.wait(lambda: bool(screen.windows(r"\[work\] look at me")), "the guest was not heard")
         assert part(screen.picture(), whole).share(LOCKED) == 1.0
     screen.wait(lambda: part(screen.picture(), whole).share(LOCKED) == 0.0, "it stays locked")
+
+
+def test_full_screen_with_the_users_leave_keeps_its_frame_and_a_prompt_comes_above_it(
+    screen: Desktop, tmp_path: Path
+) -> None:
+    """MC-32, MC-37."""
+    work = Configure("work", BLUE, allows_fullscreen=True)
+    with scripted_guests(screen, work) as (_, [guest]), running_prompt(screen, tmp_path) as prompt:
+        guest.window(1, WORK, GREEN)
+        screen.window(r"\[work\]")
+        guest.wait_for(gui.Painted(1))
+        go_to(screen, guest, WORK)
+        guest.say(gui.WindowFlags(1, gui.FLAG_FULLSCREEN, 0))
+        place = WINDOW_FRAME.inside(Rect(0, 0, 900, 600))
+        guest.wait(lambda: any((m.width, m.height) == (place.width, place.height) for m in guest.of(gui.Configure)))  # type: ignore[attr-defined]
+        guest.say(guest.of(gui.Configure)[-1])
+        guest.picture(1, place.width, place.height, GREEN)
+        screen.park()
+        screen.wait(lambda: frame_is_whole(screen.picture(), place, WINDOW_FRAME, BLUE), "its frame is not whole")
+        assert part(screen.picture(), Rect(place.x, place.y, place.width - 20, place.height - 20)).share(GREEN) == 1.0
+        prompt.ask(Question("mail", "qubes.Gpg", "+", ("vault",), None, {}))
+        window = prompt.settled()
+        screen.wait(lambda: prompt.picture(window).share(GREEN) < 0.01, "the prompt lies under the full screen")
+        guest.say(gui.WindowFlags(1, 0, gui.FLAG_FULLSCREEN))
