@@ -1,8 +1,8 @@
 """Where a program's output goes, without ever blocking on it.
 
 Descriptors that others share with us (a terminal, the pipe of a shell) stay blocking, so they are written so that they
-do not block: sockets by a flag, pipes by a description of their own, files because they never do, anything else in
-small pieces after poll(2) said that one goes.
+do not block: sockets by a flag, pipes by a description of their own, files and /dev/null because they never do,
+anything else in small pieces after poll(2) said that one goes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SAFE_PIECE = select.PIPE_BUF
 """Bytes a pipe that polls as writable takes without blocking."""
+_NULL = os.makedev(1, 3)
+"""/dev/null (Linux, Documentation/admin-guide/devices.txt)."""
 _PRINTABLE = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\n\r\b\a")
 HARMLESS = bytes([byte if byte in _PRINTABLE else ord("_") for byte in range(256)])
 """What may go to a terminal; every other byte becomes ``_`` (reference: qrexec, §4, option -t)."""
@@ -36,10 +38,12 @@ class Sink:
         self._is_filtered = is_filtered
         self._is_ending = False
         self._pending: list[Buffer] = []
-        mode = os.fstat(fd).st_mode
+        status = os.fstat(fd)
+        mode = status.st_mode
         self._socket = _socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
         self._own_pipe = _open_anew(fd) if stat.S_ISFIFO(mode) else -1
-        self._may_block = self._socket is None and self._own_pipe < 0 and not stat.S_ISREG(mode)
+        is_null = stat.S_ISCHR(mode) and status.st_rdev == _NULL
+        self._may_block = self._socket is None and self._own_pipe < 0 and not (stat.S_ISREG(mode) or is_null)
 
     @property
     def pipe(self) -> int:
