@@ -29,8 +29,8 @@ from insula.testing.net_world import (
 )
 from insula.testing.tor_network import AUTHORITY, DIR_PORT, OR_PORT, RELAYS, start_network
 
-LIMIT_S = 120.0
-NOISE_S = 2.0
+LIMIT_S = 240.0
+NOISE_S = 3.0
 NAMES = WORLD, GATEWAY, ONE, TWO = "test-tor-world", "test-whonix", "test-anon-1", "test-anon-2"
 TOR = {Packet("tcp", address, OR_PORT) for address in (AUTHORITY, *RELAYS)} | {Packet("tcp", AUTHORITY, DIR_PORT)}
 FETCH = "python3 -c 'import urllib.request as r; print(r.urlopen(\"http://{}/\", timeout={}).read().decode())'"

@@ -76,7 +76,7 @@ while True:
     attempt(icmp.sendto, bytes.fromhex("0800f7ff00000000"), ("{WEB}", 0))
     attempt(raw.send, six + bytes(8))
     tcp = socket.socket(); tcp.setblocking(False); attempt(tcp.connect, ("{WEB}", 80))
-    time.sleep(0.2); tcp.close()
+    time.sleep(1); tcp.close()
 """
 """What a client sends that does not care: questions for names, all protocols, both families."""
 
