@@ -204,6 +204,35 @@ def test_text_goes_from_a_program_of_one_qube_to_one_of_another_by_the_users_key
         screen.wait(lambda: "there is nothing to paste" in host.said(), "it was pasted twice")
 
 
+SLOW = """\
+from PySide6.QtCore import QTimer
+from PySide6.QtWidgets import QApplication, QLineEdit
+app = QApplication([])
+line = QLineEdit()
+line.setWindowTitle("Slow")
+line.setGeometry(60, 60, 300, 100)
+line.textChanged.connect(lambda: QTimer.singleShot(600, lambda: app.clipboard().setText("a slow text")))
+line.show()
+print("shown", flush=True)
+app.exec()
+"""
+
+
+def test_program_that_is_slow_to_copy_is_waited_for(screen: Desktop) -> None:
+    with (
+        shown_by_host(screen, [("work", BLUE)]) as (host, [line]),
+        real_agent(line, host) as work,
+        program(work, SLOW) as slow,
+    ):
+        assert slow.stdout is not None
+        assert slow.stdout.readline() == "shown\n"
+        place = wait_equal(screen, work, r"\[work\] Slow")
+        screen.click(place.x + 50, place.y + 50)
+        screen.key("z", "ctrl+shift+c")
+        screen.wait(lambda: "11 bytes copied from work" in host.said(), "nothing was copied")
+        assert "nothing was copied" not in host.said()
+
+
 def test_program_that_draws_without_end_is_shown_at_the_screens_pace(screen: Desktop, guest: RealGuest) -> None:
     """MC-43."""
     with program(guest, PAINTER) as painter:

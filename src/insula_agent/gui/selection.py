@@ -22,6 +22,9 @@ KEPT = 60.0
 """Seconds that what was pasted can be had."""
 ANSWER_TIMEOUT = 4.0
 """Seconds a program has to hand out what it owns; the host waits five."""
+OWNER_TRIES, OWNER_RETRY = 6, 0.25
+"""How often, and after how many seconds each, somebody is looked for who owns the clipboard: a program in an emulated
+machine may still be at the keys that copy within it."""
 _TEXT_TARGETS = ("UTF8_STRING", "STRING", "TEXT", "text/plain;charset=utf-8", "text/plain")
 _PROPERTY = "INSULA_CLIPBOARD"
 _NONE = 0
@@ -51,13 +54,19 @@ class Selection:
 
     def request(self) -> None:
         """Ask the owner of the clipboard; the answer comes later."""
+        if self._answer_timer is None:
+            self._look_for_owner(OWNER_TRIES)
+
+    def _look_for_owner(self, tries: int) -> None:
         display = self._display
-        if self._answer_timer is not None:
-            return
         if not display.core.GetSelectionOwner(display.atom("CLIPBOARD")).reply().owner:
-            self._answer(b"")
+            if tries > 1:
+                self._answer_timer = self._loop.after(OWNER_RETRY, lambda: self._look_for_owner(tries - 1))
+            else:
+                self._answer_timer = None
+                self._answer(b"")
             return
-        self._answer_timer = self._loop.after(ANSWER_TIMEOUT, self._give_up)
+        self._answer_timer = self._loop.after(ANSWER_TIMEOUT - OWNER_TRIES * OWNER_RETRY, self._give_up)
         display.core.ConvertSelection(
             self._window, display.atom("CLIPBOARD"), display.atom("UTF8_STRING"), display.atom(_PROPERTY), 0
         )
