@@ -45,12 +45,33 @@ def test_ls_prints_one_line_a_qube_with_dom0_first(cli: Cli) -> None:
 def test_ls_json_has_stable_keys_and_real_memory_of_running_qubes(cli: Cli) -> None:
     assert cli.run("start", "work").code == 0
     rows = {row["name"]: row for row in cli.run("ls", "--json").json}
-    assert list(rows["work"]) == ["name", "class", "state", "label", "template", "netvm", "memory_kib", "ip", "uuid"]
+    assert list(rows["work"]) == [
+        "name",
+        "class",
+        "state",
+        "label",
+        "template",
+        "netvm",
+        "memory_kib",
+        "ip",
+        "uuid",
+        "has_updates",
+    ]
     assert rows["work"]["state"] == "Running"
     assert rows["work"]["template"] == "debian-12"
     assert rows["work"]["netvm"] is None
     assert rows["work"]["memory_kib"] == 65536
     assert rows["debian-12"]["memory_kib"] is None
+
+
+def test_ls_shows_who_has_updates_where_somebody_has(cli: Cli) -> None:
+    assert cli.run("features", "debian-12", "updates-available", "1").code == 0
+    ran = cli.run("ls")
+    assert ran.lines[0].split()[-1] == "UPDATES"
+    assert [line.split()[-1] for line in ran.lines[1:]] == ["-", "available", "-"]
+    assert [row["has_updates"] for row in cli.run("ls", "--json").json] == [False, True, False]
+    assert cli.run("features", "debian-12", "updates-available", "").code == 0
+    assert cli.run("ls").lines[0].split()[-1] == "IP"
 
 
 def test_ls_running_leaves_out_what_is_halted(cli: Cli) -> None:

@@ -43,6 +43,7 @@ ENABLED_UNITS = {
         "insula-vpn.service",
     ),
     "sysinit.target": ("insula-agent.service", "insula-identity.target"),
+    "timers.target": ("qubes-update-check.timer",),
 }
 """Target → units that it wants."""
 PORT_SERVICES = {"qubes.ConnectTCP": "/dev/tcp/127.0.0.1", "qubes.UpdatesProxy": "/dev/tcp/127.0.0.1/8082"}

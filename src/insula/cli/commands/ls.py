@@ -11,13 +11,14 @@ from typing import Annotated
 import typer
 
 from insula.admin.client import AdminClient, QubeRow
+from insula.admin.guest_reports import UPDATES
 from insula.cli import completion, output
 from insula.cli.connection import with_daemon
 from insula.cli.label_colors import label_colors
 from insula.cli.options import Json, SomeQubes
 from insula.cli.table import Cell, Column
 from insula.cli.text import KIB, size_text
-from insula.model.errors import QubesVMNotFoundError
+from insula.model.errors import QubesFeatureNotFoundError, QubesVMNotFoundError
 from insula.model.names import ADMIN_NAME
 
 MAX_AT_ONCE = 32
@@ -37,6 +38,8 @@ class Line:
     ip: str
     memory_kib: int | None
     """Memory of the host it takes now; None when it is off."""
+    has_updates: bool
+    """Whether it, or a qube made from it, has said so."""
 
 
 @app.command()
@@ -48,7 +51,7 @@ def ls(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List qubes: class, state, label, template, net qube, memory, address."""
+    """List qubes: class, state, label, template, net qube, memory, address, and which have updates."""
 
     async def work(client: AdminClient) -> tuple[list[Line], dict[str, str]]:
         rows = chosen(await client.list_qubes(), qubes or [])
@@ -85,6 +88,7 @@ async def describe(client: AdminClient, rows: Sequence[QubeRow]) -> list[Line]:
                 values = {item.name: item.value for item in await client.get_properties(row.name)}
             except QubesVMNotFoundError:
                 return None
+        has_updates = values.get("updateable") == "True" and await _has_updates(client, row.name)
         return Line(
             row=row,
             label=values.get("label", ""),
@@ -92,11 +96,19 @@ async def describe(client: AdminClient, rows: Sequence[QubeRow]) -> list[Line]:
             netvm=values.get("netvm", ""),
             ip=values.get("ip", ""),
             memory_kib=used.get(row.name),
+            has_updates=has_updates,
         )
 
     used = await memory_used(client, [row.name for row in rows if row.state.is_on and row.name != ADMIN_NAME])
     lines = await asyncio.gather(*(one(row) for row in rows))
     return [line for line in lines if line is not None]
+
+
+async def _has_updates(client: AdminClient, name: str) -> bool:
+    try:
+        return bool(await client.call("admin.vm.feature.Get", name, arg=UPDATES))
+    except (QubesFeatureNotFoundError, QubesVMNotFoundError):
+        return False
 
 
 async def memory_used(client: AdminClient, names: Sequence[str]) -> dict[str, int]:
@@ -125,6 +137,7 @@ def as_object(line: Line) -> dict[str, object]:
         "memory_kib": line.memory_kib,
         "ip": line.ip or None,
         "uuid": str(line.row.uuid),
+        "has_updates": line.has_updates,
     }
 
 
@@ -134,6 +147,10 @@ def print_lines(lines: Sequence[Line], colors: dict[str, str]) -> None:
         Column("MEMORY", right=True),
         Column("IP"),
     ]
+    # Only where there is something to be told.
+    shows_updates = any(line.has_updates for line in lines)
+    if shows_updates:
+        columns.append(Column("UPDATES"))
     output.print_table(
         columns,
         [
@@ -146,6 +163,7 @@ def print_lines(lines: Sequence[Line], colors: dict[str, str]) -> None:
                 line.netvm or NOTHING,
                 NOTHING if line.memory_kib is None else size_text(line.memory_kib * KIB),
                 line.ip or NOTHING,
+                *(["available" if line.has_updates else NOTHING] if shows_updates else ()),
             ]
             for line in lines
         ],
