@@ -68,7 +68,7 @@ class Templates:
         return installed_key(self._host.store.system, name)
 
     async def complete(self) -> None:
-        """What an installation with a template has, and one of an earlier version may not have yet."""
+        """What an installation with a template has, and a new one, or one of an earlier version, has not yet."""
         template = self._host.store.system.properties.get("default_template")
         if not template:
             return
@@ -83,7 +83,7 @@ class Templates:
             is_known = image.name in self._host.store.system.qubes
             state = self._engine.power_state(image.name) if is_known else None
             await install_template(self._host, image, state)
-            await provide_default_dispvm(self._host, self._engine, image.name)
+            await self.complete()
         await self._engine.root_changed(image.name)
         # The first start from a new template is to be as quick as any other.
         await self._engine.want_seed(image.name)
