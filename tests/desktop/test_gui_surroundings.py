@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -57,6 +58,12 @@ def focus(screen: Desktop) -> None:
     window = screen.window(r"\[work\] Line")
     screen.click(window.x + 100, window.y + 50)
     screen.wait(lambda: screen.focused() == window.number, "the window has no focus")
+
+
+def monitors_in(guest: RealGuest) -> set[str]:
+    """As ``xrandr`` writes them: pixels/millimetres, place."""
+    lines = run(guest.inside, "xrandr", "--listmonitors").splitlines()
+    return {line.split()[2] for line in lines[1:]}
 
 
 class Hand:
@@ -117,10 +124,17 @@ def test_programs_know_the_hosts_monitors_and_dots(screen: Desktop) -> None:
     run(screen, "xrandr", "--setmonitor", "right", "400/100x700/180+600+0", "none")
     subprocess.run(["xrdb", "-merge"], input="Xft.dpi:\t144\n", env=screen.environment, check=True, text=True)
     with real_guest(screen, "work", BLUE) as guest:
-
-        def monitors() -> set[str]:
-            lines = run(guest.inside, "xrandr", "--listmonitors").splitlines()
-            return {line.split()[2] for line in lines[1:]}
-
-        screen.wait(lambda: monitors() >= {"600/160x700/180+0+0", "400/100x700/180+600+0"}, "other monitors")
+        places = {"600/160x700/180+0+0", "400/100x700/180+600+0"}
+        screen.wait(lambda: monitors_in(guest) == places, "other monitors")
         assert "Xft.dpi:\t144" in run(guest.inside, "xrdb", "-query")
+
+
+def test_programs_of_a_larger_screen_see_one_monitor_as_large_as_the_hosts(screen: Desktop) -> None:
+    """X servers are made before it is known for whom."""
+    with real_guest(screen, "work", BLUE, width=1600, height=1000) as guest:
+
+        def sizes() -> list[list[str]]:
+            return [re.findall(r"(\d+)/|\+(\d+)", place) for place in monitors_in(guest)]
+
+        expected = [[("1000", ""), ("700", ""), ("", "0"), ("", "0")]]
+        screen.wait(lambda: sizes() == expected, "another monitor")

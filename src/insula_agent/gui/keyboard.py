@@ -23,6 +23,8 @@ PROGRAM = "/usr/bin/setxkbmap"
 _NAMES = "_XKB_RULES_NAMES"
 """Property of the root window: rules, model, layout, variant, options, each with a NUL."""
 _USE_EXTENSION, _LATCH_LOCK_STATE = 0, 5
+_KEY = xcffib.ExtensionKey("XKEYBOARD")
+"""Kept for good: libxcb holds on to its memory."""
 _CORE_KEYBOARD = 0x100
 _GROUP_SHIFT, _GROUP_MASK = 13, 3
 
@@ -43,8 +45,7 @@ class KeyboardLayout:
         """``name``: of the display, for programs."""
         self._display = display
         self._name = name
-        key = xcffib.ExtensionKey("XKEYBOARD")
-        self._xkb = _Xkb(display.connection, key)
+        self._xkb = _Xkb(display.connection, _KEY)
         self._group = 0
         self._running = 0
         self._xkb.use()

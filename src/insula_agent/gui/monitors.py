@@ -1,8 +1,8 @@
 """The host's screens in the qube's X server: monitors with their sizes, and how many dots there are to the inch.
 
-Xvfb's one screen was made as large as the host's; it can become smaller, not larger. Within it RandR's monitors lie as
-the host's do, so that programs maximise, centre and open menus within one. Programs read the dots from the resource
-``Xft.dpi``.
+Xvfb has one screen of the size it was started with. Within it RandR's monitors lie as the host's do, so that programs
+maximise, centre and open menus within one; the first of them takes the place of the one that stands for all of it.
+Programs read the dots from the resource ``Xft.dpi``.
 """
 
 from __future__ import annotations
@@ -12,29 +12,47 @@ import struct
 
 import xcffib
 
-from insula_agent.gui.display import Display
+from insula_agent.gui.display import BadRequest, Display
+from insula_agent.log import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from insula_proto.gui import Screens
 
 _NAME = "HOST-{}"
-_SET_SCREEN_SIZE, _SET_MONITOR, _DELETE_MONITOR = 7, 43, 44
-_MM_PER_INCH = 25.4
+_KEY = xcffib.ExtensionKey("RANDR")
+"""Kept for good: libxcb holds on to its memory."""
+_RESOURCES, _SET_MONITOR, _DELETE_MONITOR = 25, 43, 44
 
 
-class _RandR(xcffib.Extension):  # type: ignore[misc] # xcffib has no types
-    """Requests of RandR 1.5 that nobody answers (``randrproto.txt``); the xcffib of Debian 12 knows RandR without
-    monitors only. One that the server refuses is left out: programs then see one large screen."""
+class _Resources(xcffib.Reply):  # type: ignore[misc] # xcffib has no types
+    """What outputs there are."""
 
-    def set_screen_size(self, root: int, width: int, height: int, dpi: int) -> None:
-        sizes = [round(pixels * _MM_PER_INCH / dpi) for pixels in (width, height)]
-        self.send_request(_SET_SCREEN_SIZE, io.BytesIO(struct.pack("=xx2xIHHII", root, width, height, *sizes)))
+    def __init__(self, unpacker: Any) -> None:
+        xcffib.Reply.__init__(self, unpacker)
+        crtcs, outputs = unpacker.unpack("xx2x4x8xHH4x8x")
+        numbers = list(xcffib.List(unpacker, "I", crtcs + outputs))
+        self.outputs = numbers[crtcs:]
 
-    def set_monitor(self, root: int, name: int, place: tuple[int, ...], *, is_primary: bool) -> None:
-        """``place``: x, y, width, height in pixels, width and height in millimetres."""
-        body = struct.pack("=xx2xIIBBHhhHHII", root, name, is_primary, False, 0, *place)
-        self.send_request(_SET_MONITOR, io.BytesIO(body))
+
+class _ResourcesCookie(xcffib.Cookie):  # type: ignore[misc]
+    reply_type = _Resources
+
+
+class _RandR(xcffib.Extension):  # type: ignore[misc]
+    """Requests of RandR 1.5 (``randrproto.txt``); xcffib's own module takes long to load."""
+
+    def outputs(self, root: int) -> list[int]:
+        """:raise BadRequest:"""
+        request = io.BytesIO(struct.pack("=xx2xI", root))
+        return list(self.send_request(_RESOURCES, request, _ResourcesCookie, is_checked=True).reply().outputs)
+
+    def set_monitor(self, root: int, name: int, place: tuple[int, ...], outputs: list[int]) -> None:
+        """``place``: x, y, width, height in pixels, width and height in millimetres. The first one has the outputs."""
+        head = struct.pack("=xx2xIIBBHhhHHII", root, name, bool(outputs), False, len(outputs), *place)
+        self.send_request(_SET_MONITOR, io.BytesIO(head + struct.pack(f"={len(outputs)}I", *outputs)))
 
     def delete_monitor(self, root: int, name: int) -> None:
         self.send_request(_DELETE_MONITOR, io.BytesIO(struct.pack("=xx2xII", root, name)))
@@ -43,7 +61,7 @@ class _RandR(xcffib.Extension):  # type: ignore[misc] # xcffib has no types
 class Monitors:
     def __init__(self, display: Display) -> None:
         self._display = display
-        self._randr = _RandR(display.connection, xcffib.ExtensionKey("RANDR"))
+        self._randr = _RandR(display.connection, _KEY)
         screen = display.screen
         self._size = (screen.width_in_pixels, screen.height_in_pixels)
         self._shown: tuple[tuple[int, ...], ...] = ()
@@ -60,16 +78,15 @@ class Monitors:
 
     def _place(self, before: int) -> None:
         display = self._display
-        size = (
-            max(x + width for x, _, width, *_ in self._shown),
-            max(y + height for _, y, _, height, *_ in self._shown),
-        )
-        if size != self._size:
-            self._size = size
-            self._randr.set_screen_size(display.root, *size, self._dpi)
-        if len(self._shown) == 1 and before <= 1:
-            return  # the screen itself is the one monitor there is
-        for number in range(len(self._shown), before):
+        if not before and [place[:4] for place in self._shown] == [(0, 0, *self._size)]:
+            return  # so it is from the start
+        try:
+            outputs = self._randr.outputs(display.root)
+        except BadRequest as error:
+            log(f"the host's screens cannot be told to programs: {error}")
+            return
+        for number in range(before):
             self._randr.delete_monitor(display.root, display.atom(_NAME.format(number)))
         for number, place in enumerate(self._shown):
-            self._randr.set_monitor(display.root, display.atom(_NAME.format(number)), place, is_primary=number == 0)
+            name = display.atom(_NAME.format(number))
+            self._randr.set_monitor(display.root, name, place, [] if number else outputs[:1])
