@@ -33,6 +33,8 @@ import _signal  # type: ignore[import-not-found]  # isort: skip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from insula_agent import identity as identity_module
     from insula_agent.key_socket import KeySocket
     from insula_agent.net import network as network_module
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 DEFAULT_DEVICE = "/dev/virtio-ports/insula.rpc"
 SIGTERM = 15
+SEED_USER = "user"
+"""Whose session a seed prepares: the one whom templates come with."""
 WINDOWS_KEY = "/qubes-gui-enabled"
 """See :mod:`insula_agent.windows`."""
 CLOCK_KEY = "/insula-clock"
@@ -197,8 +201,19 @@ class Identity:
         if self._session is None:
             from insula_agent import windows  # noqa: PLC0415 - most qubes have none
 
-            self._session = windows.Session(loop, self._who.user)
-        self._session.begin()
+            self._session = windows.Session(loop)
+        self._session.begin(self._who.user)
+
+    def prepare_windows(self, loop: Loop, on_prepared: Callable[[], None]) -> None:
+        """In a seed: have a session there for forks that want one, then call ``on_prepared``."""
+        from insula_agent import windows  # noqa: PLC0415
+        from insula_agent.gui import server  # noqa: PLC0415
+
+        if self._session is not None or not os.path.exists(server.PROGRAM):
+            on_prepared()
+            return
+        self._session = windows.Session(loop)
+        self._session.prepare(SEED_USER, on_prepared)
 
     def is_gated(self) -> bool:
         """Whether the rest of the system waits for us to open the gate."""
@@ -392,6 +407,11 @@ class Agent:
                 return
             if not seed.is_booted() and time.monotonic() < deadline:
                 self.loop.after(BOOT_STEP, look)
+                return
+            self._identity.prepare_windows(self.loop, settle)
+
+        def settle() -> None:
+            if epoch != self.link.epoch:
                 return
             identity.rehearse()
             self.commands.rehearse()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     Socket = _socket.socket
 SHUT_RD, SHUT_WR = 0, 1
+MSG_DONTWAIT = 0x40
 _SO_SNDBUFFORCE = 32
 """<asm-generic/socket.h>"""
 

@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from insula_agent import commands, main, renewal, seed
 from insula_agent import identity as identity_module
+from insula_agent.loop import Loop
 
 SRC = Path(__file__).parents[2] / "src"
 COSTLY = {"asyncio", "dataclasses", "typing", "subprocess", "logging", "tempfile", "enum", "inspect", "pathlib", "re"}
@@ -92,6 +93,16 @@ class Recorded(main.Identity):
 
     def set_clock(self, value: bytes) -> None:
         self.happened.append(f"clock {value.decode()}")
+
+    def prepare_windows(self, loop: Loop, on_prepared: Callable[[], None]) -> None:
+        self.happened.append("windows prepared")
+        del loop
+        on_prepared()
+
+    def want_windows(self, loop: Loop, value: bytes | None) -> None:
+        del loop
+        if value is not None:
+            self.happened.append(f"windows {value.decode()}")
 
     def is_gated(self) -> bool:
         return self.gated
@@ -181,7 +192,17 @@ def test_seed_lets_the_system_boot_first_and_says_hello_then(
     assert happened == ["prepare", "READY=1"]
     while agent.loop._timers:
         agent.loop._run_timers()
-    assert happened == ["prepare", "READY=1", "rehearse", "settle", "commands"]
+    assert happened == ["prepare", "READY=1", "windows prepared", "rehearse", "settle", "commands"]
+
+
+@pytest.mark.usefixtures("seeded")
+def test_windows_are_wanted_by_the_key_at_once_and_later(agent: main.Agent, happened: list[str]) -> None:
+    agent._keys_read({"/name": b"work"})
+    assert not [what for what in happened if what.startswith("windows")]
+    agent._key_written("/qubes-gui-enabled", b"1")
+    assert happened[-1] == "windows 1"
+    agent._keys_read({"/name": b"work", "/qubes-gui-enabled": b"1"})
+    assert happened.count("windows 1") == 2
 
 
 @pytest.mark.usefixtures("seeded")

@@ -29,7 +29,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def program(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     path = folder / "session.py"
-    path.write_text(f"import os, sys\n{text}\n")
+    path.write_text(f"import os, sys\nsys.path[:] = {sys.path!r}\n{text}\n")
     monkeypatch.setattr(windows, "PROGRAM", str(path))
 
 
@@ -52,11 +52,11 @@ def test_session_is_started_once_for_its_user_and_holds_the_gate(
     log = tmp_path / "log"
     program(tmp_path, monkeypatch, f"open({str(log)!r}, 'a').write(sys.argv[1] + '\\n'); sys.stdin.read()")
     loop = Loop()
-    started = windows.Session(loop, "joe")
-    started.begin()
+    started = windows.Session(loop)
+    started.begin("joe")
     # There before the program is: who is told that there are windows finds where to wait.
     assert stat.S_ISFIFO(gate.stat().st_mode)
-    started.begin()
+    started.begin("joe")
     until(loop, log)
     with subprocess.Popen(["cat", gate], stdout=subprocess.DEVNULL) as waiting:
         with pytest.raises(subprocess.TimeoutExpired):
@@ -73,7 +73,7 @@ def test_session_that_ends_is_started_again_some_times(
     log = tmp_path / "log"
     program(tmp_path, monkeypatch, f"open({str(log)!r}, 'a').write('run\\n')")
     loop = Loop()
-    windows.Session(loop, "joe").begin()
+    windows.Session(loop).begin("joe")
     until(loop, log, 1 + windows.MAX_RETRIES)
     loop = Loop()
     loop.after(0.3, lambda: loop.stop(0))
@@ -84,7 +84,8 @@ def test_session_that_ends_is_started_again_some_times(
 def test_gate_opened_is_gone_and_lets_everybody_go_on(gate: Path) -> None:
     """In a process of its own: the gate is its standard input."""
     opening = (
-        "from insula_agent.gui import session; session.GATE = {!r}; g = session.Gate(); g.open(); g.open(); input()"
+        "from insula_agent.gui import session; session.GATE = {!r}; "
+        "g = session.Gate(session.take_input()); g.open(); g.open(); input()"
     )
     descriptor = windows._make_gate()
     opener = subprocess.Popen([sys.executable, "-c", opening.format(str(gate))], stdin=descriptor)
@@ -99,6 +100,84 @@ def test_gate_opened_is_gone_and_lets_everybody_go_on(gate: Path) -> None:
         for process in (opener, waiting):
             process.kill()
             process.wait()
+
+
+HANDED = """\
+from insula_agent import sockets
+import _socket
+line = _socket.socket(fileno=os.dup(0))
+line.sendall(b"1")
+said, descriptors = sockets.receive_with_descriptors(line, 1, 1)
+open(LOG, "a").write(f"{sys.argv[1:]} {len(descriptors)}\\n")
+if descriptors:
+    line.recv(1)
+    import time
+    time.sleep(60)
+"""
+
+
+def prepared(loop: Loop, log: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> windows.Session:
+    program(folder, monkeypatch, HANDED.replace("LOG", repr(str(log))))
+    made = windows.Session(loop)
+    made.prepare("joe", lambda: loop.stop(0))
+    loop.run()
+    return made
+
+
+def test_session_prepared_in_a_seed_is_handed_the_gate_when_it_is_wanted(
+    gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, loop = tmp_path / "log", Loop()
+    made = prepared(loop, log, tmp_path, monkeypatch)
+    assert not gate.exists()
+    made.begin("joe")
+    assert stat.S_ISFIFO(gate.stat().st_mode)
+    until(loop := Loop(), log)
+    assert log.read_text() == "['joe', '--prepared'] 1\n"
+    # The gate is held by the session alone.
+    with subprocess.Popen(["cat", gate], stdout=subprocess.DEVNULL) as waiting:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(0.3)
+        os.kill(made._pid, 9)
+        assert waiting.wait(10) == 0
+    os.waitpid(made._pid, 0)
+
+
+def test_session_prepared_for_another_user_gives_way_to_one_of_its_own(
+    gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, loop = tmp_path / "log", Loop()
+    made = prepared(loop, log, tmp_path, monkeypatch)
+    monkeypatch.setattr(windows, "PREPARED", "--other")
+    other = tmp_path / "other"
+    program(tmp_path, monkeypatch, f"open({str(other)!r}, 'a').write(f'{{sys.argv[1:]}}\\n'); sys.stdin.read()")
+    made.begin("ann")
+    loop._exit_code = None
+    until(loop, other)
+    assert log.read_text() == "['joe', '--prepared'] 0\n"
+    assert other.read_text() == "['ann']\n"
+    os.kill(made._pid, 9)
+    os.waitpid(made._pid, 0)
+
+
+def test_seed_whose_session_cannot_be_prepared_goes_without_one(
+    gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, done = tmp_path / "log", tmp_path / "done"
+    program(tmp_path, monkeypatch, "sys.exit(1)")
+    loop = Loop()
+    made = windows.Session(loop)
+    made.prepare("joe", lambda: done.write_text("\n") and None)
+    until(loop, done)
+    # Whoever wants one gets it as without a seed.
+    program(tmp_path, monkeypatch, f"open({str(log)!r}, 'a').write('begun\\n')")
+    loop._exit_code = None
+    loop.after(0.3, lambda: loop.stop(0))
+    loop.run()
+    made.begin("joe")
+    loop._exit_code = None
+    until(loop, log)
+    assert gate.exists()
 
 
 @pytest.mark.parametrize(

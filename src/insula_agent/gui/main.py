@@ -205,18 +205,31 @@ def _know_libraries() -> None:
     sys.modules[libraries.__name__] = vars(ctypes)["util"] = libraries
 
 
-def serve(channel: int, frames: int, on_session: Callable[[], object]) -> int:
+def load() -> None:
+    """Load what takes long; in a qube."""
+    _know_libraries()
+    import insula_agent.gui.keyboard  # noqa: PLC0415
+    import insula_agent.gui.monitors  # noqa: PLC0415
+    import insula_agent.gui.selection  # noqa: PLC0415
+    import insula_agent.gui.windows  # noqa: F401, PLC0415
+
+
+def serve(
+    channel: int, frames: int, on_session: Callable[[], object], replaceable: tuple[int, int] | None = None
+) -> int:
     """Be the agent of one connection in a qube; ``on_session`` is called when programs can be started.
 
     Takes over the descriptors; returns an exit code.
+
+    :param replaceable: size of an X server that nobody uses yet; one that is too small is started anew.
     """
 
     def find_display(screen: Screen) -> str:
+        if replaceable is not None and (screen.width > replaceable[0] or screen.height > replaceable[1]):
+            server.stop()
         started = server.Server(screen.width, screen.height, os.environ)
-        # What takes long to load, while the X server does.
-        _know_libraries()
-        import insula_agent.gui.windows  # noqa: F401, PLC0415
-
+        # While the X server does the same.
+        load()
         started.wait()
         on_session()
         return server.DISPLAY

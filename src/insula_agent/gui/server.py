@@ -9,6 +9,7 @@ It is not ours to end: whoever starts the agent again finds the programs where t
 from __future__ import annotations
 
 import os
+import time
 
 from insula_agent import sockets
 from insula_agent.log import log
@@ -19,9 +20,15 @@ if TYPE_CHECKING:
 
 DISPLAY = ":0"
 SOCKET = "/tmp/.X11-unix/X0"  # noqa: S108 - where X clients look
+LOCK = "/tmp/.X0-lock"  # noqa: S108 - where X servers write their pid
 PROGRAM = "/usr/bin/Xvfb"
+STOP_S = 10.0
+STOP_POLL_S = 0.01
+SIGTERM = 15
 MIN_SIZE, MAX_SIZE = 640, 16384
 """Pixels of a side: what programs are made for; what a message about a window may say."""
+PREPARED_SIZE = (1920, 1080)
+"""Of a server in a seed. A host with a larger screen has it started anew."""
 _INHERITED = ("HOME", "LANG", "PATH", "USER", "XDG_RUNTIME_DIR")
 
 
@@ -51,6 +58,21 @@ def is_running() -> bool:
     finally:
         connection.close()
     return True
+
+
+def stop() -> None:
+    """End the one that runs, and return when it has; none is fine. :raise NoDisplay: it does not end."""
+    try:
+        with open(LOCK, encoding="ascii") as lock:
+            pid = int(lock.read())
+        os.kill(pid, SIGTERM)
+    except (OSError, ValueError):
+        return
+    deadline = time.monotonic() + STOP_S
+    while is_running() or os.path.exists(LOCK):
+        if time.monotonic() > deadline:
+            raise NoDisplay("the X server does not end")
+        time.sleep(STOP_POLL_S)
 
 
 class Server:

@@ -3,11 +3,13 @@
 Started by the agent when the host says that windows are wanted (:mod:`insula_agent.windows`), as root, for what only
 root may open: the frame memory and the port of the windows. For each connection of the host it forks a GUI agent,
 which is the user's; the X server and the programs outlive that. Standard input is the gate at which calls wait for the
-session: a FIFO whose path :data:`GATE` goes, and whose last writer lets go, when the X server is there.
+session: a FIFO whose path :data:`GATE` goes, and whose last writer lets go, when the X server is there. With
+``--prepared`` (in a seed) it is a socket by which that comes later, in a fork.
 """
 
 from __future__ import annotations
 
+import _socket
 import os
 import pwd
 import select
@@ -19,10 +21,11 @@ if __name__ == "__main__":
     sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
     sys.path.append("/usr/lib/python3/dist-packages")
 
-from insula_agent import boot, files
+from insula_agent import boot, files, sockets
 from insula_agent.gui import device, server
 from insula_agent.gui.bus import Bus
 from insula_agent.gui.device import NoFrames
+from insula_agent.gui.server import PREPARED_SIZE, NoDisplay
 from insula_agent.log import log
 
 CHANNEL = "insula.gui"
@@ -36,16 +39,23 @@ MAX_FAILURES = 5
 EXIT_USAGE = 64
 EXIT_NO_HOST = 69
 READY = b"1"
+PREPARED = "--prepared"
+
+
+def take_input() -> int:
+    """Standard input, moved to where no program that is started here has it."""
+    descriptor = os.dup(0)
+    with open(os.devnull, "rb") as null:
+        os.dup2(null.fileno(), 0)
+    return descriptor
 
 
 class Gate:
     """Where calls wait for the session."""
 
-    def __init__(self) -> None:
-        """Takes it from standard input, so that no program that is started here holds it."""
-        self._descriptor = os.dup(0)
-        with open(os.devnull, "rb") as null:
-            os.dup2(null.fileno(), 0)
+    def __init__(self, descriptor: int) -> None:
+        """Takes it over."""
+        self._descriptor = descriptor
 
     def open(self) -> None:
         """Let all go on who wait or will wait; idempotent."""
@@ -130,7 +140,14 @@ def wait_for_end(pid: int, account: pwd.struct_passwd, bus: Bus | None) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def run_agent(account: pwd.struct_passwd, port: int, frames: int, gate: Gate, bus: Bus | None) -> int:
+def run_agent(
+    account: pwd.struct_passwd,
+    port: int,
+    frames: int,
+    gate: Gate,
+    bus: Bus | None,
+    replaceable: tuple[int, int] | None,
+) -> int:
     """Be the agent of one connection in a process of its own; return its exit code."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -142,7 +159,7 @@ def run_agent(account: pwd.struct_passwd, port: int, frames: int, gate: Gate, bu
             become(account)
             from insula_agent.gui import main  # noqa: PLC0415 - in the process that needs it
 
-            code = main.serve(port, frames, lambda: os.write(writing, READY))
+            code = main.serve(port, frames, lambda: os.write(writing, READY), replaceable)
         except BaseException as error:  # noqa: BLE001, RUF100 - nothing of the parent may run on in the child
             log(f"windows: {type(error).__name__}: {error}")
         finally:
@@ -157,8 +174,11 @@ def run_agent(account: pwd.struct_passwd, port: int, frames: int, gate: Gate, bu
     return wait_for_end(pid, account, bus)
 
 
-def serve(account: pwd.struct_passwd, gate: Gate) -> None:
-    """Have an agent for each connection of the host, until they fail one after the other."""
+def serve(account: pwd.struct_passwd, gate: Gate, replaceable: tuple[int, int] | None = None) -> None:
+    """Have an agent for each connection of the host, until they fail one after the other.
+
+    :param replaceable: size of the X server that runs already, if so.
+    """
     make_folders(account)
     bus = None
     try:
@@ -172,24 +192,50 @@ def serve(account: pwd.struct_passwd, gate: Gate) -> None:
         port = os.open(boot.find_device(CHANNEL), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         wait_for_host(port)
         begun = time.monotonic()
-        code = run_agent(account, port, frames, gate, bus)
+        code = run_agent(account, port, frames, gate, bus, replaceable)
+        replaceable = None
         failures = 1 if time.monotonic() - begun > RETRY_S * MAX_FAILURES else failures + 1
         log(f"windows: the agent ended ({code})")
         time.sleep(RETRY_S)
 
 
+def prepare(account: pwd.struct_passwd, line: _socket.socket) -> Gate | None:
+    """In a seed: have all there but who wants it, say so, and wait for the gate; None: there will be no session."""
+    from insula_agent.gui import prepared  # noqa: PLC0415 - in a seed only
+
+    make_folders(account)
+    prepared.prepare(lambda: become(account))
+    line.sendall(READY)
+    _, descriptors = sockets.receive_with_descriptors(line, 1, 1)
+    line.close()
+    return Gate(descriptors[0]) if descriptors else None
+
+
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        log("usage: session.py USER, with the gate of the session as standard input")
+    is_prepared = arguments[1:] == [PREPARED]
+    if len(arguments) != 1 + is_prepared:
+        log(f"usage: session.py USER [{PREPARED}], standard input is the gate, or the line by which it will come")
         return EXIT_USAGE
-    gate = Gate()
+    descriptor = take_input()
+    gate: Gate | None = None
     try:
-        serve(pwd.getpwnam(arguments[0]), gate)
-    except (KeyError, NoFrames, OSError) as error:
+        account = pwd.getpwnam(arguments[0])
+        if is_prepared:
+            gate = prepare(account, _socket.socket(fileno=descriptor))
+            if gate is None:
+                # Somebody else is to have one.
+                server.stop()
+                return 0
+            serve(account, gate, PREPARED_SIZE)
+        else:
+            gate = Gate(descriptor)
+            serve(account, gate)
+    except (KeyError, NoDisplay, NoFrames, OSError) as error:
         log(f"windows: {error}")
     finally:
         # There will be no session: who waits is to fail by itself, not by a limit.
-        gate.open()
+        if gate is not None:
+            gate.open()
     return EXIT_NO_HOST
 
 
