@@ -9,6 +9,7 @@ import pytest
 
 from insula_agent.gui import device
 from insula_agent.gui.device import NoFrames
+from insula_proto import limits
 
 
 def add(devices: Path, address: str, vendor: str, kind: str, *memories: str) -> Path:
@@ -25,9 +26,9 @@ def add(devices: Path, address: str, vendor: str, kind: str, *memories: str) -> 
 def test_device_is_told_from_others_of_its_maker(tmp_path: Path) -> None:
     add(tmp_path, "0000:00:01.0", "0x1af4", "0x1044")
     add(tmp_path, "0000:00:02.0", "0x8086", "0x1110")
-    assert device.find(str(tmp_path)) is None
+    assert device.find(str(tmp_path)) == []
     folder = add(tmp_path, "0000:07:00.0", "0x1af4", "0x1110")
-    assert device.find(str(tmp_path)) == str(folder)
+    assert device.find(str(tmp_path)) == [str(folder)]
 
 
 def test_device_is_enabled_and_its_memory_opened_for_writing(tmp_path: Path) -> None:
@@ -44,6 +45,16 @@ def test_device_is_enabled_and_its_memory_opened_for_writing(tmp_path: Path) -> 
 def test_memory_with_combined_writes_is_preferred(tmp_path: Path) -> None:
     folder = add(tmp_path, "0000:07:00.0", "0x1af4", "0x1110", "resource2", "resource2_wc")
     assert device.memory_of(str(folder)) == f"{folder}/resource2_wc"
+
+
+def test_memory_shared_with_the_session_is_not_taken_for_frames(tmp_path: Path) -> None:
+    other = add(tmp_path, "0000:08:00.0", "0x1af4", "0x1110", "resource2")
+    os.truncate(other / "resource2", limits.BULK_SIZE)
+    assert device.memory_of(str(other)) is None
+    frames = add(tmp_path, "0000:07:00.0", "0x1af4", "0x1110", "resource2")
+    os.close(device.open_memory(str(tmp_path)))
+    assert (frames / "enable").read_text() == "1"
+    assert (other / "enable").read_text() == "0\n"
 
 
 def test_device_that_never_comes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

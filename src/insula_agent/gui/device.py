@@ -10,6 +10,8 @@ import _socket
 import os
 import time
 
+from insula_proto import limits
+
 DEVICES = "/sys/bus/pci/devices"
 VENDOR, DEVICE = "0x1af4", "0x1110"
 """ivshmem (QEMU, docs/specs/ivshmem-spec.txt)."""
@@ -38,18 +40,20 @@ def _read(path: str) -> str:
         return ""
 
 
-def find(devices: str = DEVICES) -> str | None:
-    """Its folder in sysfs; None: it is not there. Devices that were plugged later are looked at first."""
-    for name in sorted(os.listdir(devices), reverse=True):
-        folder = f"{devices}/{name}"
-        if _read(f"{folder}/device") == DEVICE and _read(f"{folder}/vendor") == VENDOR:
-            return folder
-    return None
+def find(devices: str = DEVICES) -> list[str]:
+    """Folders in sysfs of all devices of this kind."""
+    folders = [f"{devices}/{name}" for name in sorted(os.listdir(devices), reverse=True)]
+    return [folder for folder in folders if _read(f"{folder}/device") == DEVICE and _read(f"{folder}/vendor") == VENDOR]
 
 
 def memory_of(folder: str) -> str | None:
-    """Path of its memory; None: not there yet."""
-    return next((f"{folder}/{name}" for name in MEMORIES if os.path.exists(f"{folder}/{name}")), None)
+    """Path of its memory; None: not there yet, or another's: what the qube shares with its session looks the same but
+    for its size (:mod:`insula_agent.bulk_memory`)."""
+    for name in MEMORIES:
+        path = f"{folder}/{name}"
+        if os.path.exists(path):
+            return None if os.stat(path).st_size == limits.BULK_SIZE else path
+    return None
 
 
 def _wait(devices: str) -> tuple[str, str]:
@@ -60,14 +64,15 @@ def _wait(devices: str) -> tuple[str, str]:
         events.bind((0, _KERNEL_GROUP))
         deadline = time.monotonic() + WAIT_S
         while True:
-            folder = find(devices)
-            memory = None if folder is None else memory_of(folder)
-            if folder is not None and memory is not None:
-                return folder, memory
+            folders = find(devices)
+            for folder in folders:
+                memory = memory_of(folder)
+                if memory is not None:
+                    return folder, memory
             left = deadline - time.monotonic()
             if left <= 0:
                 raise NoFrames("the host has plugged no frame memory")
-            _until_told(events, left if folder is None else FILES_S)
+            _until_told(events, FILES_S if folders else left)
     finally:
         events.close()
 
