@@ -260,6 +260,8 @@ async def test_qube_that_stands_still_is_not_shown_until_it_goes_on(world: World
     assert not world.launch.started[0].is_running
     await world.windows.show_again(WORK, world.machine, world.session)
     assert world.launch.started[1].is_running
+    # It has run something before: so its agent has seen that nobody was there.
+    assert world.session.told == [("qubes.VMExec+true", b"")]
 
 
 async def test_machine_that_is_gone_has_no_windows_left(world: World) -> None:

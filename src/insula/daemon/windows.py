@@ -54,6 +54,9 @@ RESTARTS = 5
 STABLE_S = 60.0
 RESTART_DELAY_S = 0.3
 """Long enough for the qube to notice that nobody is there."""
+NOTICE_SERVICE = "qubes.VMExec+true"
+NOTICE_LIMIT_S = 20.0
+"""For a qube that stood still to run something: its agent of windows has then run, too."""
 
 
 class Gui(Protocol):
@@ -116,6 +119,8 @@ class Windows:
         self._note = note
         self._tell = tell
         self._shown: dict[QubeName, _Shown] = {}
+        self._still: set[QubeName] = set()
+        """Qubes that stand still, or did when their process ended."""
         self._enabled: set[QubeName] = set()
         """Qubes that were told to have windows."""
         self._desktop = noted_desktop(note) or desktop_of(own)
@@ -257,18 +262,36 @@ class Windows:
     async def show_again(self, name: QubeName, machine: Machine, session: Session) -> None:
         """If it had windows, have them shown; the desktop may be gone, then they wait until somebody asks."""
         if name in self._enabled:
+            if name in self._still:
+                self._still.discard(name)
+                await self._until_noticed(name, session)
             try:
                 await self.show(name, machine, session)
             except QubesException as error:
                 log.warning("%s", error)
 
+    async def _until_noticed(self, name: QubeName, session: Session) -> None:
+        """Have it seen that nobody was there.
+
+        A port that was closed and opened again while a qube stood still looks to it as if nothing had been: its agent
+        would go on in the middle of a conversation that somebody else has begun.
+        """
+        try:
+            async with asyncio.timeout(NOTICE_LIMIT_S):
+                await session.tell_service(NOTICE_SERVICE, b"")
+        except (OSError, TimeoutError) as error:
+            log.warning("%s: does not say that it goes on: %s", name, error or "no answer")
+        await asyncio.sleep(RESTART_DELAY_S)
+
     async def hide(self, name: QubeName) -> None:
         """It stands still, or is about to: what cannot answer is not shown."""
+        self._still.add(name)
         await self._stop(name)
 
     async def end(self, name: QubeName) -> None:
         """Its machine is gone."""
         self._enabled.discard(name)
+        self._still.discard(name)
         await self._stop(name)
 
     async def _stop(self, name: QubeName) -> None:
