@@ -35,8 +35,11 @@ OTHER = {"DISPLAY": ":4"}
 
 
 class FakeGui:
-    def __init__(self, configure: Configure, channel: socket.socket, desktop: Mapping[str, str]) -> None:
+    def __init__(
+        self, configure: Configure, channel: socket.socket, desktop: Mapping[str, str], *, greets: bool
+    ) -> None:
         self.configure = configure
+        self._greets = greets
         self.desktop = desktop
         self._channel = channel.dup()
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -48,6 +51,10 @@ class FakeGui:
     @property
     def is_running(self) -> bool:
         return not self._ended.done()
+
+    async def wait_greeted(self) -> None:
+        if not self._greets:
+            await asyncio.Event().wait()
 
     async def wait_closed(self) -> str:
         return await asyncio.shield(self._ended)
@@ -65,6 +72,7 @@ class FakeLaunch:
     def __init__(self) -> None:
         self.started: list[FakeGui] = []
         self.fails = False
+        self.greets = True
         self._changed = asyncio.Event()
 
     async def __call__(
@@ -81,7 +89,7 @@ class FakeLaunch:
         self._changed.set()
         if self.fails:
             raise NoDesktop("no X server listens")
-        self.started.append(FakeGui(configure, channel, environment))
+        self.started.append(FakeGui(configure, channel, environment, greets=self.greets))
         return self.started[-1]
 
     async def until(self, count: int) -> FakeGui:
@@ -260,8 +268,22 @@ async def test_qube_that_stands_still_is_not_shown_until_it_goes_on(world: World
     assert not world.launch.started[0].is_running
     await world.windows.show_again(WORK, world.machine, world.session)
     assert world.launch.started[1].is_running
-    # It has run something before: so its agent has seen that nobody was there.
-    assert world.session.told == [("qubes.VMExec+true", b"")]
+
+
+async def test_agent_that_did_not_notice_is_left_alone_for_a_moment_until_it_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GREET_S", 0.02)
+    world.launch.greets = False
+    await world.show()
+    await world.windows.hide(WORK)
+    await world.windows.show_again(WORK, world.machine, world.session)
+    await world.launch.until(4)
+    world.launch.greets = True
+    last = await world.launch.until(5)
+    await asyncio.sleep(0.3)
+    assert last.is_running
+    assert [gui.is_running for gui in world.launch.started] == [False, False, False, False, True]
 
 
 async def test_machine_that_is_gone_has_no_windows_left(world: World) -> None:

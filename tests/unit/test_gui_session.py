@@ -46,12 +46,16 @@ class Bench:
         self.backend = backend or FakeBackend(SETTINGS, DESK)
         self.told: list[Command] = []
         self.reason: str | None = None
+        self.greetings = 0
         self.agent = AgentEnd(uses_frames=True)
         self.heard: list[Message | Hello] = []
         self.session = Session(ours, SETTINGS, MEMORY, self.backend, self, asyncio.get_running_loop())
 
     def commanded(self, command: Command) -> None:
         self.told.append(command)
+
+    def greeted(self) -> None:
+        self.greetings += 1
 
     def ended(self, reason: str) -> None:
         self.reason = reason

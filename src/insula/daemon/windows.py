@@ -54,9 +54,10 @@ RESTARTS = 5
 STABLE_S = 60.0
 RESTART_DELAY_S = 0.3
 """Long enough for the qube to notice that nobody is there."""
-NOTICE_SERVICE = "qubes.VMExec+true"
-NOTICE_LIMIT_S = 20.0
-"""For a qube that stood still to run something: its agent of windows has then run, too."""
+GREET_S = 5.0
+"""Seconds for the agent of a qube that had windows before to speak with a new process, as many times that as it was
+tried. One that was late to notice that nobody was there (it stood still, or had no CPU) goes on in the middle of a
+conversation that somebody else has begun; then its port is closed again, for longer."""
 
 
 class Gui(Protocol):
@@ -66,6 +67,8 @@ class Gui(Protocol):
     def is_running(self) -> bool: ...
 
     def expect(self) -> None: ...
+
+    async def wait_greeted(self) -> None: ...
 
     async def wait_closed(self) -> str: ...
 
@@ -96,6 +99,8 @@ class _Shown:
         """Held while its process is started or ended."""
         self.gui: Gui | None = None
         self.keeping: asyncio.Task[None] | None = None
+        self.takes_over = False
+        """Whether its agent has spoken with another process before."""
 
 
 class Windows:
@@ -119,8 +124,6 @@ class Windows:
         self._note = note
         self._tell = tell
         self._shown: dict[QubeName, _Shown] = {}
-        self._still: set[QubeName] = set()
-        """Qubes that stand still, or did when their process ended."""
         self._enabled: set[QubeName] = set()
         """Qubes that were told to have windows."""
         self._desktop = noted_desktop(note) or desktop_of(own)
@@ -169,6 +172,7 @@ class Windows:
     async def _begin(self, name: QubeName, shown: _Shown, session: Session) -> None:
         memory = await self._open_memory(shown.machine)
         try:
+            shown.takes_over = name in self._enabled and not shown.machine.spec.has_display
             self._enabled.add(name)
             if not shown.machine.spec.has_display:
                 # Told first: it has more to do than we.
@@ -209,7 +213,10 @@ class Windows:
         failures = 0
         while shown.gui is not None:
             since = loop.time()
+            if shown.takes_over:
+                await self._until_greeted(name, shown.gui, GREET_S * (failures + 1))
             why = await shown.gui.wait_closed()
+            shown.takes_over = not shown.machine.spec.has_display
             failures = 1 if loop.time() - since > STABLE_S else failures + 1
             if failures > RESTARTS:
                 log.error("%s: its windows' process keeps ending (%s)", name, why)
@@ -228,6 +235,19 @@ class Windows:
                 # The desktop has gone, or the machine has. Whoever asks again says where.
                 log.warning("%s: its windows are not shown any more: %s", name, error)
                 return
+
+    async def _until_greeted(self, name: QubeName, gui: Gui, limit_s: float) -> None:
+        """Return when the agent speaks with this process, or that has ended; it is ended if it takes too long."""
+        greeting, closing = asyncio.create_task(gui.wait_greeted()), asyncio.create_task(gui.wait_closed())
+        try:
+            await asyncio.wait((greeting, closing), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if not greeting.done() and not closing.done():
+                log.warning("%s: its agent of windows says nothing for %g s", name, limit_s)
+                await gui.close()
+        finally:
+            greeting.cancel()
+            closing.cancel()
+            await asyncio.gather(greeting, closing, return_exceptions=True)
 
     async def changed(self, name: QubeName) -> None:
         """Its label is another one: windows are shown anew."""
@@ -262,36 +282,18 @@ class Windows:
     async def show_again(self, name: QubeName, machine: Machine, session: Session) -> None:
         """If it had windows, have them shown; the desktop may be gone, then they wait until somebody asks."""
         if name in self._enabled:
-            if name in self._still:
-                self._still.discard(name)
-                await self._until_noticed(name, session)
             try:
                 await self.show(name, machine, session)
             except QubesException as error:
                 log.warning("%s", error)
 
-    async def _until_noticed(self, name: QubeName, session: Session) -> None:
-        """Have it seen that nobody was there.
-
-        A port that was closed and opened again while a qube stood still looks to it as if nothing had been: its agent
-        would go on in the middle of a conversation that somebody else has begun.
-        """
-        try:
-            async with asyncio.timeout(NOTICE_LIMIT_S):
-                await session.tell_service(NOTICE_SERVICE, b"")
-        except (OSError, TimeoutError) as error:
-            log.warning("%s: does not say that it goes on: %s", name, error or "no answer")
-        await asyncio.sleep(RESTART_DELAY_S)
-
     async def hide(self, name: QubeName) -> None:
         """It stands still, or is about to: what cannot answer is not shown."""
-        self._still.add(name)
         await self._stop(name)
 
     async def end(self, name: QubeName) -> None:
         """Its machine is gone."""
         self._enabled.discard(name)
-        self._still.discard(name)
         await self._stop(name)
 
     async def _stop(self, name: QubeName) -> None:

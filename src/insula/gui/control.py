@@ -122,6 +122,10 @@ class Told(_Message, frozen=True, tag=True):
     text: Text
 
 
+class Greeted(_Message, frozen=True, tag=True):
+    """The qube's agent has begun to speak, with this process and no other."""
+
+
 class Ending(_Message, frozen=True, tag=True):
     """Last message, if the process ends by itself."""
 
@@ -129,7 +133,7 @@ class Ending(_Message, frozen=True, tag=True):
 
 
 ToGui = Configure | Deliver | Expect
-FromGui = Focused | CopyStarted | CopyOffered | CopyFailed | PasteAsked | Told | Ending
+FromGui = Focused | CopyStarted | CopyOffered | CopyFailed | PasteAsked | Told | Greeted | Ending
 WITH_DESCRIPTOR = (Deliver, CopyOffered)
 
 _encoder = msgspec.msgpack.Encoder()

@@ -26,6 +26,7 @@ from insula.gui.control import (
     Ending,
     Focused,
     FromGui,
+    Greeted,
     PasteAsked,
     Told,
 )
@@ -68,6 +69,7 @@ class RunningGui:
         self._take = take
         self._loop = asyncio.get_running_loop()
         self._reason = ""
+        self._greeted = asyncio.Event()
         self._loop.add_reader(daemon, self._readable)
         self._ending = asyncio.create_task(self._wait(), name=f"gui {name}")
 
@@ -80,6 +82,10 @@ class RunningGui:
     def is_running(self) -> bool:
         """Whether it has not ended yet."""
         return not self._ending.done()
+
+    async def wait_greeted(self) -> None:
+        """Return once the qube's agent speaks with it; may never be."""
+        await self._greeted.wait()
 
     async def wait_closed(self) -> str:
         """Return why it ended, once it has; may be awaited by many."""
@@ -113,6 +119,9 @@ class RunningGui:
                 raise RemoteProtocolError(f"{type(message).__name__} with {len(descriptors)} descriptors")  # noqa: TRY301
             if isinstance(message, Ending):
                 self._reason = message.reason
+            if isinstance(message, Greeted):
+                self._greeted.set()
+                return
             self._take(self.name, message, descriptors)
         except BlockingIOError:
             return

@@ -32,6 +32,7 @@ from insula.gui.control import (
     Expect,
     Focused,
     FromGui,
+    Greeted,
     PasteAsked,
     Told,
     printable,
@@ -179,6 +180,10 @@ class Process:
             self._tell(PasteAsked(command.number, command.stamp))
         elif isinstance(command, Tell):
             self._tell(Told(printable(command.text)))
+
+    def greeted(self) -> None:
+        """The guest's agent has said its first words."""
+        self._tell(Greeted())
 
     def ended(self, reason: str) -> None:
         """The guest is gone, or broke the protocol."""

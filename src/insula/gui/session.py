@@ -107,6 +107,9 @@ class Owner(Protocol):
     def commanded(self, command: Command) -> None:
         """A command that is not about a window: the clipboard's, and what the user is to be told."""
 
+    def greeted(self) -> None:
+        """The guest's agent has said its first words."""
+
     def ended(self, reason: str) -> None:
         """The guest is gone, or broke the protocol; nothing of it is on the desktop any more."""
 
@@ -203,6 +206,7 @@ class Session:
         self._machine.expect(self._expects_since)
         self._queue(self._end.answer(Screen(max(1, width), max(1, height))))
         self._obey(self._machine.greet())
+        self._owner.greeted()
 
     def _take(self, message: gui.Message) -> None:
         assert self._machine is not None
