@@ -32,7 +32,7 @@ BAR_GROWTH_MIB = 4
 DVM = f"{TEMPLATE}-dvm"
 READY_TIMEOUT_S = 60.0
 REST_S = 0.5
-"""After machines have come to wait."""
+"""After machines have come to wait, or wait no more: their processes end a moment later."""
 
 
 async def first_output_seconds(ends: AsyncExitStack) -> float:
@@ -57,8 +57,7 @@ async def one_after_another(daemon: DaemonProcess, count: int, *, waiting: int) 
 async def rest_with(daemon: DaemonProcess, waiting: int) -> None:
     """Have this many machines in waiting, and nothing else to do."""
     await hold_in_waiting(daemon.client, waiting)
-    if waiting:
-        await asyncio.sleep(REST_S)
+    await asyncio.sleep(REST_S)
 
 
 async def at_once(daemon: DaemonProcess, count: int, *, waiting: int) -> list[float]:
