@@ -109,6 +109,8 @@ def test_vpn_lets_clients_through_its_tunnel_and_nowhere_else_at_every_stage(tmp
             "without the routes, leaked": "leaked",
             "with an accepting rule of the user": "nft add rule ip qubes custom-forward accept; reaches",
             "with an accepting rule of the user, leaked": "leaked",
+            "its own complaints": "busybox ping -c 1 -W 1 -q 198.51.100.2 > /dev/null && echo yes || echo no",
+            "its own complaints, leaked": "leaked",
             "without the role": "nft delete table inet insula-vpn; reaches",
         },
     )

@@ -169,6 +169,7 @@ async def openvpn(chain: Chain, folder: Path) -> None:
     server = f"""dev far-tun
 dev-type tun
 proto udp
+local {ENDPOINT}
 port 1194
 topology subnet
 server 10.9.0.0 255.255.255.0

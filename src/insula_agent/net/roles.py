@@ -69,6 +69,10 @@ def ruleset(services: Collection[str]) -> str:
     return "".join([f"{line}\n" for line in lines])
 
 
+_CONTROL = "1, 58"
+"""ICMP of both families, by number: a small system knows few names. While a tunnel is down the kernel would complain
+with it to the other end, which goes on sending."""
+
 _VPN = f"""\
   chain mark-clients {{
     type filter hook prerouting priority mangle; policy accept;
@@ -91,6 +95,7 @@ _VPN = f"""\
   chain output {{
     type filter hook output priority filter - 10; policy accept;
     meta mark {TUNNEL_MARK} oifname != "lo" oifgroup != {TUNNEL_GROUP} counter drop
+    oifgroup {UPLINK_GROUP} meta l4proto {{ {_CONTROL} }} counter drop
   }}
   chain forward {{
     type filter hook forward priority filter - 10; policy drop;
