@@ -87,6 +87,17 @@ raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 raw.bind(("eth0", 0))
 mac, ip = bytes.fromhex("00163e5e6c00"), bytes([10, 137, 0, 9])
 raw.send(b"\\xff" * 6 + mac + bytes.fromhex("08060001080006040002") + mac + ip + mac + ip)
+# A router advertisement with a prefix to make addresses of, to all nodes (RFC 4861 4.2); its checksum is right.
+source, group = socket.inet_pton(socket.AF_INET6, "fe80::1"), socket.inet_pton(socket.AF_INET6, "ff02::1")
+prefix = bytes.fromhex("030440c0000151800000384000000000") + socket.inet_pton(socket.AF_INET6, "2001:db8:bad::")
+advert = bytes.fromhex("8600000040000708") + bytes(8) + prefix
+covered = source + group + len(advert).to_bytes(4, "big") + bytes([0, 0, 0, 58]) + advert
+total = sum(int.from_bytes(covered[at : at + 2], "big") for at in range(0, len(covered), 2))
+while total >> 16:
+    total = (total & 0xFFFF) + (total >> 16)
+advert = advert[:2] + (~total & 0xFFFF).to_bytes(2, "big") + advert[4:]
+head = bytes.fromhex("60000000") + len(advert).to_bytes(2, "big") + bytes([58, 255]) + source + group
+raw.send(bytes.fromhex("333300000001") + mac + bytes.fromhex("86dd") + head + advert)
 """
 FETCH = "python3 -c 'import urllib.request as r; print(r.urlopen(\"{}\", timeout={}).read().decode())'"
 
@@ -172,6 +183,25 @@ async def test_nobody_reaches_the_app_qube_from_a_net_qube(daemon: DaemonProcess
     assert (await run(daemon, firewall, probe))[1].strip() == "1"
 
 
+async def test_forwarded_port_leads_to_the_client_until_it_is_taken_back(
+    daemon: DaemonProcess, names: tuple[str, str, str]
+) -> None:
+    net, firewall, app = names
+    await run(daemon, app, "nohup python3 -m http.server 8003 >/dev/null 2>&1 & sleep 1")
+    # (Its addresses: the first is its own, the others are those it has for its clients.)
+    address = (await run(daemon, firewall, "hostname -I"))[1].split()[0]
+    probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8080), 3)'"
+    assert (await run(daemon, net, probe))[0] != 0
+    await daemon.client.set_feature(app, "net.forward", "tcp:8080:8003")
+    async with asyncio.timeout(LIMIT_S):
+        while (await run(daemon, net, probe))[0] != 0:
+            pass
+    await daemon.client.set_feature(app, "net.forward", "")
+    async with asyncio.timeout(LIMIT_S):
+        while (await run(daemon, net, probe))[0] == 0:
+            pass
+
+
 async def test_source_address_of_somebody_else_is_dropped(
     daemon: DaemonProcess, names: tuple[str, str, str], page: str
 ) -> None:
@@ -204,12 +234,15 @@ async def test_other_families_and_own_services_of_a_client_get_nowhere(
     daemon: DaemonProcess, names: tuple[str, str, str]
 ) -> None:
     """MC-80: IPv6, router advertisements, DHCP of a client."""
-    _, firewall, app = names
+    net, firewall, app = names
     assert (await run(daemon, firewall, "cat /proc/sys/net/ipv6/conf/vif0.0/disable_ipv6"))[1].strip() == "1"
     assert "inet6" not in (await run(daemon, app, "ip -6 addr show dev eth0"))[1]
-    before = (await run(daemon, firewall, "ip -br addr; ip route; ip neigh"))[1]
+    look = "ip -br addr; ip route; ip neigh; ip -6 route"
+    before = (await run(daemon, firewall, look))[1]
     assert (await run(daemon, app, f"python3 -c '{FORGERIES}'"))[0] == 0
-    assert (await run(daemon, firewall, "ip -br addr; ip route; ip neigh"))[1] == before
+    assert (await run(daemon, firewall, look))[1] == before
+    # Nothing of it went on to the next net qube either.
+    assert "2001:db8" not in (await run(daemon, net, look))[1]
 
 
 async def test_net_qube_that_dies_and_comes_back_serves_its_clients_again(
