@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -177,6 +178,20 @@ class TestCalls:
         assert (await call(daemon, TARGET, "admin.vm.feature.Set+x", b"1", caller=MANAGER)).out == b"0\0"
         assert (await call(daemon, BASE, "admin.vm.feature.Set+x", b"1", caller=MANAGER)).code == 126
         assert (await call(daemon, TARGET, "admin.vm.Kill", caller=MANAGER)).code == 126
+
+    async def test_user_is_asked_in_the_qube_that_shows_the_callers_windows(self, daemon: DaemonProcess) -> None:
+        """The published service; what serves it there is played by a script."""
+        script = b"#!/bin/sh\ncat > /tmp/question; printf allow:" + TARGET.encode()
+        install = "cat > /usr/local/etc/qubes-rpc/policy.Ask; chmod 755 /usr/local/etc/qubes-rpc/policy.Ask"
+        assert (await run(daemon, TARGET, install, user="root", stdin=script)).code == 0
+        await daemon.client.set_property("guivm", TARGET, CALLER)
+        try:
+            result = await call(daemon, "@default", "test.Asked+x", b"hi")
+            assert (result.code, result.out) == (3, f"{CALLER}:x\nhi".encode())
+            question = json.loads(await sh(daemon, TARGET, "cat /tmp/question"))
+            assert (question["source"], question["default_target"]) == (CALLER, TARGET)
+        finally:
+            await daemon.client.set_property("guivm", "dom0", CALLER)
 
     async def test_management_qube_fills_the_volume_of_another(self, daemon: DaemonProcess) -> None:
         """More than a message has: it goes into the volume as a stream."""
