@@ -14,13 +14,12 @@ from insula.admin.call import Context
 from insula.model.applications import MAX_LIST, parse_applications
 from insula.model.errors import ProtocolError, QubesException
 from insula.model.feature_requests import apply_request, parse_request, parse_tools
-from insula.model.names import QubeName
+from insula.model.names import UPDATES, QubeName
 from insula.model.properties import view
 from insula.model.qube import Qube
 from insula.model.state import PowerState
 from insula.rpc.host_services import HostCall, HostReply, HostService, HostServices
 
-UPDATES = "updates-available"
 LAST_CHECK = "last-updates-check"
 LAST_UPDATE = "last-update"
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"

@@ -11,6 +11,9 @@ QubeName = NewType("QubeName", str)
 """A name that passed :func:`parse_qube_name`."""
 
 ADMIN_NAME = QubeName("dom0")
+UPDATES = "updates-available"
+"""Feature of a template whose qube told that there is something newer (admin-api §4); here, for commands that show it
+load nothing else of the model."""
 
 MAX_QUBE_NAME = 31
 """Bytes; admin-api §1."""

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from insula.admin.client import AdminClient, QubeRow
-from insula.admin.guest_reports import UPDATES
 from insula.cli import completion, output
 from insula.cli.connection import with_daemon
 from insula.cli.label_colors import label_colors
@@ -19,7 +18,7 @@ from insula.cli.options import Json, SomeQubes
 from insula.cli.table import Cell, Column
 from insula.cli.text import KIB, size_text
 from insula.model.errors import QubesFeatureNotFoundError, QubesVMNotFoundError
-from insula.model.names import ADMIN_NAME
+from insula.model.names import ADMIN_NAME, UPDATES
 
 MAX_AT_ONCE = 32
 MEMORY_TIMEOUT_S = 0.5
