@@ -139,9 +139,9 @@ async def test_disposable_for_a_file_is_gone_afterwards(qubes: DaemonProcess) ->
     await create_app_qube(qubes.client, "copy-dvm")
     await qubes.client.set_property("template_for_dispvms", "True", "copy-dvm")
     await qubes.client.set_property("default_dispvm", "copy-dvm", "copy-from")
-    done = await run(qubes, "copy-from", "echo x > f.txt; qvm-open-in-dvm --view-only f.txt; echo $?")
+    done = await run(qubes, "copy-from", "echo x > f.pdf; qvm-open-in-dvm --view-only f.pdf; echo $?")
     assert done.out == b"1\n"
-    assert b"no application here opens text/plain" in done.err
+    assert b"no application here opens application/pdf" in done.err
     async with asyncio.timeout(GONE_S):
         while [row.name for row in await qubes.client.list_qubes() if row.klass == "DispVM"]:
             await asyncio.sleep(0.05)
