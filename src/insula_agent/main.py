@@ -52,6 +52,8 @@ NETWORK_PREFIXES = (
     "/insula-link/",
     "/net-config/",
     "/insula-firewall/",
+    "/insula-forward/",
+    "/insula-card",
     "/qubes-gateway",
     "/qubes-ip",
     "/qubes-mac",

@@ -14,6 +14,8 @@ import pytest
 from insula_agent import commands, main, renewal, seed
 from insula_agent import identity as identity_module
 from insula_agent.loop import Loop
+from insula_agent.main import NETWORK_PREFIXES
+from insula_agent.net.network import is_of_network
 
 SRC = Path(__file__).parents[2] / "src"
 COSTLY = {"asyncio", "dataclasses", "typing", "subprocess", "logging", "tempfile", "enum", "inspect", "pathlib", "re"}
@@ -355,3 +357,9 @@ def test_gate_where_nobody_waits_yet_is_tried_again(
     while fork.loop._run_timers() != -1:
         pass
     assert happened == ["complete", "gate", "gate", "gate", "end hush"]
+
+
+@pytest.mark.parametrize("key", ["/insula-link/0", "/insula-firewall/0", "/insula-forward/0", "/insula-card"])
+def test_network_hears_of_every_key_that_is_for_it(key: str) -> None:
+    assert is_of_network(key)
+    assert key.startswith(NETWORK_PREFIXES)

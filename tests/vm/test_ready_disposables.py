@@ -57,7 +57,10 @@ async def test_held_ready_it_has_booted_rehearsed_and_nothing_left_to_do(daemon:
         assert now - CLOCK_TOLERANCE_S < clock < time.time() + CLOCK_TOLERANCE_S
         assert await sh(daemon, name, "hostname; systemctl is-system-running") == f"{name}\nrunning"
         # Of the rehearsal nothing runs on (the X server is the seed's, decision 021), and nothing is in the home that was not in the template's.
-        assert await sh(daemon, name, "ps -u user -o comm= | grep -v -x -e bash -e ps -e grep -e wc -e Xvfb | wc -l") == "0"
+        assert (
+            await sh(daemon, name, "ps -u user -o comm= | grep -v -x -e bash -e ps -e grep -e wc -e Xvfb | wc -l")
+            == "0"
+        )
         assert await sh(daemon, name, "diff <(ls -A ~) <(ls -A /etc/skel) && echo same") == "same"
         await client.kill(name)
     finally:
