@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from insula.model.labels import BUILTIN_LABELS
-from insula.policy.agent import Notice, Question, Resolution
-from insula.testing.desktop import Desktop, Window, desktop
+from insula.policy.agent import Notice, Notification, Question, Resolution
+from insula.testing.desktop import Desktop, Picture, Window, desktop
 from insula.testing.prompt_program import MARK, TITLE, WAIT_S, PromptProgram, running_prompt
 
 pytestmark = pytest.mark.desktop
@@ -272,6 +272,63 @@ def test_notice_takes_no_focus_and_goes_by_itself(prompt: PromptProgram) -> None
     assert notice.y > 500
     assert prompt.screen.focused() == other.number
     prompt.screen.wait(lambda: not prompt.screen.windows("^Insula$"), "it is still there")
+
+
+def told(
+    title: str, text: str = "", number: int = 1, source: str = "untrusted", *, is_urgent: bool = False
+) -> Notification:
+    return Notification(source, ICONS[source], number, is_urgent, title, text)
+
+
+def border(picture: Picture, window: Window) -> set[int]:
+    """Colours of the six pixels around a window's edge, its band left out."""
+    part = picture.part(window.x, window.y, window.width, window.height)
+    sides = [part.part(0, 0, 6, part.height), part.part(part.width - 6, 0, 6, part.height)]
+    sides.append(part.part(0, part.height - 6, part.width, 6))
+    return {side.pixel(x, y) for side in sides for x in range(side.width) for y in range(side.height)}
+
+
+def test_mc50_notification_of_a_qube_has_its_frame_and_name_and_not_the_mark_of_the_host(prompt: PromptProgram) -> None:
+    screen = prompt.screen
+    other = prompt.cover(Window(0, 40, 40, 0, 0))
+    screen.do("windowactivate", "--sync", other.number)
+    imitation = "<b>Insula asks</b>\nvault asks to use your keys.\n<a href='https://x'>Allow</a>"
+    assert prompt.ask(told("Insula", imitation)).answer() == b""
+    window = screen.window("^Insula: untrusted$")
+    screen.park()
+    screen.wait(lambda: border(screen.picture(), window) == {RED}, "the frame is not the qube's")
+    band = screen.picture().part(window.x, window.y, window.width, 40)
+    assert band.share(RED) > 0.7
+    assert band.share(0x161A22) == 0.0, "the ground of the host's own notices"
+    assert screen.focused() == other.number
+    assert prompt.ask(Notice(Resolution.DENY, "qubes.Gpg", "+", "untrusted", "vault")).answer() == b""
+    notice = screen.window("^Insula$")
+    screen.wait(lambda: screen.window("^Insula: untrusted$").y < notice.y, "the notice is not below")
+    moved = screen.window("^Insula: untrusted$")
+    assert moved.y + moved.height <= notice.y
+    screen.click(*moved.centre)
+    screen.wait(lambda: not screen.windows("^Insula: "), "a click does not put it away")
+    assert screen.windows("^Insula$")
+
+
+def test_notification_takes_the_place_of_the_one_of_its_number_and_is_withdrawn(prompt: PromptProgram) -> None:
+    """(Urgent ones: those stay long enough for a busy machine.)"""
+    screen = prompt.screen
+    prompt.ask(told("10 %", is_urgent=True))
+    first = screen.window("^Insula: untrusted$")
+    prompt.ask(told("20 %", "almost\nas\nlong\nagain", is_urgent=True))
+    screen.wait(
+        lambda: [window.height > first.height for window in screen.windows("^Insula: ")] == [True], "not in its place"
+    )
+    prompt.ask(told("another", number=2, is_urgent=True))
+    prompt.ask(told("of another", source="personal", is_urgent=True))
+    screen.wait(lambda: len(screen.windows("^Insula: ")) == 3, "not three")
+    prompt.ask(told("and one more", source="work", is_urgent=True))
+    screen.window("^Insula: work$")
+    screen.wait(lambda: len(screen.windows("^Insula: ")) == 3, "the oldest did not go")
+    prompt.ask(told("", source="personal"))
+    screen.wait(lambda: not screen.windows("^Insula: personal$"), "it was not taken away")
+    assert len(screen.windows("^Insula: ")) == 2
 
 
 def test_second_program_leaves_it_to_the_first(prompt: PromptProgram) -> None:

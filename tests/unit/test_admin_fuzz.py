@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("name", ["fuzz_admin", "fuzz_applications"])
+@pytest.mark.parametrize("name", ["fuzz_admin", "fuzz_applications", "fuzz_notification"])
 def test_fixed_inputs_keep_invariant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """MC-11: any bytes, in any split."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fuzz"))

@@ -240,6 +240,8 @@ async def test_policy_folder_of_the_user_is_not_touched_and_a_missing_one_is_mad
         ("qubes.GetDate", "work", "@default", Allow),
         ("qubes.NotifyUpdates", "work", "@adminvm", Allow),
         ("qubes.FeaturesRequest", "work", "dom0", Allow),
+        ("insula.Notify", "work", "dom0", Allow),
+        ("insula.Notify", "work", "other", Deny),
         ("admin.vm.List", "work", "dom0", Deny),
         ("policy.Get", "work", "dom0", Deny),
         ("insula.Shutdown", "work", "dom0", Deny),

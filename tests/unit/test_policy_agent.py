@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.policy import agent
-from insula.policy.agent import Notice, Question, Remark, Resolution
+from insula.policy.agent import Notice, Notification, Question, Remark, Resolution
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,30}", fullmatch=True)
@@ -19,6 +19,16 @@ ARGUMENTS = st.from_regex(r"\+[A-Za-z0-9_.+-]{0,40}", fullmatch=True)
 ICONS = st.from_regex(r"[A-Za-z0-9_.-]{1,20}", fullmatch=True)
 NOTICES = st.builds(Notice, st.sampled_from(Resolution), SERVICES, ARGUMENTS, NAMES, TARGETS | st.just(""))
 REMARKS = st.builds(Remark, NAMES | st.just(""), st.from_regex(r"[ -~]{1,300}", fullmatch=True))
+PRINTABLE = st.text(st.characters().filter(str.isprintable), max_size=40)
+NOTIFICATIONS = st.builds(
+    Notification,
+    NAMES,
+    ICONS | st.just(""),
+    st.integers(0, agent.MAX_NUMBER),
+    st.booleans(),
+    PRINTABLE,
+    st.lists(PRINTABLE, max_size=agent.MAX_LINES).map("\n".join),
+)
 
 
 @st.composite
@@ -30,12 +40,12 @@ def questions(draw: st.DrawFn) -> Question:
     )
 
 
-@given(questions() | NOTICES | REMARKS)
+@given(questions() | NOTICES | REMARKS | NOTIFICATIONS)
 def test_request_comes_back_as_it_was(request: agent.Request) -> None:
     assert agent.decode(agent.encode(request)) == request
 
 
-@given(questions() | NOTICES | REMARKS, st.data())
+@given(questions() | NOTICES | REMARKS | NOTIFICATIONS, st.data())
 def test_changed_request_is_another_request_or_refused(request: agent.Request, data: st.DataObject) -> None:
     changed = bytearray(agent.encode(request))
     position = data.draw(st.integers(0, len(changed) - 1))
@@ -58,6 +68,15 @@ def wire(header: bytes = b"policy.Ask dom0 name dom0", **changed: object) -> byt
     }
     body.update(changed)
     return header + b"\0" + json.dumps({key: value for key, value in body.items() if value is not None}).encode()
+
+
+def show(**changed: object) -> bytes:
+    told = {"source": "work", "icon": "appvm-red", "number": 1, "is_urgent": False, "title": "New", "text": "a\nb"}
+    return b"insula.Show dom0 name dom0\0" + json.dumps({**told, **changed}).encode()
+
+
+def test_notification_of_a_qube_is_read() -> None:
+    assert agent.decode(show()) == Notification("work", "appvm-red", 1, False, "New", "a\nb")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +119,18 @@ def test_published_question_is_read(header: bytes) -> None:
         b'insula.Tell dom0 name dom0\0{"source": "work", "text": "two\\nlines"}',
         b'insula.Tell dom0 name dom0\0{"source": "work", "text": "\\u202e"}',
         b'policy.Tell dom0 name dom0\0{"source": "work", "text": "x"}',
+        show(source=""),
+        show(source="work\u202e"),
+        show(title="\u202egnp.exe"),
+        show(title="two\nlines"),
+        show(text="\x1b[2J"),
+        show(text="\n" * agent.MAX_LINES),
+        show(text="x" * (agent.MAX_TEXT + 1)),
+        show(number=-1),
+        show(number=1 << 32),
+        show(is_urgent="yes"),
+        show(icon="../../etc/passwd"),
+        show(actions=["Open"]),
         wire()[:-1],
         b"policy.Ask dom0 name dom0\0" + b"[" * 100_000,
         b"policy.Ask dom0 name dom0\0" + b" " * agent.MAX_REQUEST,

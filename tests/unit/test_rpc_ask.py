@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from insula.policy.agent import Notice, Question, Remark, Resolution
+from insula.policy.agent import Notice, Notification, Question, Remark, Resolution
 from insula.rpc import ask
+from insula.rpc.ask import CannotAsk, Prompts
 from insula.testing.call_world import CallWorld, call_world, echo
 from insula.testing.scripted_guest import Answer, ScriptedGuest, Served
 from insula.testing.scripted_policy_agent import ScriptedAgent
@@ -332,3 +333,27 @@ async def test_flood_of_remarks_is_bounded(tmp_path: Path) -> None:
         prompts.tell("work", "again")
     assert len(prompts._notices) == ask.MAX_NOTICES
     await prompts.close()
+
+
+async def test_mc33_notifications_of_a_qube_are_bounded_and_keep_nothing_of_others_from_being_shown(
+    world: CallWorld, asker: ScriptedAgent
+) -> None:
+    prompts = Prompts(world.agent_socket)
+
+    def told(source: str) -> Notification:
+        return Notification(source, "appvm-red", 1, False, "New", "")
+
+    for _ in range(ask.SHOWN_BURST):
+        await prompts.show(told("work"))
+    with pytest.raises(CannotAsk, match="too many"):
+        await prompts.show(told("work"))
+    await prompts.show(told("vault"))
+    prompts.tell("work", "something else")
+    await prompts.drain()
+    assert [each.source for each in asker.notifications] == ["work"] * ask.SHOWN_BURST + ["vault"]
+    assert len(asker.remarks) == 1
+
+
+async def test_notification_with_nobody_to_show_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CannotAsk):
+        await Prompts(tmp_path / "nobody").show(Notification("work", "", 1, False, "New", ""))

@@ -18,6 +18,7 @@ from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
 from insula.testing.desktop import Desktop, Picture, Window, desktop
 from insula.testing.guest import create_app_qube, run, sh
+from insula.testing.prompt_program import running_prompt
 
 from .conftest import discard
 
@@ -254,6 +255,30 @@ async def test_killed_qube_leaves_no_window(daemon: DaemonProcess, screen: Deskt
     await until(lambda: not screen.windows(rf"^\[{red}\]"), "the window stays")
     await asyncio.gather(call, return_exceptions=True)
     await daemon.client.start(red)
+
+
+async def test_mc50_notification_of_a_program_is_shown_under_the_name_of_its_qube(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    blue, red = qubes
+    await daemon.client.show_windows(blue, desktop_of(screen))
+    service = "org.freedesktop.Notifications"
+    words = ["busctl", "--user", "call", service, "/org/freedesktop/Notifications", service, "Notify", "susssasa{sv}i"]
+    words += ["mail", "0", "", "New letter", "<b>from</b> somebody", "0", "0", "--", "-1"]
+    imitation = f"printf '1 critical\\0{blue}\\0[{blue}] says\\0x' | qrexec-client-vm dom0 insula.Notify"
+    with running_prompt(screen, daemon.paths.runtime.parent):
+        code, out, err = await run_collect(
+            daemon.paths.rpc_socket(blue), command_line(words, "qubes.VMExecGUI"), user="user", timeout=SHOWN_TIMEOUT_S
+        )
+        assert (code, out.split()[:1]) == (0, [b"u"]), err
+        await until(lambda: bool(screen.windows(f"^Insula: {blue}$")), "it is not shown")
+        [window] = screen.windows(f"^Insula: {blue}$")
+        screen.park()
+        await until(lambda: set(ring(screen.picture(), window)) == {BLUE}, "not in the colour of its qube")
+        assert (await run(daemon, red, imitation)).code == 0
+        await until(lambda: bool(screen.windows(f"^Insula: {red}$")), "it is not shown")
+        [window] = screen.windows(f"^Insula: {red}$")
+        await until(lambda: set(ring(screen.picture(), window)) == {RED}, "not in the colour of its qube")
 
 
 async def test_no_desktop_and_no_windows_are_said(

@@ -16,6 +16,7 @@ from insula.admin.call import Context
 from insula.admin.dispatch import Dispatcher, published_error
 from insula.admin.guest_reports import GuestReports
 from insula.admin.leases import Options
+from insula.admin.notifications import Notifications
 from insula.admin.policy_calls import PolicyCalls
 from insula.admin.qube_calls import QubeCalls
 from insula.daemon.pastes import PasteJudge
@@ -111,7 +112,7 @@ def _published() -> Iterator[None]:
         raise QubesException(published_error(error)[1]) from error
 
 
-def host_services(context: Context, policy: CurrentPolicy, qubes: SystemQubes) -> HostServices:
+def host_services(context: Context, policy: CurrentPolicy, qubes: SystemQubes, prompts: Prompts) -> HostServices:
     """Every service of the target ``@adminvm``."""
 
     async def may(request: Request) -> bool:
@@ -124,6 +125,7 @@ def host_services(context: Context, policy: CurrentPolicy, qubes: SystemQubes) -
         **QubeCalls(Dispatcher(context, api.METHODS), may).services(),
         **PolicyCalls(policy.store).services(),
         **GuestReports(context).services(),
+        **Notifications(context, prompts.show).services(),
     }
 
 
@@ -177,7 +179,7 @@ async def open_calls(context: Context, paths: Paths) -> AsyncIterator[Calls]:
     records = CallLog(paths.calls_log, context.bus)
     desk = PromptProgram(paths)
     prompts = Prompts(paths.policy_agent_socket, desk)
-    broker = Broker(policy, qubes, host_services(context, policy, qubes), prompts, records)
+    broker = Broker(policy, qubes, host_services(context, policy, qubes, prompts), prompts, records)
     try:
         yield Calls(broker, PasteJudge(policy.get, qubes.snapshot), prompts)
     finally:

@@ -6,6 +6,7 @@ So far the *prompt*: the program that asks whether a call may go on (qrexec §7,
 ``agent_server``  the socket: requests in, answers out; a caller that hangs up takes its question along
 ``prompt``        what is asked, in which order, and when an answer counts; pure
 ``notices``       which notices are shown, and what becomes of a flood of them; pure
+``notifications`` which notifications of programs in qubes are shown, and when; pure
 ``wording``       what a service does, in words; pure
 ``host_mark``     the mark that no qube knows
 ``terminal``      back end: a terminal

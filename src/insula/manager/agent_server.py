@@ -22,7 +22,7 @@ from typing import Any
 
 from insula.manager.prompt import Asked, Withdrawn
 from insula.policy import agent
-from insula.policy.agent import Notice, Question, Remark
+from insula.policy.agent import Notice, Notification, Question, Remark
 from insula.rpc.sockets import address, hang_up
 from insula_proto.errors import RemoteProtocolError
 
@@ -39,7 +39,7 @@ _UCRED = struct.Struct("iII")
 
 _log = logging.getLogger("insula.prompt")
 
-ServerEvent = Asked | Withdrawn | Notice | Remark
+ServerEvent = Asked | Withdrawn | Notice | Remark | Notification
 
 
 class AlreadyServed(Exception):
@@ -114,7 +114,7 @@ class AgentServer:
                 return
             request = agent.decode(untrusted_data)
             match request:
-                case Notice() | Remark():
+                case Notice() | Remark() | Notification():
                     self._listener(request)
                 case Question():
                     await self._ask(request, connection, writer)

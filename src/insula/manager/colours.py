@@ -35,6 +35,11 @@ class Colours:
     def of_icon(self, icon: str) -> int:
         return self._known.get(label_of(icon) or "", UNKNOWN)
 
+    def knows(self, icon: str) -> bool:
+        """False: the daemon may be asked about its label."""
+        label = label_of(icon)
+        return label is None or label in self._known
+
     def unknown_labels(self, question: Question) -> frozenset[str]:
         """Those the daemon may be asked about."""
         labels = {label_of(icon) for icon in question.icons.values()}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from insula.manager.notices import NoticeMachine, ShownNotice
+from insula.manager.notifications import NotificationCommand, NotificationMachine
 from insula.manager.prompt import (
     Answer,
     Command,
@@ -19,11 +20,14 @@ from insula.manager.prompt import (
     Event,
     Hide,
     PromptMachine,
+    ScreenLocked,
     Show,
     StartDelay,
     View,
 )
-from insula.policy.agent import Notice, Remark
+from insula.policy.agent import Notice, Notification, Remark
+
+DeskEvent = Event | Notice | Remark | Notification
 
 
 class Surface(Protocol):
@@ -33,6 +37,8 @@ class Surface(Protocol):
     def hide(self) -> None: ...
 
     def tell(self, notice: ShownNotice) -> None: ...
+
+    def notify(self, command: NotificationCommand) -> None: ...
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None: ...
 
@@ -50,11 +56,13 @@ class Desk:
         self._clock = clock
         self._prompt = PromptMachine()
         self._notices = NoticeMachine()
-        self._events: deque[Event | Notice | Remark] = deque()
+        self._notifications = NotificationMachine()
+        self._events: deque[DeskEvent] = deque()
         self._is_busy = False
         self._is_summary_due = False
+        self._is_notification_due = False
 
-    def feed(self, event: Event | Notice | Remark) -> None:
+    def feed(self, event: DeskEvent) -> None:
         """Also from within a surface's method: showing a window can give it the focus before the method returns."""
         self._events.append(event)
         if self._is_busy:
@@ -66,7 +74,7 @@ class Desk:
         finally:
             self._is_busy = False
 
-    def _handle(self, event: Event | Notice | Remark) -> None:
+    def _handle(self, event: DeskEvent) -> None:
         if isinstance(event, Remark):
             for notice in self._notices.remark(event, self._clock()):
                 self._surface.tell(notice)
@@ -74,6 +82,11 @@ class Desk:
         if isinstance(event, Notice):
             self._note(event)
             return
+        if isinstance(event, Notification):
+            self._notify(self._notifications.add(event, self._clock()))
+            return
+        if isinstance(event, ScreenLocked):
+            self._notify(self._notifications.locked(event.is_locked, self._clock()))
         for command in self._prompt.handle(event, self._clock()):
             self._act(command)
 
@@ -107,3 +120,15 @@ class Desk:
         for notice in self._notices.due(self._clock()):
             self._surface.tell(notice)
         self._plan_summary()
+
+    def _notify(self, commands: list[NotificationCommand]) -> None:
+        for command in commands:
+            self._surface.notify(command)
+        wait_s = self._notifications.next_due_s(self._clock())
+        if wait_s is not None and not self._is_notification_due:
+            self._is_notification_due = True
+            self._surface.call_later(wait_s, self._notify_late)
+
+    def _notify_late(self) -> None:
+        self._is_notification_due = False
+        self._notify(self._notifications.due(self._clock()))

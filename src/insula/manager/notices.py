@@ -49,7 +49,9 @@ class ShownNotice:
 
 
 @dataclass
-class _Bucket:
+class Bucket:
+    """How often something may be shown: some at once, then one each ``refill_s``."""
+
     burst: float
     refill_s: float
     left: float
@@ -67,7 +69,7 @@ class _Bucket:
 
 @dataclass
 class _Source:
-    bucket: _Bucket
+    bucket: Bucket
     held: Counter[str] = field(default_factory=Counter)
     """What is not shown yet: how it ended → how often."""
 
@@ -75,7 +77,7 @@ class _Source:
 class NoticeMachine:
     def __init__(self) -> None:
         self._sources: OrderedDict[str, _Source] = OrderedDict()
-        self._total = _Bucket(TOTAL_BURST, TOTAL_REFILL_S, TOTAL_BURST, 0.0)
+        self._total = Bucket(TOTAL_BURST, TOTAL_REFILL_S, TOTAL_BURST, 0.0)
 
     def remark(self, remark: Remark, now: float) -> list[ShownNotice]:
         """What to show at once; nothing if it is too much."""
@@ -140,7 +142,7 @@ class NoticeMachine:
         if source is None:
             if len(self._sources) >= MAX_SOURCES and not self._forget():
                 return None
-            source = _Source(_Bucket(SOURCE_BURST, SOURCE_REFILL_S, SOURCE_BURST, now))
+            source = _Source(Bucket(SOURCE_BURST, SOURCE_REFILL_S, SOURCE_BURST, now))
             self._sources[name] = source
         self._sources.move_to_end(name)
         return source

@@ -23,11 +23,13 @@ from insula.manager.colours import Colours
 from insula.manager.desk import Desk
 from insula.manager.host_mark import HostMark
 from insula.manager.notices import ShownNotice
+from insula.manager.notifications import NotificationCommand
 from insula.manager.prompt import Asked, ScreenLocked, View
 from insula.manager.qt_dialog import PromptDialog
 from insula.manager.qt_lock import LockWatch
 from insula.manager.qt_notices import NoticeStack
 from insula.model.errors import InsulaError
+from insula.policy.agent import Notification
 
 LABELS_TIMEOUT_S = 5.0
 """For the colours of labels; until they come, a label that a user made is grey."""
@@ -110,7 +112,7 @@ class QtSurface(QObject):
         self._server = server
         self._desk = Desk(self, server.answer)
         self._dialog = PromptDialog(mark, self._colours, self._desk.feed)
-        self._notices = NoticeStack(mark)
+        self._notices = NoticeStack(mark, self._colours)
 
     # for the desk
 
@@ -125,6 +127,9 @@ class QtSurface(QObject):
     def tell(self, notice: ShownNotice) -> None:
         self._notices.add(notice)
 
+    def notify(self, command: NotificationCommand) -> None:
+        self._notices.obey(command)
+
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         # Rounded up: an answer must not count a moment too early.
         QTimer.singleShot(int(seconds * 1000) + 1, function)
@@ -135,12 +140,15 @@ class QtSurface(QObject):
     def happened(self, event: ServerEvent) -> None:
         if isinstance(event, Asked) and self._colours.unknown_labels(event.question):
             self._server.ask_labels()
+        if isinstance(event, Notification) and not self._colours.knows(event.icon):
+            self._server.ask_labels()
         self._desk.feed(event)
 
     @Slot(object)
     def labels_came(self, untrusted_labels: Mapping[str, str]) -> None:
         self._colours.learn(untrusted_labels)
         self._dialog.recolour()
+        self._notices.recolour()
 
     @Slot(object)
     def ended(self, _error: Exception) -> None:

@@ -19,20 +19,20 @@ from typing import TextIO
 from insula.daemon.paths import Paths
 from insula.manager import wording
 from insula.manager.agent_server import AgentServer, ServerEvent
-from insula.manager.desk import Desk
+from insula.manager.desk import Desk, DeskEvent
 from insula.manager.host_mark import HostMark
 from insula.manager.notices import ShownNotice
+from insula.manager.notifications import NotificationCommand, ShowNotification
 from insula.manager.prompt import (
     AllowPressed,
     DenyPressed,
     EscapePressed,
-    Event,
     FocusChanged,
     InputSeen,
     TargetChosen,
     View,
 )
-from insula.policy.agent import Notice, Question, Remark
+from insula.policy.agent import Question
 
 MAX_LINE = 80
 """Characters of an answer; further ones are not taken."""
@@ -56,7 +56,7 @@ class TerminalSurface:
         self._line = ""
 
     @property
-    def feed(self) -> Callable[[Event | Notice | Remark], None]:
+    def feed(self) -> Callable[[DeskEvent], None]:
         return self._desk.feed
 
     # for the desk
@@ -81,6 +81,13 @@ class TerminalSurface:
         self._write(f"\n{notice.title}: {notice.text}\n")
         if self._view is not None and self._view.is_armed:
             self._ask()
+
+    def notify(self, command: NotificationCommand) -> None:
+        """A line each; what is written is not taken back."""
+        if isinstance(command, ShowNotification):
+            shown = command.notification
+            lines = "; ".join(line for line in (shown.title, *shown.text.split("\n")) if line)
+            self.tell(ShownNotice(f"[{shown.source}] says", lines, is_refusal=False))
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         self._loop.call_later(seconds, function)

@@ -47,6 +47,7 @@ _PURPOSES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "qubes.ClipboardPaste": ("paste the clipboard into another qube", ""),
         "qubes.NotifyUpdates": ("tell that it has updates", ""),
         "qubes.FeaturesRequest": ("tell what it supports", ""),
+        "insula.Notify": ("tell you something", ""),
         "qubes.Backup": ("write a backup to another qube", ""),
         "qubes.Restore": ("read a backup from another qube", ""),
         "qubes.USB": ("use a USB device of another qube", ""),

@@ -1,8 +1,9 @@
 """What is said to the program that asks the user (the *policy agent*): questions, notices, answers (qrexec §7).
 
 One connection, one request: a header up to its NUL, JSON up to the end of the stream. A question is answered with
-``allow:TARGET`` or ``deny``, a notice with nothing; so is a remark, which is ours (``insula.Tell``). Pure; both ends
-use this module, so that nobody is asked what could not have been sent, and no answer is taken that was not offered.
+``allow:TARGET`` or ``deny``, a notice with nothing; so are what is ours, a remark (``insula.Tell``) and what a program
+in a qube tells the user (``insula.Show``). Pure; both ends use this module, so that nobody is asked what could not have
+been sent, and no answer is taken that was not offered.
 
 All that is in a request was checked before by whoever sends it. It is checked here once more because a person decides
 by what is shown of it: every text is of an alphabet that can neither move nor hide anything on a screen (MC-39).
@@ -31,9 +32,14 @@ MAX_NAME = 63
 MAX_ICON = 128
 MAX_REMARK = 300
 """Characters."""
+MAX_TITLE = 400
+MAX_TEXT = 2400
+MAX_LINES = 8
+"""Of what a program tells: characters of its first line and of the rest, and lines of that."""
+MAX_NUMBER = 0xFFFFFFFF
 
 _MAX_HEADER = 64
-_HEADER = re.compile(rb"(policy\.Ask|policy\.Notify|insula\.Tell)\+? dom0(?: name dom0| keyword adminvm)?")
+_HEADER = re.compile(rb"(policy\.Ask|policy\.Notify|insula\.Tell|insula\.Show)\+? dom0(?: name dom0| keyword adminvm)?")
 """As the local socket gets it, and as a service socket in another qube would."""
 _SERVICE = rf"^[A-Za-z0-9_.-]{{1,{limits.QREXEC_MAX_SERVICE}}}\Z"
 _ARGUMENT = rf"^\+[A-Za-z0-9_.+-]{{0,{limits.QREXEC_MAX_SERVICE}}}\Z"
@@ -97,7 +103,28 @@ class Remark:
     text: str
 
 
-Request = Question | Notice | Remark
+@dataclass(frozen=True)
+class Notification:
+    """What a program in a qube tells the user. Its texts are the qube's own, of printable characters."""
+
+    source: str
+    """The qube, as the host knows it."""
+    icon: str
+    """Its icon's name: ``appvm-red``."""
+    number: int
+    """A later one of the same number of the same qube replaces this one."""
+    is_urgent: bool
+    title: str
+    """One line; without it and without text: nothing is to be shown any more."""
+    text: str
+    """At most :data:`MAX_LINES` lines."""
+
+    @property
+    def is_withdrawn(self) -> bool:
+        return not (self.title or self.text)
+
+
+Request = Question | Notice | Remark | Notification
 
 
 class _WireQuestion(msgspec.Struct, forbid_unknown_fields=True):
@@ -120,6 +147,15 @@ class _WireNotice(msgspec.Struct, forbid_unknown_fields=True):
 class _WireRemark(msgspec.Struct, forbid_unknown_fields=True):
     source: Annotated[str, msgspec.Meta(pattern=_MAYBE_SOURCE)]
     text: Annotated[str, msgspec.Meta(pattern=_REMARK)]
+
+
+class _WireNotification(msgspec.Struct, forbid_unknown_fields=True):
+    source: _Source
+    icon: _Icon
+    number: Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
+    is_urgent: bool
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE)]
+    text: Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 
 
 def encode(request: Request) -> bytes:
@@ -152,6 +188,16 @@ def encode(request: Request) -> bytes:
         case Remark():
             name = "insula.Tell"
             body = {"source": request.source, "text": request.text}
+        case Notification():
+            name = "insula.Show"
+            body = {
+                "source": request.source,
+                "icon": request.icon,
+                "number": request.number,
+                "is_urgent": request.is_urgent,
+                "title": request.title,
+                "text": request.text,
+            }
     data = f"{name} dom0 name dom0\0".encode() + msgspec.json.encode(body)
     try:
         decode(data)
@@ -174,6 +220,8 @@ def decode(untrusted_data: bytes) -> Request:
         if header[1] == b"insula.Tell":
             remark = msgspec.json.decode(untrusted_body, type=_WireRemark)
             return Remark(remark.source, remark.text)
+        if header[1] == b"insula.Show":
+            return _notification(msgspec.json.decode(untrusted_body, type=_WireNotification))
         wire = msgspec.json.decode(untrusted_body, type=_WireNotice)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"not a request to the policy agent: {error}") from error
@@ -205,3 +253,10 @@ def _question(wire: _WireQuestion) -> Question:
         raise RemoteProtocolError(f"{wire.default_target!r} is to be offered first, and not among the targets")
     icons = {name: icon for name, icon in wire.icons.items() if icon}
     return Question(wire.source, wire.service, wire.argument, tuple(wire.targets), wire.default_target or None, icons)
+
+
+def _notification(wire: _WireNotification) -> Notification:
+    lines = wire.text.split("\n") if wire.text else []
+    if len(lines) > MAX_LINES or not all(line.isprintable() for line in (wire.title, *lines)):
+        raise RemoteProtocolError("a text that cannot be shown as it is")
+    return Notification(wire.source, wire.icon, wire.number, wire.is_urgent, wire.title, wire.text)

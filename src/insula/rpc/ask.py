@@ -21,7 +21,7 @@ from typing import Protocol
 
 from insula.model.names import ADMIN_NAME
 from insula.policy import agent
-from insula.policy.agent import Notice, Question, Remark, Resolution
+from insula.policy.agent import Notice, Notification, Question, Remark, Resolution
 from insula.policy.decisions import Ask, Reason, Request
 from insula.policy.snapshot import Snapshot
 from insula.policy.tokens import DISPVM_OF
@@ -38,6 +38,10 @@ NOTICES_BURST = 10
 NOTICES_PER_SECOND = 1 / 5
 MAX_NOTICES = 32
 """Notices on their way to the desktop at a time, of all qubes together."""
+SHOWN_BURST = 10
+SHOWN_PER_SECOND = 1.0
+MAX_SHOWN = 16
+"""What programs in qubes tell, apart from notices: none of it keeps one of those from being shown."""
 NOTICE_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 ASK, NOTIFY = "policy.Ask", "policy.Notify"
@@ -85,6 +89,7 @@ class _Asker:
 
     questions: RateLimit
     notices: RateLimit
+    shown: RateLimit
     open: int = 0
     is_muted: bool = False
     """It has asked too often, and the user knows."""
@@ -102,6 +107,8 @@ class Prompts:
         self._askers: dict[str, _Asker] = {}
         self._open = 0
         self._notices: set[asyncio.Task[None]] = set()
+        self._shown = 0
+        """Notifications of qubes on their way."""
 
     async def close(self) -> None:
         for task in tuple(self._notices):
@@ -170,6 +177,18 @@ class Prompts:
         if len(self._notices) < MAX_NOTICES:
             self._send(Remark(qube or "", text), ADMIN_NAME)
 
+    async def show(self, message: Notification) -> None:
+        """Have a notification of a qube shown. :raise CannotAsk: it comes too often, or nobody is there to show it."""
+        if self._shown >= MAX_SHOWN or not self._asker(message.source).shown.take(self._loop.time()):
+            raise CannotAsk("there are too many of them")
+        self._shown += 1
+        try:
+            await self._exchange(message, timeout=NOTICE_TIMEOUT_S)
+        except (OSError, TimeoutError, LocalProtocolError) as error:
+            raise CannotAsk(str(error) or "nobody answers") from error
+        finally:
+            self._shown -= 1
+
     def _send(self, notice: Notice | Remark, guivm: str) -> None:
         task = self._loop.create_task(self._send_notice(notice, guivm), name=f"notice about {notice.source}")
         self._notices.add(task)
@@ -178,7 +197,9 @@ class Prompts:
     def _asker(self, qube: str) -> _Asker:
         if qube not in self._askers:
             self._askers[qube] = _Asker(
-                RateLimit(QUESTIONS_BURST, QUESTIONS_PER_SECOND), RateLimit(NOTICES_BURST, NOTICES_PER_SECOND)
+                RateLimit(QUESTIONS_BURST, QUESTIONS_PER_SECOND),
+                RateLimit(NOTICES_BURST, NOTICES_PER_SECOND),
+                RateLimit(SHOWN_BURST, SHOWN_PER_SECOND),
             )
         return self._askers[qube]
 

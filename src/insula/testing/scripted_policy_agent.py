@@ -7,7 +7,7 @@ import select
 from pathlib import Path
 
 from insula.policy import agent
-from insula.policy.agent import Notice, Question, Remark
+from insula.policy.agent import Notice, Notification, Question, Remark
 
 
 class ScriptedAgent:
@@ -18,6 +18,7 @@ class ScriptedAgent:
         self.questions: list[Question] = []
         self.notices: list[Notice] = []
         self.remarks: list[Remark] = []
+        self.notifications: list[Notification] = []
         self.withdrawn = 0
         self.answer = b"allow:vault"
         self.may_answer = asyncio.Event()
@@ -40,6 +41,9 @@ class ScriptedAgent:
                 return
             if isinstance(request, Remark):
                 self.remarks.append(request)
+                return
+            if isinstance(request, Notification):
+                self.notifications.append(request)
                 return
             self.questions.append(request)
             while not self.may_answer.is_set():
