@@ -32,10 +32,12 @@ SETTINGS = Settings("work", 0x3465A4)
 NUM_LOCK, CAPS_LOCK = 16, 2
 A, B, C, V = 38, 56, 54, 55
 KEYMAP_OF_NOTHING = gui.KeymapNotify(0, bytes(32))
+ICON = 77
+"""Number of a window that lies in the tray."""
 
 
 def keyboard(settings: Settings = SETTINGS) -> Keyboard:
-    return Keyboard(settings, QubeClipboard(1000))
+    return Keyboard(settings, QubeClipboard(1000), lambda window: window == ICON)
 
 
 def focused(settings: Settings = SETTINGS) -> Keyboard:
@@ -214,6 +216,22 @@ def test_click_into_another_qube_is_how_the_user_goes_there_and_nothing_else() -
     assert machine.happened(ButtonChanged(1, False, 1, 0, 3, 4), 0.0) == []
     for wheel in (4, 5, 6, 7):
         assert machine.happened(ButtonChanged(1, True, wheel, 0, 3, 4), 0.0) == []
+
+
+def test_icon_in_the_tray_is_clicked_without_focus_and_gets_no_keys() -> None:
+    made = keyboard()
+    assert made.happened(ButtonChanged(ICON, True, 1, 0, 5, 6), 0.0) == [Send(gui.Button(ICON, True, 5, 6, 0, 1))]
+    assert made.happened(ButtonChanged(ICON, False, 1, 256, 5, 6), 0.0) == [Send(gui.Button(ICON, False, 5, 6, 256, 1))]
+    assert made.happened(PointerMoved(ICON, 0, 5, 6), 0.0) == []
+    assert made.happened(press(A, ICON), 0.0) == []
+    assert made.focused is None
+
+
+def test_icon_that_goes_under_a_pressed_button_releases_it() -> None:
+    made = keyboard()
+    made.happened(ButtonChanged(ICON, True, 3, 0, 5, 6), 0.0)
+    assert made.hidden(ICON) == [Send(gui.Button(ICON, False, 0, 0, 0, 3))]
+    assert made.hidden(ICON) == []
 
 
 def test_button_is_released_where_it_is_let_go_within_the_qube() -> None:

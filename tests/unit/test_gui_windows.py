@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from insula.gui import windows
 from insula.gui.desktop import (
     CloseRequested,
     Command,
@@ -32,6 +33,7 @@ from insula.gui.desktop import (
     StateChanged,
     Style,
     Tell,
+    Undocked,
 )
 from insula.gui.geometry import POPUP_FRAME, Desk, Rect
 from insula.gui.settings import Settings
@@ -543,12 +545,74 @@ def test_what_a_window_is_cannot_change_while_it_is_shown(popup: bool) -> None:
     assert style is (Style.WINDOW if popup else Style.POPUP)
 
 
-def test_docked_window_is_never_shown_and_cannot_move() -> None:
+# --- the tray --------------------------------------------------------------------------------------------------------
+
+
+def dock(number: int) -> tuple[Message, ...]:
+    return create(number), gui.Dock(number), gui.Map(number, 0, True)
+
+
+def test_icon_is_shown_once_without_focus_and_can_neither_be_moved_nor_hidden_by_the_guest() -> None:
+    """MC-38, MC-44."""
     book = Playbook()
     book.focused()
-    assert book.said(create(2), gui.Dock(2), gui.Map(2, 0, True), gui.Unmap(2)) == []
-    assert book.said(configure(2, MENU)) == [Send(configure(2, PLACE))]
-    assert book.said(configure(2, PLACE)) == [Send(configure(2, PLACE))]
+    shown = show(book.said(*dock(2)))
+    assert (shown.style, shown.may_focus, shown.parent) == (Style.ICON, False, None)
+    assert book.said(gui.Unmap(2), gui.Map(2), gui.WindowFlags(2, gui.FLAG_FULLSCREEN, 0)) == []
+    place = Rect(3, 3, 20, 20)
+    assert book.happened(Moved(2, place)) == [Send(configure(2, place))]
+    assert book.said(configure(2, MENU)) == [Send(configure(2, place))]
+    assert book.said(configure(2, place)) == []
+    assert book.said(gui.Destroy(2)) == [Hide(2), Send(gui.Destroy(2))]
+
+
+def test_icon_is_one_only_if_it_said_so_before_it_was_mapped_and_is_no_parent() -> None:
+    """MC-37."""
+    book = Playbook()
+    book.shown(1)
+    assert book.said(gui.Dock(1)) == []
+    assert not book.windows.is_icon(1)
+    book.said(*dock(2))
+    assert book.windows.is_icon(2)
+    assert show(book.said(create(3), gui.Map(3, 2))).parent is None
+
+
+def test_icon_is_painted_as_any_window_is() -> None:
+    book = Playbook()
+    book.said(*dock(2), gui.FramePicture(2, 20, 20, 0))
+    book.happened(Exposed(2), Moved(2, Rect(3, 3, 20, 20)))
+    commands = book.said(gui.Damage(2, 0, 0, 20, 20))
+    assert [type(command) for command in commands] == [Paint, Send]
+
+
+def test_icons_of_a_qube_are_few_and_do_not_come_and_go_all_the_time() -> None:
+    """MC-43."""
+    book = Playbook()
+    commands = [command for number in range(1, 100) for command in book.said(*dock(number))]
+    assert len(of(Show, commands)) == windows.MAX_ICONS
+    assert len(of(Tell, commands)) == 1
+    shown = 0
+    book = Playbook()
+    for _ in range(100):
+        shown += len(of(Show, book.said(*dock(1))))
+        book.said(gui.Destroy(1))
+    assert shown <= windows.DOCKS_BURST + 200 * windows.DOCKS_PER_SECOND + 1
+
+
+def test_without_a_tray_the_icon_is_hidden_said_once_and_tried_again() -> None:
+    book = Playbook()
+    book.said(*dock(1), gui.FramePicture(1, 20, 20, 0), gui.Damage(1, 0, 0, 20, 20))
+    commands = book.happened(Undocked(1))
+    assert of(Hide, commands) == [Hide(1)]
+    assert len(of(Tell, commands)) == 1
+    assert gui.Painted(1) in sent(commands)
+    assert book.windows.wake_at == book.now + windows.DOCK_AGAIN_S
+    book.now = book.windows.wake_at
+    assert show(book.settle()).window == 1
+    assert of(Tell, book.happened(Undocked(1))) == []
+    assert book.said(gui.Destroy(1)) == [Send(gui.Destroy(1))]
+    book.settle()
+    assert book.windows.wake_at is None
 
 
 # --- relations -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from insula.gui.geometry import POPUP_FRAME, WINDOW_FRAME, Desk, Frame, Rect
+from insula.gui.geometry import ICON_FRAME, POPUP_FRAME, WINDOW_FRAME, Desk, Frame, Rect
 from insula_proto.gui import Message
 
 
@@ -19,10 +19,12 @@ class Style(Enum):
     """Moved, resized and closed by the user through the desktop's window manager."""
     POPUP = "popup"
     """A menu or tooltip: above all others, not managed, never with focus."""
+    ICON = "icon"
+    """In the desktop's tray, which gives it place and size."""
 
     @property
     def frame(self) -> Frame:
-        return WINDOW_FRAME if self is Style.WINDOW else POPUP_FRAME
+        return {Style.WINDOW: WINDOW_FRAME, Style.POPUP: POPUP_FRAME, Style.ICON: ICON_FRAME}[self]
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,13 @@ class Exposed(Event):
 @dataclass(frozen=True)
 class Obscured(Event):
     """Nothing of it can be seen."""
+
+    window: int
+
+
+@dataclass(frozen=True)
+class Undocked(Event):
+    """An icon is in no tray: there is none, or it has gone."""
 
     window: int
 

@@ -108,6 +108,8 @@ WINDOW_FRAME = Frame(4, 22, 4, 4)
 """The qube's name and the title are drawn above."""
 POPUP_FRAME = Frame(2, 2, 2, 13)
 """The qube's name is drawn below: a menu that opens downwards covers nothing of what it belongs to."""
+ICON_FRAME = Frame(2, 2, 2, 2)
+"""Around an icon in the tray there is no room for a name."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 The desktop says which window has focus; no guest has a word for it (MC-44). Keys go to that window and to no other.
 What was pressed elsewhere does not arrive here, neither its repetitions nor its release; what was pressed here is
 released here when the focus goes (MC-45). The pointer reaches a window only while the user works in its qube; a click
-into one of another qube is how the user goes there.
+into one of another qube is how the user goes there. An icon in the tray gets clicks without that: it never has focus.
 
 The two sequences that copy and paste never arrive: their last key, its repetitions and its release are the host's.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from insula.gui.clipboard import QubeClipboard
 from insula.gui.desktop import (
@@ -46,7 +48,9 @@ def _near(position: int) -> int:
 class Keyboard:
     """Keyboard, pointer and focus of one qube."""
 
-    def __init__(self, settings: Settings, clipboard: QubeClipboard) -> None:
+    def __init__(self, settings: Settings, clipboard: QubeClipboard, is_icon: Callable[[int], bool]) -> None:
+        """``is_icon``: whether a window lies in the tray."""
+        self._is_icon = is_icon
         self._settings = settings
         self._clipboard = clipboard
         self.focused: int | None = None
@@ -82,7 +86,11 @@ class Keyboard:
         return []
 
     def hidden(self, window: int) -> list[Command]:
-        """A window has gone from the desktop: it has no focus any more."""
+        """A window has gone from the desktop: it has no focus any more. An icon may go under a button that is down."""
+        if self.focused is None and self._buttons:
+            held = sorted(self._buttons)
+            self._buttons.clear()
+            return [Send(gui.Button(window, False, 0, 0, 0, button)) for button in held]
         return self._lost(window)
 
     def _keymap(self) -> bytes:
@@ -157,7 +165,7 @@ class Keyboard:
                 return []
             self._buttons.discard(event.button)
             return [self._forward_button(event)]
-        if self.focused is None:
+        if self.focused is None and not self._is_icon(event.window):
             # The click is the user's way into this qube. It does nothing else there: whoever clicked saw the window as
             # one of another qube's surroundings, and focus may be refused.
             return [] if is_wheel else [Activate(event.window)]

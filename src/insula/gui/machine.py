@@ -8,7 +8,7 @@ in their order.
 from __future__ import annotations
 
 from insula.gui.clipboard import QubeClipboard
-from insula.gui.desktop import Command, DeskChanged, Event, Hide, Layout, LayoutChanged, Send
+from insula.gui.desktop import ButtonChanged, Command, DeskChanged, Event, Hide, Layout, LayoutChanged, Send
 from insula.gui.geometry import Desk, Monitor
 from insula.gui.keyboard import Keyboard
 from insula.gui.settings import Settings
@@ -37,8 +37,8 @@ class Machine:
         """As :class:`insula.gui.windows.Windows`: one for each connection of the guest's agent."""
         limit = min(settings.clipboard_limit, gui_channel.max_clipboard(minor))
         self._clipboard = QubeClipboard(limit)
-        self._keyboard = Keyboard(settings, self._clipboard)
         self._windows = Windows(settings, desk, memory_size=memory_size, minor=minor)
+        self._keyboard = Keyboard(settings, self._clipboard, self._windows.is_icon)
         self._desk = desk
         self._follows = not settings.keyboard
         self._layout = Layout.parse(settings.keyboard)
@@ -108,6 +108,9 @@ class Machine:
         commands = [*self._surroundings_changed(event), *self._keyboard.happened(event, now)]
         self._windows.focus_changed(self._keyboard.focused)
         self._windows.happened(event)
+        if isinstance(event, ButtonChanged) and event.is_press and self._windows.is_icon(event.window):
+            # What the program shows now is what the user clicked for.
+            self._windows.expect(now)
         return commands
 
     def expect(self, now: float) -> None:

@@ -23,6 +23,9 @@ class Window:
     """Decided when it is mapped; a popup may become a window while it is shown, never the other way round."""
     is_mapped: bool = False
     is_docked: bool = False
+    """An icon for the tray, from before it is mapped until its end."""
+    docks_at: float = NEVER
+    """When it may be shown: a desktop without tray is not asked all the time."""
     transient_for: int = gui.NO_WINDOW
     title: str = ""
     is_positioned: bool = False

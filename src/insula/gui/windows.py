@@ -7,8 +7,8 @@ at most one command of a kind for each window, and none for what was undone mean
 
 Rules that hold whatever a guest says:
 
-- It cannot ask for focus, raise a window, or move one that lies in the tray; a window gets focus when it appears only
-  if the user is working in this qube at that moment (MC-44).
+- It cannot ask for focus, raise a window, or move or hide an icon that lies in the tray; a window gets focus when it
+  appears only if the user is working in this qube at that moment (MC-44).
 - A *popup* (override-redirect) is above all others, so it is shown only while the qube has focus, wholly on one
   screen, over nothing protected, and not nearly as large as a screen; else it is a window like others (MC-37, MC-38).
 - While the user works elsewhere, a window does not move over frames, panels or prompts that it does not cover already.
@@ -48,6 +48,7 @@ from insula.gui.desktop import (
     StateChanged,
     Style,
     Tell,
+    Undocked,
 )
 from insula.gui.geometry import WINDOW_FRAME, Desk, Rect, clamp_content, is_off_screen, place_popup, place_window
 from insula.gui.settings import Settings
@@ -70,6 +71,12 @@ EXPECTED_S = 60.0
 """Seconds a program that the user started has for its first window: a browser in an emulated machine."""
 ICONS_BURST, ICONS_PER_SECOND = 32, 4.0
 """Icons of a qube that are shown: each takes two milliseconds, and the desktop draws it in several places."""
+MAX_ICONS = 8
+"""Of a qube in the tray, which all qubes share."""
+DOCKS_BURST, DOCKS_PER_SECOND = MAX_ICONS, 0.2
+"""Icons of a qube that may appear there: each moves those of others."""
+DOCK_AGAIN_S = 30.0
+"""After which a tray is looked for again where there was none."""
 MAX_DEPTH = 16
 """Windows that belong to one another in a row; a relation that would make more is dropped (MC-42)."""
 
@@ -91,6 +98,9 @@ class Windows:
         self._expected_until = NEVER
         self._shows = RateLimit(MAX_SHOWN, SHOWS_PER_SECOND)
         self._icons = RateLimit(ICONS_BURST, ICONS_PER_SECOND)
+        self._docks = RateLimit(DOCKS_BURST, DOCKS_PER_SECOND)
+        self._undocked: set[int] = set()
+        """Icons that have just lost their tray."""
         self.wake_at: float | None = None
         """When to settle again though nothing happens: something waits for the screen's next picture."""
         self._messages: dict[type[Message], Callable[..., None]] = {
@@ -114,6 +124,7 @@ class Windows:
             Exposed: self._exposed,
             Obscured: self._obscured,
             CloseRequested: self._close_requested,
+            Undocked: self._was_undocked,
         }
 
     # --- what others may know ------------------------------------------------------------------------------------
@@ -144,6 +155,11 @@ class Windows:
     def is_shown(self, number: int) -> bool:
         window = self._windows.get(number)
         return window is not None and window.shown is not None
+
+    def is_icon(self, number: int) -> bool:
+        """Whether it lies in the tray: there a click goes into it, whatever the user works in."""
+        window = self._windows.get(number)
+        return window is not None and window.is_docked
 
     # --- input ---------------------------------------------------------------------------------------------------
 
@@ -255,7 +271,7 @@ class Windows:
         # (Its override_redirect is ignored: §6.)
         asked = clamp_content(message.x, message.y, message.width, message.height)
         if window.is_docked:
-            window.must_configure = True
+            window.must_configure = asked != window.place
         elif window.is_queued:
             if asked == window.place:
                 window.is_queued = False
@@ -279,7 +295,7 @@ class Windows:
     def _damage(self, window: Window, message: gui.Damage) -> None:
         window.owes_paint = True
         picture = window.picture
-        if picture is None or not window.is_mapped or message.x < 0 or message.y < 0:
+        if picture is None or not (window.is_mapped or window.is_docked) or message.x < 0 or message.y < 0:
             return
         rect = Rect(message.x, message.y, message.width, message.height)
         window.damage.add(rect.intersection(Rect(0, 0, picture.width, picture.height)))
@@ -288,17 +304,20 @@ class Windows:
         window.title = titles.title(message.text, allows_utf8=self._settings.allows_utf8)
 
     def _dock(self, window: Window, message: Message) -> None:
-        """There is no tray yet: it is a window that is never shown."""
+        """From now on it is an icon: nothing it says of itself changes that."""
         del message
         if not window.is_mapped:
             window.is_docked = True
             window.wants_popup = False
+            window.style = Style.ICON
 
     def _hints(self, window: Window, message: gui.WindowHints) -> None:
         window.hints = size_hints(message)
         window.is_positioned = bool(message.flags & (gui.HINT_USER_POSITION | gui.HINT_PROGRAM_POSITION))
 
     def _flags(self, window: Window, message: gui.WindowFlags) -> None:
+        if window.is_docked:
+            return
         state, added, removed = window.state, message.added & FLAGS_SPOKEN, message.removed & FLAGS_SPOKEN
         if added & gui.FLAG_MINIMISE:
             added &= ~gui.FLAG_FULLSCREEN
@@ -368,6 +387,13 @@ class Windows:
         del event
         window.is_exposed = False
 
+    def _was_undocked(self, window: Window, event: Event) -> None:
+        """It is hidden, and tried again later."""
+        del event
+        if window.style is Style.ICON:
+            self._undocked.add(window.number)
+            self._tell("it has an icon for the tray, and the desktop has no tray")
+
     def _close_requested(self, window: Window, event: Event) -> None:
         del event
         self._out.append(Send(gui.Close(window.number)))
@@ -413,12 +439,15 @@ class Windows:
     def settle(self, now: float) -> list[Command]:
         """Return what there is to do. ``now``: seconds of a clock that does not jump."""
         self.wake_at = None
+        for number in self._undocked & self._windows.keys():
+            self._windows[number].docks_at = now + DOCK_AGAIN_S
+        self._undocked.clear()
         pixels = 0
         for window in self._windows.values():
             if window.shown is None:
                 continue
             area = self._area(window)
-            is_wrong = not self._is_to_be_seen(window) or window.shown.style is not window.style
+            is_wrong = not self._is_to_be_seen(window, now) or window.shown.style is not window.style
             if is_wrong or pixels + area > MAX_PIXELS:
                 self._hide(window)
             else:
@@ -434,9 +463,13 @@ class Windows:
         shown = [window for window in self._windows.values() if window.shown is not None]
         room, pixels = MAX_SHOWN - len(shown), MAX_PIXELS - sum(map(self._area, shown))
         for window in self._windows.values():
-            if window.shown is not None or not self._is_to_be_seen(window):
+            if window.shown is not None or not self._is_to_be_seen(window, now):
+                if window.is_docked and window.docks_at > now:
+                    self._wake(window.docks_at)
                 continue
-            row = self._with_hidden_ancestors(window)
+            if window.style is Style.ICON and not self._may_dock(now):
+                continue
+            row = self._with_hidden_ancestors(window, now)
             area = sum(map(self._area, row))
             if len(row) > room or area > pixels:
                 self._tell("it has too many or too large windows; the others are not shown")
@@ -448,6 +481,16 @@ class Windows:
             for each in row:
                 self._show(each, now)
 
+    def _may_dock(self, now: float) -> bool:
+        icons = [each for each in self._windows.values() if each.shown is not None and each.style is Style.ICON]
+        if len(icons) >= MAX_ICONS:
+            self._tell("it has too many icons for the tray; the others are not shown")
+            return False
+        if not self._docks.take(now):
+            self._wake(now + 1 / DOCKS_PER_SECOND)
+            return False
+        return True
+
     @staticmethod
     def _area(window: Window) -> int:
         """Pixels it takes on the desktop."""
@@ -456,18 +499,20 @@ class Windows:
     def _wake(self, at: float) -> None:
         self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
 
-    def _is_to_be_seen(self, window: Window) -> bool:
-        if not window.is_mapped or window.is_docked:
+    def _is_to_be_seen(self, window: Window, now: float) -> bool:
+        if window.is_docked:
+            return now >= window.docks_at
+        if not window.is_mapped:
             return False
         if window.style is Style.POPUP:
             return self.has_focus and not is_off_screen(window.place, self._desk)
         return True
 
-    def _with_hidden_ancestors(self, window: Window) -> list[Window]:
+    def _with_hidden_ancestors(self, window: Window, now: float) -> list[Window]:
         """Those it belongs to first: a window cannot belong to one that is not there."""
         row = [window]
         for ancestor in self._ancestors(window):
-            if ancestor.shown is None and self._is_to_be_seen(ancestor):
+            if ancestor.shown is None and not ancestor.is_docked and self._is_to_be_seen(ancestor, now):
                 row.append(ancestor)
         return row[::-1]
 
@@ -480,7 +525,7 @@ class Windows:
 
     def _parent(self, window: Window) -> int | None:
         for ancestor in self._ancestors(window):
-            if ancestor.shown is not None:
+            if ancestor.shown is not None and not ancestor.is_docked:
                 return ancestor.number
         if window.style is Style.POPUP:
             # On some desktops it must belong to a window: to the one it lies in, or that the user works in.
@@ -503,7 +548,7 @@ class Windows:
             window.class_name,
             parent=self._parent(window),
             may_focus=self.has_focus and window.style is Style.WINDOW,
-            is_positioned=window.is_positioned or window.style is Style.POPUP,
+            is_positioned=window.is_positioned or window.style is not Style.WINDOW,
             is_expected=is_expected,
             state=self._state(window),
             hints=window.hints,
@@ -556,7 +601,7 @@ class Windows:
             self._wake(window.changed_at + self._desk.frame_s)
             return
         window.changed_at = now
-        if window.place != shown.place:
+        if window.place != shown.place and window.style is not Style.ICON:
             self._out.append(Move(number, window.place))
         if window.title != shown.title:
             self._out.append(SetTitle(number, window.title))
@@ -590,7 +635,7 @@ class Windows:
     def _paint(self, window: Window, now: float) -> None:
         if window.shown is None:
             # Nothing to look at: it may go on. (A popup that is only hidden for now is painted when it is back.)
-            is_over = not self._is_to_be_seen(window) and not (window.is_mapped and window.style is Style.POPUP)
+            is_over = not self._is_to_be_seen(window, now) and not (window.is_mapped and window.style is Style.POPUP)
             if window.owes_paint and is_over:
                 self._painted(window)
             return

@@ -17,6 +17,7 @@ from insula_agent.gui import display as x11
 from insula_agent.gui import icons
 from insula_agent.gui.display import BadRequest, Display
 from insula_agent.gui.pictures import Memory, Place
+from insula_agent.gui.tray import Tray
 from insula_agent.log import log
 from insula_proto import gui, limits
 
@@ -83,8 +84,8 @@ class Picture:
 
 class Window:
     __slots__ = (
-        "damage", "depth", "dirty", "gc", "height", "is_announced", "is_mapped", "is_reported", "must_answer", "number",
-        "old", "override", "picture", "width", "window", "x", "y",
+        "damage", "depth", "dirty", "gc", "height", "is_announced", "is_icon", "is_mapped", "is_reported",
+        "must_answer", "number", "old", "override", "picture", "width", "window", "x", "y",
     )  # fmt: skip
 
     def __init__(self, number: int, window: int, geometry: Any, override: bool) -> None:
@@ -95,6 +96,8 @@ class Window:
         self.depth = geometry.depth
         self.override = override
         self.is_mapped = False
+        self.is_icon = False
+        """Whether the host shows it in its tray."""
         self.gc = 0
         self.damage = 0
         self.picture: Picture | None = None
@@ -123,12 +126,14 @@ class Windows:
         self._pointer_in = 0
         self._own: set[int] = set()
         self.selection: Selection | None = None
+        self._tray = Tray(display, self._drop)
         self._events: dict[type, Callable[[Any], None]] = {
             xcffib.xproto.CreateNotifyEvent: self._created,
             xcffib.xproto.DestroyNotifyEvent: self._destroyed,
             xcffib.xproto.MapRequestEvent: self._map_requested,
             xcffib.xproto.MapNotifyEvent: self._mapped,
             xcffib.xproto.UnmapNotifyEvent: self._unmapped,
+            xcffib.xproto.ReparentNotifyEvent: self._reparented,
             xcffib.xproto.ConfigureRequestEvent: self._configure_requested,
             xcffib.xproto.ConfigureNotifyEvent: self._configured,
             xcffib.xproto.PropertyNotifyEvent: self._property_changed,
@@ -158,7 +163,7 @@ class Windows:
         self._own = own
         check = int(display.connection.generate_id())
         display.core.CreateWindow(0, check, display.root, -10, -10, 1, 1, 0, 2, 0, 0, [])
-        self._own.add(check)
+        self._own |= {check, self._tray.window}
         for window in (display.root, check):
             display.set_numbers(window, "_NET_SUPPORTING_WM_CHECK", "WINDOW", [check])
         supported = ["_NET_SUPPORTED", "_NET_SUPPORTING_WM_CHECK", "_NET_WM_NAME", "_NET_WM_STATE"]
@@ -173,6 +178,7 @@ class Windows:
             self._add(window)
             if window in self._windows and display.core.GetWindowAttributes(window).reply().map_state:
                 self._show(self._windows[window])
+        self._tray.start()
 
     # --- the X server --------------------------------------------------------------------------------------------
 
@@ -188,6 +194,10 @@ class Windows:
     def _created(self, event: Any) -> None:
         if event.parent == self._display.root:
             self._add(event.window)
+            window = self._windows.get(event.window)
+            if window is not None and self._tray.holds(event.window):
+                window.is_icon = True
+                self._send(gui.Dock(window.number))
 
     def _add(self, window: int) -> None:
         display = self._display
@@ -216,12 +226,21 @@ class Windows:
             self._tell_property(made, "_NET_WM_ICON")
 
     def _destroyed(self, event: Any) -> None:
-        window = self._windows.pop(event.window, None)
+        self._tray.gone(event.window)
+        self._drop(event.window)
+
+    def _reparented(self, event: Any) -> None:
+        self._tray.reparented(event.window, event.parent)
+
+    def _drop(self, number: int) -> None:
+        """It is no window of the screen any more."""
+        window = self._windows.pop(number, None)
         if window is None:
             return
         pictures = [picture for picture in (window.picture, *window.old) if picture is not None]
         self._gone[window.number] = pictures
         self._display.core.FreeGC(window.gc)
+        self._display.damage.Destroy(window.damage)
         del self._numbers[window.number]
         self._send(gui.Destroy(window.number))
 
@@ -285,6 +304,8 @@ class Windows:
             self._tell_place(window)
         if window.is_mapped and before[2:] != (event.width, event.height):
             self._new_picture(window)
+        if window.is_icon:
+            self._tray.resized(event.window, event.width, event.height)
 
     def _tell_place(self, window: Window) -> None:
         self._send(
@@ -293,7 +314,9 @@ class Windows:
 
     def _property_changed(self, event: Any) -> None:
         window = self._windows.get(event.window)
-        if window is not None:
+        if window is None:
+            self._tray.changed(event.window)
+        else:
             for name in ("WM_NAME", "_NET_WM_NAME", "WM_NORMAL_HINTS", "WM_CLASS", "WM_HINTS", "_NET_WM_ICON"):
                 if event.atom == self._display.atom(name):
                     self._tell_property(window, name)
@@ -325,6 +348,9 @@ class Windows:
                 self._send(gui.WindowFlags(window.number, gui.FLAG_ATTENTION, 0))
 
     def _client_message(self, event: Any) -> None:
+        if event.window == self._tray.window:
+            self._tray.asked(event)
+            return
         window = self._windows.get(event.window)
         if window is None or event.format != 32:
             return
@@ -489,6 +515,9 @@ class Windows:
         window = self._numbers.get(number)
         if window is not None:
             self._pointer_in = number
+            if window.is_icon:
+                # The user points at it, whatever lies there on this screen.
+                self._display.core.ConfigureWindow(window.window, _CONFIG.StackMode, [xcffib.xproto.StackMode.Above])
             self._display.fake(x11.MOTION, 0, window.x + x, window.y + y)
 
     def _host_key(self, message: gui.Key) -> None:

@@ -10,6 +10,7 @@ from PySide6.QtCore import QRect
 from PySide6.QtGui import QGuiApplication, QScreen
 
 from insula.gui.backend.qt_window import QtWindow, Surroundings, rect_of
+from insula.gui.backend.tray import Tray
 from insula.gui.backend.x11 import Neighbours, held_keys, layout
 from insula.gui.backend.xcb import NotX11, Xcb
 from insula.gui.cover import protected, without_docks
@@ -82,13 +83,15 @@ class QtBackend:
         self._flush: Callable[[], None] = lambda: None
         self._layout: Callable[[], Layout | None] = lambda: None
         held: Callable[[], frozenset[int]] = frozenset
+        tray: Tray | None = None
         try:
             xcb = Xcb(app)
             self._neighbours, held, self._flush = Neighbours(xcb), partial(held_keys, xcb), xcb.flush
             self._layout = partial(layout, xcb)
+            tray = Tray(xcb)
         except NotX11:
             pass
-        self._surroundings = Surroundings(settings, memory, self._tell, held)
+        self._surroundings = Surroundings(settings, memory, self._tell, held, tray)
         app.screenAdded.connect(self._screens_changed)
         app.screenRemoved.connect(self._screens_changed)
         for screen in app.screens():
@@ -155,7 +158,7 @@ class QtBackend:
 
     def _would_cover_active(self, command: Show) -> bool:
         """Whether a window that appears would come over the one the user works in, of another qube."""
-        if self._neighbours is None or command.style is Style.POPUP or command.may_focus:
+        if self._neighbours is None or command.style is not Style.WINDOW or command.may_focus:
             return False
         active = self._neighbours.active()
         if active is None or active[0] in {int(window.winId()) for window in self._windows.values()}:

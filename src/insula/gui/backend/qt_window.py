@@ -35,6 +35,7 @@ from PySide6.QtGui import (
 )
 
 from insula.gui import tint, titles
+from insula.gui.backend.tray import Tray
 from insula.gui.desktop import (
     ButtonChanged,
     CloseRequested,
@@ -54,6 +55,7 @@ from insula.gui.desktop import (
     State,
     StateChanged,
     Style,
+    Undocked,
 )
 from insula.gui.frame_memory import FrameMemory
 from insula.gui.geometry import Rect
@@ -61,6 +63,8 @@ from insula.gui.settings import ALT, CONTROL, SHIFT, SUPER, Settings
 from insula_proto import gui, limits
 
 MIN_CONTENT = 1
+_ICON_SIDE = 24
+"""Of an icon in the tray with its frame: what a tray is asked for, whatever the guest would like."""
 _TITLE_PIXELS = 13
 _NAME_PIXELS = 10
 _TEXT_MARGIN = 6
@@ -116,6 +120,8 @@ class Surroundings:
     happened: Callable[[Event], None]
     held_keys: Callable[[], frozenset[int]]
     """X key codes that are down, whoever saw them pressed."""
+    tray: Tray | None = None
+    """None: the desktop has none that could be used."""
 
 
 def rect_of(rect: QRect) -> Rect:
@@ -139,10 +145,13 @@ def _font(pixels: int, *, is_bold: bool = False) -> QFont:
     return font
 
 
-def _qicon(icon: Icon, colour: int) -> QIcon:
+def _coloured(icon: Icon, colour: int) -> QImage:
     pixels = tint.tinted(icon, colour)
-    image = QImage(pixels, icon.width, icon.height, 4 * icon.width, QImage.Format.Format_RGB32)
-    return QIcon(QPixmap.fromImage(image))  # (copies)
+    return QImage(pixels, icon.width, icon.height, 4 * icon.width, QImage.Format.Format_RGB32).copy()
+
+
+def _qicon(icon: Icon, colour: int) -> QIcon:
+    return QIcon(QPixmap.fromImage(_coloured(icon, colour)))
 
 
 _FONTS = ((_NAME_PIXELS, False), (_TITLE_PIXELS, True), (_TITLE_PIXELS, False))
@@ -169,6 +178,7 @@ class QtWindow(QWindow):
         self._memory = surroundings.memory
         self._happened = surroundings.happened
         self._held_keys = surroundings.held_keys
+        self._tray = surroundings.tray
         self._title = command.title
         self._image: QImage | None = None
         self._pixels: memoryview | None = None
@@ -189,15 +199,28 @@ class QtWindow(QWindow):
                 | Qt.WindowType.WindowDoesNotAcceptFocus
                 | Qt.WindowType.NoDropShadowWindowHint
             )
+        if command.style is Style.ICON:
+            # The tray is its window manager.
+            self.setFlags(
+                Qt.WindowType.Window
+                | Qt.WindowType.FramelessWindowHint
+                | Qt.WindowType.X11BypassWindowManagerHint
+                | Qt.WindowType.WindowDoesNotAcceptFocus
+            )
         if parent is not None:
             self.setTransientParent(parent)
         self._store = QBackingStore(self)
         self.set_title(command.title)
-        self.set_hints(command.hints)
+        if command.style is Style.ICON:
+            self.setMinimumSize(QSize(_ICON_SIDE, _ICON_SIDE))
+        else:
+            self.set_hints(command.hints)
         if command.style is Style.WINDOW:
             self.set_icon(None)
         outer = self._frame.around(command.place)
-        if command.is_positioned:
+        if command.style is Style.ICON:
+            self.resize(_ICON_SIDE, _ICON_SIDE)
+        elif command.is_positioned:
             self.setGeometry(qrect(outer))
         else:
             self.resize(outer.width, outer.height)
@@ -205,8 +228,17 @@ class QtWindow(QWindow):
             # (As QWidget's attribute of that name: the platform plug-in asks for this property.)
             self.setProperty("_q_showWithoutActivating", True)
         self.windowStateChanged.connect(self._state_changed)
+        if command.style is Style.ICON:
+            self._dock()
+            return
         self.set_state(command.state)
         self.setVisible(True)
+
+    def _dock(self) -> None:
+        """Ask the tray to show it."""
+        self.create()
+        if self._tray is None or not self._tray.dock(int(self.winId())):
+            self._happened(Undocked(self._number))
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -316,7 +348,19 @@ class QtWindow(QWindow):
         if shown != part:
             painter.fillRect(part, QColor(self._settings.background))
         if self._image is not None and not shown.isEmpty():
-            painter.drawImage(shown.topLeft(), self._image, shown.translated(-corner))
+            image = self._tinted(self._image) if self._style is Style.ICON else self._image
+            painter.drawImage(shown.topLeft(), image, shown.translated(-corner))
+
+    def _tinted(self, image: QImage) -> QImage:
+        """An icon has its qube's colour, in the tray as anywhere (MC-40)."""
+        width, height = image.width(), image.height()
+        if width > limits.GUI_MAX_ICON or height > limits.GUI_MAX_ICON or self._pixels is None:
+            plain = QImage(image.size(), QImage.Format.Format_RGB32)
+            plain.fill(QColor(self._settings.colour))
+            return plain
+        opaque = bytearray(self._pixels)
+        opaque[3::4] = b"\xff" * (width * height)
+        return _coloured(Icon(width, height, bytes(opaque)), self._settings.colour)
 
     def _paint_frame(self, device: QPaintDevice) -> None:
         """The qube's colour around the content, its name on it, and for windows what the guest calls them."""
@@ -333,7 +377,9 @@ class QtWindow(QWindow):
         strip = below if self._style is Style.POPUP else above
         painter.setClipRect(strip)
         strip = strip.adjusted(_TEXT_MARGIN, 0, -_TEXT_MARGIN, 0)
-        if self._style is Style.POPUP:
+        if self._style is Style.ICON:
+            pass  # There is no room for a name.
+        elif self._style is Style.POPUP:
             painter.setFont(_font(_NAME_PIXELS))
             painter.drawText(strip, alignment, self._settings.qube)
         else:
@@ -353,18 +399,30 @@ class QtWindow(QWindow):
         if not self.isExposed():
             if self._is_exposed:
                 self._is_exposed = False
-                self._happened(Obscured(self._number))
+                is_icon = self._style is Style.ICON
+                self._happened(Undocked(self._number) if is_icon else Obscured(self._number))
             return
         if not self._is_exposed:
             self._is_exposed = True
             self._paint_all()
             self._happened(Exposed(self._number))
+            if self._style is Style.ICON:
+                self._tell_place()
         else:
             self._paint_all()
 
     def _tell_place(self) -> None:
-        if not self._is_gone and self.isVisible():
-            self._happened(Moved(self._number, self._frame.inside(rect_of(self.geometry()))))
+        if self._is_gone:
+            return
+        outer = rect_of(self.geometry())
+        if self._style is Style.ICON:
+            corner = self._tray.place(int(self.winId())) if self._tray is not None and self._is_exposed else None
+            if corner is None:
+                return
+            outer = Rect(*corner, outer.width, outer.height)
+        elif not self.isVisible():
+            return
+        self._happened(Moved(self._number, self._frame.inside(outer)))
 
     def moveEvent(self, event: QMoveEvent) -> None:
         self._tell_place()
@@ -391,6 +449,8 @@ class QtWindow(QWindow):
         self._happened(CloseRequested(self._number))
 
     def focusInEvent(self, event: QFocusEvent) -> None:
+        if self._style is Style.ICON:
+            return  # it may not have it, whatever the tray does
         self._happened(FocusGained(self._number, self._held_keys()))
 
     def focusOutEvent(self, event: QFocusEvent) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from PySide6.QtGui import QGuiApplication, QNativeInterface
@@ -24,8 +24,10 @@ _REQUESTS: dict[str, tuple[type, ...]] = {
     "get_property": (_U8, _U32, _U32, _U32, _U32, _U32),
     "translate_coordinates": (_U32, _U32, _I16, _I16),
     "intern_atom": (_U8, _U16, ctypes.c_char_p),
+    "get_selection_owner": (_U32,),
 }
 """Those with a reply, and their arguments after the connection."""
+_CLIENT_MESSAGE = 33
 _SETUP_SIZE = 40
 _SETUP_VENDOR, _SETUP_FORMATS = 24, 29
 _FORMAT_SIZE = 8
@@ -58,6 +60,7 @@ class Xcb:
         self._xcb.xcb_get_setup.argtypes = (ctypes.c_void_p,)
         self._xcb.xcb_get_setup.restype = ctypes.c_void_p
         self._xcb.xcb_flush.argtypes = (ctypes.c_void_p,)
+        self._xcb.xcb_send_event.argtypes = (ctypes.c_void_p, _U8, _U32, _U32, ctypes.c_char_p)
         self._libc = ctypes.CDLL(None)
         self._libc.free.argtypes = (ctypes.c_void_p,)
         self._atoms: dict[str, int] = {}
@@ -98,6 +101,11 @@ class Xcb:
             reply = self.answer(self.ask("intern_atom", 0, len(name), name.encode()))
             self._atoms[name] = int.from_bytes(reply[8:12], "little") if reply else 0
         return self._atoms[name]
+
+    def say(self, window: int, kind: str, numbers: Sequence[int]) -> None:
+        """Send a client message of five numbers to whoever made the window."""
+        head = struct.pack("<BBHII", _CLIENT_MESSAGE, 32, 0, window, self.atom(kind))
+        self._xcb.xcb_send_event(self._connection, 0, window, 0, head + struct.pack("<5I", *numbers))
 
     def ask_property(self, window: int, name: str) -> Asked:
         return self.ask("get_property", 0, window, self.atom(name), 0, 0, MAX_PROPERTY_WORDS)
