@@ -7,22 +7,21 @@ if the service ended well; in any other case the daemon learns that the call is 
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
 
-from insula.rpc.channel import Channel, StreamHandler, StreamWriter
+from insula.rpc.channel import Channel
 from insula.rpc.control import Ask, Payload
 from insula.rpc.relay import RelayOwner
-from insula_proto.errors import RemoteProtocolError
+from insula.rpc.socket_end import SocketEnd
 from insula_proto.qrexec import ExitCode, Hello, Stdout
 from insula_proto.qrexec_channel import CallerEnd
 
 READ_SIZE = 65536
 
 
-class AskedEnd(StreamHandler):
-    """Opens its stream to ``port``; takes over ``connection``."""
+class AskedEnd(SocketEnd):
+    """Opens its stream to ``port``; takes over ``connection``. Without a listener the service is ended."""
 
     def __init__(
         self,
@@ -33,39 +32,26 @@ class AskedEnd(StreamHandler):
         ask: Ask,
         tell: Callable[[Payload], None],
     ) -> None:
-        connection.setblocking(False)
-        self._channel = channel
-        self._connection = connection
-        self._owner = owner
-        self._port = port
+        self._protocol = CallerEnd()
+        super().__init__(channel, connection, owner, port, self._protocol.receive)
         self._call = ask.call
         self._limit = ask.limit
         self._left = ask.size
         self._tell = tell
-        self._loop = asyncio.get_running_loop()
-        self._protocol = CallerEnd()
         self._words = bytearray()
         """Of the daemon, not sent yet; at most what it announced."""
         self._has_said = False
         self._answer = bytearray()
         self._has_answered = False
-        self._is_closed = False
-        self.from_qube = 0
-        self.to_qube = 0
-        self.stream = channel.open(port, self)
-        self._writer = StreamWriter(channel, self.stream)
         self._writer.write(self._protocol.hello())
         self._loop.add_reader(connection, self._readable)
 
     # --- from the daemon -----------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        try:
-            data = self._connection.recv(READ_SIZE)
-        except BlockingIOError:
+        data = self._read_socket(READ_SIZE)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.caller_gone()
             return
@@ -85,22 +71,11 @@ class AskedEnd(StreamHandler):
         self._writer.write(self._protocol.stdin_end())
         self._words.clear()
 
-    def caller_gone(self) -> None:
-        """Nobody wants the answer: the service is ended."""
-        if not self._is_closed:
-            self._channel.reset(self.stream)
-            self._close()
-
     # --- from the qube -------------------------------------------------------------------------------------------
 
     def data(self, untrusted_data: bytes) -> None:
         self._channel.consumed(self.stream, len(untrusted_data))
-        try:
-            messages = self._protocol.receive(untrusted_data)
-        except RemoteProtocolError:
-            self.caller_gone()
-            return
-        for message in messages:
+        for message in self._messages(untrusted_data):
             if isinstance(message, Hello):
                 self._say()
             elif isinstance(message, Stdout):
@@ -127,14 +102,3 @@ class AskedEnd(StreamHandler):
             self._close()
         else:
             self.caller_gone()
-
-    def closed(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._loop.remove_reader(self._connection)
-        self._connection.close()
-        self._owner.relay_closed(self._port)

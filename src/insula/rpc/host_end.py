@@ -12,10 +12,10 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from insula.rpc.channel import Channel, StreamHandler, StreamWriter
+from insula.rpc.channel import Channel
 from insula.rpc.control import Finish, Host, Payload
 from insula.rpc.relay import RelayOwner
-from insula_proto.errors import RemoteProtocolError
+from insula.rpc.socket_end import SocketEnd
 from insula_proto.qrexec import EXIT_PROBLEM, Hello, Stdin
 from insula_proto.qrexec_channel import ServiceEnd
 
@@ -80,7 +80,7 @@ class _Feed:
         self._is_waiting = is_full
 
 
-class HostEnd(StreamHandler):
+class HostEnd(SocketEnd):
     """Opens its stream to ``port``; takes over ``connection``."""
 
     def __init__(
@@ -92,16 +92,11 @@ class HostEnd(StreamHandler):
         host: Host,
         tell: Callable[[Payload], None],
     ) -> None:
-        connection.setblocking(False)
-        self._channel = channel
-        self._connection = connection
-        self._owner = owner
-        self._port = port
+        self._protocol = ServiceEnd()
+        super().__init__(channel, connection, owner, port, self._protocol.receive)
         self._call = host.call
         self._limit = host.limit
         self._tell = tell
-        self._loop = asyncio.get_running_loop()
-        self._protocol = ServiceEnd()
         self._input: bytearray | None = bytearray() if host.limit else None
         """None: the service has all of it, or wants none, or takes it as it comes."""
         self._finish: Finish | None = None
@@ -109,11 +104,6 @@ class HostEnd(StreamHandler):
         self._output_ended = False
         self._has_finished = False
         self._qube_finished = False
-        self._is_closed = False
-        self.from_qube = 0
-        self.to_qube = 0
-        self.stream = channel.open(port, self)
-        self._writer = StreamWriter(channel, self.stream)
         self._feed = _Feed(connection, self._granted) if host.is_stream else None
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(INPUT_TIMEOUT, self._too_slow)
 
@@ -122,13 +112,7 @@ class HostEnd(StreamHandler):
     def data(self, untrusted_data: bytes) -> None:
         if self._feed is None:
             self._granted(len(untrusted_data))
-        try:
-            messages = self._protocol.receive(untrusted_data)
-        except RemoteProtocolError:
-            # A data channel is a program's, not the agent's: its faults end its own call.
-            self.caller_gone()
-            return
-        for message in messages:
+        for message in self._messages(untrusted_data):
             if isinstance(message, Hello):
                 self._writer.write(self._protocol.hello())
                 if self._input is None:
@@ -186,15 +170,6 @@ class HostEnd(StreamHandler):
         elif not self._writer.size:
             self._close()
 
-    def closed(self) -> None:
-        self._close()
-
-    def caller_gone(self) -> None:
-        """Nobody wants the answer."""
-        if not self._is_closed:
-            self._channel.reset(self.stream)
-            self._close()
-
     # --- from the service ----------------------------------------------------------------------------------------
 
     def finish(self, message: Finish) -> None:
@@ -216,12 +191,9 @@ class HostEnd(StreamHandler):
         self._is_reading = may_read
 
     def _readable(self) -> None:
-        try:
-            data = self._connection.recv(READ_SIZE)
-        except BlockingIOError:
+        data = self._read_socket(READ_SIZE)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if data:
             self.to_qube += len(data)
             for piece in self._protocol.stdout(data):
@@ -252,14 +224,7 @@ class HostEnd(StreamHandler):
             if self._qube_finished:
                 self._close()
 
-    def _close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
+    def _release(self) -> None:
         self._stop_timer()
         if self._feed is not None:
             self._feed.stop()
-        if self._is_reading:
-            self._loop.remove_reader(self._connection)
-        self._connection.close()
-        self._owner.relay_closed(self._port)
