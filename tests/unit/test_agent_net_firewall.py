@@ -34,7 +34,7 @@ def in_namespace(script: str, text: str = "") -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(any_rule)
 def test_nft_takes_any_rule(rule: Rule) -> None:
     addresses = {} if rule.target is None or rule.target.family else {rule.target.text: ["192.0.2.1", "2001:db8::1"]}

@@ -76,7 +76,7 @@ def in_namespace(*command: str, text: str = "") -> subprocess.CompletedProcess[s
     )
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     st.lists(
         st.tuples(st.ip_addresses(v=4), st.none() | st.ip_addresses(v=6)), max_size=16, unique_by=lambda pair: pair[0]

@@ -73,7 +73,7 @@ def test_vmexec_argument_reaches_program_unchanged(argument: bytes) -> None:
     assert done.returncode == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.binary(max_size=12).map(lambda data: data.replace(b"\0", b"\1")), max_size=4))
 def test_vmexec_any_arguments_reach_program_unchanged(arguments: list[bytes]) -> None:
     """MC-17."""

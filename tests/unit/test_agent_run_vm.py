@@ -33,7 +33,7 @@ def test_parse_not_understood(arguments: list[str]) -> None:
     assert parse(arguments) is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=20))
 def test_first_line_any_text_is_one_word_to_the_shell(text: str) -> None:
     """MC-17: read as the service's bash reads it, which never reads further than the command it is about to run."""

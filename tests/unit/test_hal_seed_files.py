@@ -154,7 +154,7 @@ def test_state_larger_than_its_limit_is_refused_by_the_kernel() -> None:
 # The digest
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 9 * BLOCK), st.binary(min_size=1, max_size=20)), max_size=5),
     st.integers(0, 9 * BLOCK),

@@ -138,5 +138,5 @@ class Operations(RuleBasedStateMachine):
                 netvm = resolve(self.system, self.system.get(str(netvm)), "netvm").value
 
 
-Operations.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+Operations.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
 TestMc57AnyOrderOfOperations = Operations.TestCase

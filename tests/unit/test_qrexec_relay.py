@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.qrexec.descriptors import Local, Modes, Outlet, drop
@@ -176,7 +176,6 @@ def hostile(messages: bytes, version: int = 4) -> int:
         return CallerRelay(here, end, locals_[0], Outlet(locals_[1]), Outlet(locals_[2])).run(early)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_service_that_says_anything_ends_the_call(untrusted_data: bytes) -> None:
     """MC-11, MC-12, MC-21."""

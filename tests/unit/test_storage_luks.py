@@ -84,7 +84,7 @@ def test_slots_lie_behind_each_other_within_the_length() -> None:
     assert ends <= header.length
 
 
-@settings(max_examples=10, deadline=None)  # a tenth of a second each, and more on a busy machine
+@settings(max_examples=10)  # a tenth of a second each, and more on a busy machine
 @given(st.binary(min_size=1, max_size=100))
 def test_any_passphrase_opens_what_was_made_with_it(passphrase: bytes) -> None:
     assert opens(luks.new_header(passphrase), passphrase)

@@ -90,7 +90,7 @@ def test_volumes_keep_their_order(filled: Path) -> None:
     assert list(read(filled).get(WORK).volumes) == ["root", "private", "volatile", "kernel"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(systems(), min_size=1, max_size=3))
 def test_any_sequence_of_systems_is_read_back_equal(sequence: list[System]) -> None:
     with TemporaryDirectory() as folder:
@@ -464,7 +464,7 @@ def test_oversized_machine_record_is_refused(store: Store) -> None:
     assert store.machines() == {}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.dictionaries(any_text, any_text | st.integers(-(2**53), 2**53) | st.booleans() | st.none(), max_size=5))
 def test_any_machine_record_is_read_back_equal(record: dict[str, object]) -> None:
     with TemporaryDirectory() as folder, Store.open(Path(folder) / "system.db") as store:
