@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -279,6 +281,22 @@ async def test_mc50_notification_of_a_program_is_shown_under_the_name_of_its_qub
         await until(lambda: bool(screen.windows(f"^Insula: {red}$")), "it is not shown")
         [window] = screen.windows(f"^Insula: {red}$")
         await until(lambda: set(ring(screen.picture(), window)) == {RED}, "not in the colour of its qube")
+
+
+async def test_picture_of_a_qubes_window_is_given_to_another_qube(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str], tmp_path: Path
+) -> None:
+    blue, red = qubes
+    folders = {"INSULA_DATA_DIR": str(daemon.paths.data), "INSULA_RUNTIME_DIR": str(daemon.paths.runtime)}
+    picture = tmp_path / "window.png"
+    async with terminal(daemon, screen, blue):
+        taking = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "insula.cli.main", "screenshot", blue, "-o", str(picture), "--to", red),
+            env={**screen.environment, **folders, "HOME": str(tmp_path)},
+        )
+        assert await taking.wait() == 0
+    seen = await run(daemon, red, "base64 -w 0 QubesIncoming/dom0/window.png")
+    assert base64.b64decode(seen.out) == picture.read_bytes()
 
 
 async def test_no_desktop_and_no_windows_are_said(

@@ -11,5 +11,6 @@ So far the *prompt*: the program that asks whether a call may go on (qrexec §7,
 ``host_mark``     the mark that no qube knows
 ``terminal``      back end: a terminal
 ``qt_prompt``     back end: windows; with ``qt_dialog``, ``qt_notices``, ``qt_colours`` all that loads Qt
+``screenshot``    pictures of the screen: what is in one; pure. ``qt_screenshot`` takes them
 ``autostart``     how the program starts with the desktop
 """

@@ -60,6 +60,17 @@ class Seen:
     """Panels."""
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A window that can be seen, as its program named it."""
+
+    instance: bytes
+    class_name: bytes
+    place: Rect
+    """With all that is drawn around it."""
+    is_managed: bool
+
+
 class Neighbours:
     def __init__(self, xcb: Xcb) -> None:
         self._xcb = xcb
@@ -99,6 +110,22 @@ class Neighbours:
                 content = WINDOW_FRAME.inside(inner) if b":" in of_class else inner
                 panes.append(Pane(rects[window], content))
         return Seen(tuple(panes), tuple(docks))
+
+    def windows(self) -> list[Listed]:
+        """All that can be seen, topmost first, panels and the desktop itself aside as windows that are not managed."""
+        xcb = self._xcb
+        tree, listed = xcb.ask("query_tree", xcb.root), xcb.ask_property(xcb.root, "_NET_CLIENT_LIST")
+        order = children(xcb.answer(tree))[-MAX_WINDOWS:]
+        client_in = self._frames(numbers(property_bytes(xcb.answer(listed)))[:MAX_CLIENTS])
+        rects = self._shown(order)
+        there = [window for window in reversed(order) if window in rects]
+        found = []
+        for window, about in zip(there, self._describe([client_in.get(each, each) for each in there]), strict=True):
+            kinds, _, of_class, _ = about
+            instance, _, class_name = of_class.removesuffix(b"\0").partition(b"\0")
+            is_managed = window in client_in and self._dock not in kinds and self._desktop not in kinds
+            found.append(Listed(instance, class_name, rects[window], is_managed))
+        return found
 
     def active(self) -> tuple[int, Rect] | None:
         """The window the user works in, and where it is without its window manager's frame."""
