@@ -299,6 +299,23 @@ async def test_picture_of_a_qubes_window_is_given_to_another_qube(
     assert base64.b64decode(seen.out) == picture.read_bytes()
 
 
+async def test_launcher_starts_what_is_typed(daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]) -> None:
+    blue, _ = qubes
+    folders = {"INSULA_DATA_DIR": str(daemon.paths.data), "INSULA_RUNTIME_DIR": str(daemon.paths.runtime)}
+    launching = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "insula.cli.main", "menu"), env={**screen.environment, **folders}
+    )
+    await until(lambda: bool(screen.windows("^Insula: start")), "no launcher")
+    launcher = screen.windows("^Insula: start")[0]
+    await until(lambda: screen.focused() == launcher.number, "the launcher has no focus")
+    screen.type(f"term {blue}")
+    screen.key("Return")
+    assert await launching.wait() == 0
+    await until(lambda: bool(screen.windows(rf"^\[{blue}\]")), f"no window of {blue}")
+    await run(daemon, blue, "pkill xterm")
+    await until(lambda: not screen.windows(rf"^\[{blue}\]"), "the window stays")
+
+
 async def test_no_desktop_and_no_windows_are_said(
     daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
 ) -> None:

@@ -11,6 +11,8 @@ So far the *prompt*: the program that asks whether a call may go on (qrexec §7,
 ``host_mark``     the mark that no qube knows
 ``terminal``      back end: a terminal
 ``qt_prompt``     back end: windows; with ``qt_dialog``, ``qt_notices``, ``qt_colours`` all that loads Qt
+``menu``          applications of qubes in the desktop's own menu
+``launcher``      which application a few letters mean; pure. ``qt_launcher`` shows it
 ``screenshot``    pictures of the screen: what is in one; pure. ``qt_screenshot`` takes them
 ``autostart``     how the program starts with the desktop
 """

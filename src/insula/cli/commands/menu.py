@@ -16,6 +16,7 @@ from insula.cli.connection import with_daemon
 from insula.cli.failures import USAGE, CliError
 from insula.cli.options import Json
 from insula.cli.table import Column
+from insula.manager import display
 from insula.manager import menu as entries
 from insula.manager.menu import Entry
 from insula.model.klass import Klass
@@ -38,11 +39,15 @@ def menu(
         bool, typer.Option("--install", help="Have the desktop's menu show the applications of all qubes, as of now.")
     ] = False,
     is_uninstall: Annotated[bool, typer.Option("--uninstall", help="Take them out of the desktop's menu.")] = False,
+    is_list: Annotated[bool, typer.Option("--list", help="List them here, also where there is a desktop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Start an application by a few letters: `insula menu fox work`. If several match, they are listed."""
-    if is_install + is_uninstall + bool(words) > 1:
-        raise CliError("--install, --uninstall and words exclude each other", exit_code=USAGE)
+    """Start an application by a few letters: in a window, or at once, `insula menu fox work`.
+
+    Without words a window opens where there is a desktop. If several applications match words, they are listed.
+    """
+    if is_install + is_uninstall + is_list + bool(words) > 1:
+        raise CliError("--install, --uninstall, --list and words exclude each other", exit_code=USAGE)
     if is_uninstall:
         for path in entries.remove():
             output.print_line(f"removed: {path}")
@@ -54,6 +59,11 @@ def menu(
             f"{len(written)} entries of {len({entry.qube for entry in found})} qubes in the desktop's menu"
         )
         return
+    if not (words or is_list or as_json) and has_desktop():
+        chosen = choose(found)
+        if chosen is not None:
+            start(chosen)
+        return
     matching = [entry for entry in found if entry.matches(words or [])]
     if words and len(matching) == 1 and not as_json:
         start(matching[0])
@@ -64,8 +74,26 @@ def menu(
         output.print_table([Column("QUBE"), Column("NAME"), Column("ID")], rows)
     else:
         raise CliError(
-            f"no application matches {' '.join(words or [])}", hint="insula menu lists those there are, of all qubes"
+            f"no application matches {' '.join(words or [])}", hint="insula menu --list shows those there are, of all qubes"
         )
+
+
+def has_desktop() -> bool:
+    """Whether a window can be shown; where there could be one and it cannot, it is said why."""
+    try:
+        display.check()
+    except display.NoDisplay as error:
+        if any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
+            output.say(f"insula: note: {error}")
+        return False
+    return True
+
+
+def choose(found: list[Entry]) -> Entry | None:
+    """In a window; None: none."""
+    from insula.manager import qt_launcher  # noqa: PLC0415 - Qt is large, and may be missing
+
+    return qt_launcher.choose(found)
 
 
 async def find_all(client: AdminClient) -> list[Entry]:
