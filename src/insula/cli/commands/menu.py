@@ -74,7 +74,8 @@ def menu(
         output.print_table([Column("QUBE"), Column("NAME"), Column("ID")], rows)
     else:
         raise CliError(
-            f"no application matches {' '.join(words or [])}", hint="insula menu --list shows those there are, of all qubes"
+            f"no application matches {' '.join(words or [])}",
+            hint="insula menu --list shows those there are, of all qubes",
         )
 
 
