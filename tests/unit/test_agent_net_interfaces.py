@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from insula_agent import files
 from insula_agent.net.interfaces import (
     NetworkError,
     Uplink,
+    first_of_group,
     names_by_mac,
     parse_ip4,
     parse_mac,
@@ -116,3 +119,22 @@ def test_interfaces_are_found_by_address_and_the_loopback_is_none(tmp_path: Path
 def test_name_servers_are_written_in_order() -> None:
     assert resolv_conf(["10.139.1.1", "10.139.1.2"]) == "nameserver 10.139.1.1\nnameserver 10.139.1.2\n"
     assert resolv_conf([]) == ""
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENODEV])
+def test_interface_that_goes_while_it_is_looked_at_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The kernel says these of an interface that is being taken away: a tunnel that ends, a client that leaves."""
+    for name in ("tunnel0", "tunnel1"):
+        (tmp_path / name).mkdir()
+    read = {"netdev_group": "3", "flags": "0x1043", "address": "00:16:3e:5e:6c:00"}
+
+    def attribute(path: str) -> str:
+        if "/tunnel0/" in path:
+            raise OSError(number, path)
+        return read[path.rpartition("/")[2]]
+
+    monkeypatch.setattr(files, "read", attribute)
+    assert first_of_group(3, str(tmp_path)) == "tunnel1"
+    assert names_by_mac(str(tmp_path)) == {"00:16:3e:5e:6c:00": "tunnel1"}

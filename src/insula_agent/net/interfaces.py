@@ -8,6 +8,7 @@ from __future__ import annotations
 
 # The public module ``socket`` costs an import of enum and selectors.
 import _socket
+import errno
 import os
 
 from insula_agent import files, programs
@@ -28,6 +29,8 @@ _MAC_LETTERS = frozenset("0123456789abcdef:")
 MAC_LENGTH = 17
 _IFF_UP = 1
 """<linux/if.h>"""
+_GOING = (errno.EINVAL, errno.ENODEV)
+"""Said of an interface that is being taken away: by the interface (Linux, net/core/net-sysfs.c), by its file."""
 
 
 class NetworkError(Exception):
@@ -79,7 +82,7 @@ def names_by_mac(folder: str = FOLDER) -> dict[str, str]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return {}
-    found = {files.read(f"{folder}/{name}/address").strip(): name for name in names if name != "lo"}
+    found = {_attribute(folder, name, "address"): name for name in names if name != "lo"}
     found.pop("", None)
     return found
 
@@ -92,10 +95,20 @@ def first_of_group(group: int, folder: str = FOLDER) -> str | None:
     except FileNotFoundError:
         return None
     for name in names:
-        is_member = files.read(f"{folder}/{name}/netdev_group").strip() == str(group)
-        if is_member and int(files.read(f"{folder}/{name}/flags").strip() or "0", 16) & _IFF_UP:
+        is_member = _attribute(folder, name, "netdev_group") == str(group)
+        if is_member and int(_attribute(folder, name, "flags") or "0", 16) & _IFF_UP:
             return name
     return None
+
+
+def _attribute(folder: str, name: str, attribute: str) -> str:
+    """What the kernel says of an interface; empty: it is gone, or about to be."""
+    try:
+        return files.read(f"{folder}/{name}/{attribute}").strip()
+    except OSError as error:
+        if error.errno not in _GOING:
+            raise
+        return ""
 
 
 class Uplink:
