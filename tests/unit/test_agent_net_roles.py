@@ -65,6 +65,7 @@ tunnel() {
     ip link set tunnel0 group 3
     ip -batch route
 }
+own_question() { timeout 3 python3 ask.py 10.139.1.1 53 2> /dev/null || echo no; }
 reaches() { at $client busybox ping -c 1 -W 1 -q 198.51.100.2 > /dev/null 2>&1 && echo yes || echo no; }
 seen() { at $world nft list chain inet seen arrived | sed -n 's/.*packets \([0-9]*\).*/\1/p'; }
 before=$(seen)
@@ -78,6 +79,9 @@ def in_world(folder: Path, services: list[str], questions: dict[str, str]) -> di
     (folder / "rules").write_text(ruleset([CLIENT], [], {}) + roles.ruleset(services).replace(roles.TOR_USER, "root"))
     (folder / "links").write_text("\n".join(client_commands(CLIENT, "eth0", "10.137.0.3")) + "\n")
     (folder / "seen").write_text(_SEEN)
+    (folder / "ask.py").write_text(_ASK)
+    (folder / "names.py").write_text(_NAMES)
+    (folder / "dns").write_text(roles.tunnel_dns(["10.8.0.1"]))
     (folder / "routing").write_text("\n".join(roles.routing() if roles.VPN in services else ()) + "\n")
     (folder / "route").write_text(roles.tunnel_route("tunnel0") + "\n")
     asked = "".join(f'echo "{name}=$({command})"\n' for name, command in questions.items())
@@ -97,15 +101,20 @@ def test_vpn_lets_clients_through_its_tunnel_and_nowhere_else_at_every_stage(tmp
         [roles.VPN],
         {
             "before": "reaches",
+            "before, own question": "own_question",
             "before, leaked": "leaked",
             "up": "tunnel; reaches",
+            "up, own question": "(at $far python3 names.py > /dev/null 2>&1 &); sleep 1; nft -f dns; own_question",
             "up, leaked": "leaked",
             "down": "ip link set tunnel0 down; reaches",
+            "down, own question": "own_question",
             "down, leaked": "leaked",
             "up again": "ip link set tunnel0 up; ip -batch route; reaches",
             "gone": "ip link delete tunnel0; reaches",
+            "gone, own question": "own_question",
             "gone, leaked": "leaked",
             "without the routes": "ip rule delete priority 100; reaches",
+            "without the routes, own question": "own_question",
             "without the routes, leaked": "leaked",
             "with an accepting rule of the user": "nft add rule ip qubes custom-forward accept; reaches",
             "with an accepting rule of the user, leaked": "leaked",
@@ -116,6 +125,10 @@ def test_vpn_lets_clients_through_its_tunnel_and_nowhere_else_at_every_stage(tmp
     )
     reached = {name for name, answer in answers.items() if answer == "yes"}
     assert reached == {"up", "up again", "without the role"}
+    # Its own questions go through the tunnel, to the name server behind it, and never another way.
+    own = {name: answer for name, answer in answers.items() if name.endswith("own question")}
+    assert own.pop("up, own question") == "an answer"
+    assert set(own.values()) == {"no"}
     assert {answer for name, answer in answers.items() if name.endswith("leaked")} == {"0"}
 
 
@@ -157,6 +170,12 @@ def test_tor_gateway_ends_tcp_and_names_itself_and_passes_nothing_on(tmp_path: P
     }
 
 
+_NAMES = """
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("10.8.0.1", 53))
+while True: server.sendto(b"an answer", server.recvfrom(100)[1])
+"""
 _TOR = """
 import socket, threading
 def serve(port):

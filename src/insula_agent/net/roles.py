@@ -92,8 +92,8 @@ _VPN = f"""\
     type nat hook output priority -100; policy accept;
     meta mark {TUNNEL_MARK} jump dns
   }}
-  chain output {{
-    type filter hook output priority filter - 10; policy accept;
+  chain leaving {{
+    type filter hook postrouting priority filter - 10; policy accept;
     meta mark {TUNNEL_MARK} oifname != "lo" oifgroup != {TUNNEL_GROUP} counter drop
     oifgroup {UPLINK_GROUP} meta l4proto {{ {_CONTROL} }} counter drop
   }}
