@@ -62,7 +62,7 @@ NETWORK_PREFIXES = (
     "/qubes-primary-dns",
     "/qubes-secondary-dns",
 )
-"""Keys without which a qube has no network, and none to give."""
+"""Keys of the network, the only ones that :mod:`insula_agent.net.network` hears of: without any, a qube has none."""
 GATE_STEP = 0.05
 """Seconds between looks whether the rest of a fork's system may start: not while the first commands come, for it would
 be in their way, and in that of other machines that start at the same time."""
@@ -181,8 +181,9 @@ class Identity:
 
         What fails is logged, and leaves the network closed.
         """
-        if self._network is not None or any(path.startswith(NETWORK_PREFIXES) for path in all_keys):
-            self._get_network(loop).begin(all_keys, self._who.services)
+        of_network = {path: value for path, value in all_keys.items() if path.startswith(NETWORK_PREFIXES)}
+        if of_network or self._network is not None:
+            self._get_network(loop).begin(of_network, self._who.services)
 
     def change_network(self, loop: Loop, path: str, value: bytes | None) -> None:
         """A key was set, or is gone (None)."""

@@ -38,8 +38,6 @@ LAUNCHER = "/usr/lib/insula/insula_agent/net/firewall_start.py"
 MAX_PARTS_DIGITS = 2
 RESTART = 2.0
 """Seconds until the firewall's program is started again."""
-UPLINK_PREFIXES = ("/qubes-ip", "/qubes-mac", "/qubes-netmask", "/qubes-gateway", "/net-config/")
-DNS_PREFIXES = ("/qubes-primary-dns", "/qubes-secondary-dns")
 CARD_KEY = "/insula-card"
 """This qube has a network card of its own."""
 RESOLV_CONF = "/etc/resolv.conf"
@@ -219,8 +217,8 @@ class Network:
         self._uplink_looks_left = 0
 
     def begin(self, keys: Mapping[str, bytes], services: frozenset[str]) -> None:
-        """Set up what the keys say; all of them, as read from the host. May be called again."""
-        self._keys = {path: value for path, value in keys.items() if is_of_network(path)}
+        """Set up what the keys of the network say; all of these, as read from the host. May be called again."""
+        self._keys = dict(keys)
         self._services = services
         numbers = [path[len(FIREWALL_PREFIX) :] for path in self._keys if path.startswith(FIREWALL_PREFIX)]
         self._rules_of = {int(text): firewall_of(self._keys, int(text)) for text in numbers if text.isdigit()}
@@ -233,9 +231,7 @@ class Network:
         self._apply()
 
     def key_changed(self, path: str, value: bytes | None) -> None:
-        """A key was set, or is gone (None)."""
-        if not is_of_network(path):
-            return
+        """A key of the network was set, or is gone (None)."""
         if value is None:
             self._keys.pop(path, None)
         else:
@@ -464,7 +460,11 @@ class Network:
         if not waiting or self._rules is None:
             return
         names = interfaces.names_by_mac()
-        gateway = interfaces.parse_ip4(self._keys[GATEWAY_KEY])
+        try:
+            gateway = interfaces.parse_ip4(self._keys[GATEWAY_KEY])
+        except (NetworkError, KeyError) as error:
+            log(f"net qube: no address for its clients: {error}")
+            return
         for client in waiting:
             name = names.get(link_mac(client.number))
             if name is None:
@@ -485,13 +485,6 @@ class Network:
         interfaces.run_ip(client_commands(client, name, gateway))
         self._is_up[client.number] = client
         log(f"link {client.number}: {client.ip} at {client.interface}")
-
-
-def is_of_network(path: str) -> bool:
-    """Whether a key says something of the network."""
-    return path.startswith(
-        (LINK_PREFIX, FIREWALL_PREFIX, FORWARD_PREFIX, GATEWAY_KEY, CARD_KEY, *UPLINK_PREFIXES, *DNS_PREFIXES)
-    )
 
 
 def _switch_off_ip6(name: str) -> None:
