@@ -162,7 +162,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         "net qube reaches a client": "busybox ping -c 1 -W 1 -q 10.137.0.4 > /dev/null && echo yes || echo no",
         "spoofed source": "at $one ip addr add 10.137.0.5/32 dev lo; "
         "at $one busybox ping -c 1 -W 1 -q -I 10.137.0.5 192.0.2.2 > /dev/null 2>&1 && echo yes || echo no",
-        "dropped as spoofed": "nft list chain ip qubes antispoof | sed -n 's/.*counter packets \\([0-9]*\\).*/\\1/p'",
+        "spoofed hardware address": "at $two ip link set eth0 address 00:16:3e:5e:6c:99; "
+        "ip neigh replace 10.137.0.5 lladdr 00:16:3e:5e:6c:99 dev vif1.0 nud permanent; ping_from $two 192.0.2.2; "
+        "at $two ip link set eth0 address 00:16:3e:5e:6c:00; "
+        "ip neigh replace 10.137.0.5 lladdr 00:16:3e:5e:6c:00 dev vif1.0 nud permanent",
+        "own hardware address again": "ping_from $two 192.0.2.2",
+        "dropped as spoofed": (
+            "echo $(nft list chain ip qubes antispoof | sed -n 's/.*counter packets \\([0-9]*\\).*/\\1/p')"
+        ),
         "client's address from outside": "at $world ip addr add 10.137.0.4/32 dev lo; "
         "at $world busybox ping -c 1 -W 1 -q -I 10.137.0.4 192.0.2.1 > /dev/null 2>&1 && echo yes || echo no",
         "client reaches a service of the net qube": (
@@ -204,7 +211,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         ("client reaches another", "no"),
         ("world reaches a client", "no"),
         ("spoofed source", "no"),
-        ("dropped as spoofed", "1"),
+        ("spoofed hardware address", "no"),
+        ("own hardware address again", "yes"),
+        ("dropped as spoofed", "1 1"),
         ("client's address from outside", "no"),
         ("client reaches a service of the net qube", "no"),
         ("world reaches a forwarded port", "yes"),

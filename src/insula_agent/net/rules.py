@@ -3,7 +3,7 @@
 The names of tables, sets and user chains are the published ones (agent-services §12), so that scripts of people who
 know them work; what these put into the user chains stays when clients come and go. Three things are never left open:
 
-* a packet from a client passes only if its link and its source address belong together (``allowed``);
+* a packet from a client passes only if its link and its source addresses belong together (``allowed``, ``macs``);
 * nothing goes from one client to another, and nothing new comes in from outside but to ports that were forwarded;
 * IPv6 follows the same rules in a table of its own, and its set is empty unless a client was given such an address.
 
@@ -66,8 +66,8 @@ def ruleset(clients: list[Client], dns: list[str], forwards: Forwards) -> str:
 def update(clients: list[Client], dns: list[str], forwards: Forwards) -> str:
     """What changes in rules that were taken when clients, name servers or forwarded ports do."""
     lines = [
-        *_contents("ip", [(client.interface, client.ip) for client in clients]),
-        *_contents("ip6", [(client.interface, client.ip6) for client in clients if client.ip6 is not None]),
+        *_contents("ip", [(client, client.ip) for client in clients]),
+        *_contents("ip6", [(client, client.ip6) for client in clients if client.ip6 is not None]),
         "flush chain ip qubes dnat-dns",
         *_dns_rules(dns),
         f"flush chain ip qubes {FORWARD}",
@@ -76,10 +76,11 @@ def update(clients: list[Client], dns: list[str], forwards: Forwards) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _contents(family: str, clients: list[tuple[str, str]]) -> list[str]:
-    lines = [f"flush set {family} qubes allowed", f"flush set {family} qubes downstream"]
-    for interface, address in clients:
-        lines.append(f'add element {family} qubes allowed {{ "{interface}" . {address} }}')
+def _contents(family: str, clients: list[tuple[Client, str]]) -> list[str]:
+    lines = [f"flush set {family} qubes {name}" for name in ("allowed", "downstream", "macs")]
+    for client, address in clients:
+        lines.append(f'add element {family} qubes allowed {{ "{client.interface}" . {address} }}')
+        lines.append(f'add element {family} qubes macs {{ "{client.interface}" . {client.mac} }}')
         lines.append(f"add element {family} qubes downstream {{ {address} }}")
     return lines
 
@@ -95,12 +96,14 @@ def _table(family: str) -> list[str]:
         f"table {family} qubes {{",
         f"  set allowed {{ type ifname . {kind}; }}",
         f"  set downstream {{ type {kind}; }}",
+        "  set macs { type ifname . ether_addr; }",
         "  chain prerouting {",
         "    type filter hook prerouting priority raw; policy accept;",
         f"    iifgroup {CLIENT_GROUP} goto antispoof",
         f"    {family} saddr @downstream counter drop",
         "  }",
         "  chain antispoof {",
+        "    iifname . ether saddr != @macs counter drop",
         f"    iifname . {family} saddr @allowed accept",
         "    counter drop",
         "  }",
