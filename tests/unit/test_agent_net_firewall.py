@@ -187,6 +187,27 @@ def test_name_server_that_is_away_takes_no_address_back_and_is_asked_again_soon(
     assert "192.0.2.8" in loaded[-1]
 
 
+def test_rules_that_change_do_not_wait_until_all_names_are_looked_up(folder: Path) -> None:
+    """However long these take: what is forbidden is forbidden after the next of them (MC-87)."""
+    loaded: list[str] = []
+    (folder / ONE).write_text("".join(f"action=accept dsthost={name}.invalid\n" for name in "abc"))
+    asked: list[str] = []
+    told = iter([True, False, False])
+
+    def resolve(name: str) -> list[str]:
+        asked.append(name)
+        (folder / "10.137.0.5").write_text("action=drop dst4=192.0.2.99\n")
+        return []
+
+    firewall = Firewall(str(folder), loaded.append, resolve, is_told=lambda: next(told))
+    assert firewall.update() == 0.0
+    assert asked == ["a.invalid"]
+    assert "192.0.2.99" not in loaded[-1]
+    assert firewall.update() > 0
+    assert "192.0.2.99" in loaded[-1]
+    assert asked == ["a.invalid", "b.invalid", "c.invalid"]
+
+
 def test_client_that_is_gone_is_in_no_table(folder: Path) -> None:
     loaded: list[str] = []
     firewall = Firewall(str(folder), loaded.append, lambda _: ["192.0.2.7"])

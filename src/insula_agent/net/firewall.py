@@ -30,6 +30,8 @@ RETRY = 10.0
 """Seconds until a name that had none is looked up again."""
 MAX_NAMES = 500
 """Host names in all rules; who has more than are left has rules that cannot be carried out."""
+RESOLVER_OPTIONS = "timeout:2 attempts:2"
+"""resolv.conf(5): a name server that is away keeps a change of rules waiting for eight seconds, not for twenty."""
 RESOLV_CONF = "/etc/resolv.conf"
 
 
@@ -93,11 +95,14 @@ class Firewall:
         load: Callable[[str], None],
         resolve: Callable[[str], list[str]] = look_up,
         clock: Callable[[], float] = time.monotonic,
+        is_told: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``is_told()``: whether rules have changed meanwhile."""
         self._folder = folder
         self._load = load
         self._resolve = resolve
         self._clock = clock
+        self._is_told = is_told
         self._addresses: dict[str, list[str]] = {}
         self._due: dict[str, float] = {}
         """When a name is to be looked up again."""
@@ -106,7 +111,8 @@ class Firewall:
     def update(self) -> float:
         """Carry out what the files say now; the seconds until there is something to do again.
 
-        First with the names that are known, so that nobody's rules wait for somebody else's name server.
+        First with the names that are known, and not all of the others are looked up where rules have changed meanwhile:
+        so nobody's rules wait for somebody else's name server.
         """
         clients = read_clients(self._folder)
         names = names_in(clients)
@@ -120,6 +126,8 @@ class Firewall:
                 # A name server that is away for a moment takes nobody's rules away.
                 self._addresses[name] = found or self._addresses.get(name, [])
                 self._due[name] = self._clock() + (REFRESH if found else RETRY)
+                if self._is_told():
+                    return 0.0
         if names:
             self._apply(clients)
         return max(0.0, min(self._due.values(), default=self._clock() + REFRESH) - self._clock())
@@ -140,12 +148,16 @@ def load(text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """``firewall FOLDER``: until standard input ends."""
-    firewall = Firewall(arguments[0], load)
+    os.environ["RES_OPTIONS"] = RESOLVER_OPTIONS
+    firewall = Firewall(arguments[0], load, is_told=lambda: _can_read(0.0))
     while True:
-        wait = firewall.update()
-        readable, _, _ = select.select([0], [], [], wait)
-        if readable and not os.read(0, 4096):
+        if _can_read(firewall.update()) and not os.read(0, 4096):
             return 0
+
+
+def _can_read(wait: float) -> bool:
+    readable, _, _ = select.select([0], [], [], wait)
+    return bool(readable)
 
 
 if __name__ == "__main__":
