@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.cli.commands.update import MAX_COMPLAINT, Printed
+from insula.cli.commands.update import MAX_COMPLAINT, NO_SPACE, Printed, _ended, _failed
 from insula.cli.step import Step
 
 APT = (
@@ -58,3 +61,32 @@ def test_last_line_is_shown_while_it_works() -> None:
     shown = Lines()
     Printed(shown.step).hear(b"Reading package lists...\nBuilding")
     assert shown.lines == ["Building"]
+
+
+def test_full_disk_is_told_whatever_the_package_manager_said() -> None:
+    failure = _failed("debian-12", NO_SPACE, "E: Failed to fetch http://…  Connection failed", Path("update.log"))
+    assert "no space is left" in str(failure)
+    assert "Connection failed" not in str(failure)
+    assert "insula volume resize debian-12 root" in failure.hint
+
+
+def test_daemon_that_ended_is_told_as_that() -> None:
+    assert "insulad" in str(_ended("debian-12", None))
+
+
+UPDATE = Path(__file__).parents[2] / "src" / "insula_agent" / "rpc" / "insula.Update"
+
+
+@pytest.mark.parametrize(("free_blocks", "code"), [(0, NO_SPACE), (255, NO_SPACE), (256, 21)])
+def test_service_looks_whether_there_was_room_when_its_package_manager_failed(
+    tmp_path: Path, free_blocks: int, code: int
+) -> None:
+    """apt says "Connection failed" of a disk that is full."""
+    for name, program in (("apt-get", "exit 100"), ("stat", f"echo {free_blocks} 4096")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["sh", UPDATE], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == code
+    assert (b"No space left" in done.stderr) is (code == NO_SPACE)

@@ -10,7 +10,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from insula.admin.client import AdminClient, EventRecord, MalformedAnswer
+from insula.admin.client import AccessRefused, AdminClient, DaemonUnavailable, EventRecord, MalformedAnswer
 from insula.cli import completion
 from insula.cli.batch import Words, run_on
 from insula.cli.connection import with_daemon
@@ -22,16 +22,20 @@ from insula.daemon.paths import Paths
 from insula.model.errors import QubesVMShutdownTimeoutError
 from insula.model.klass import Klass
 from insula.rpc.client import RpcError, run
+from insula_proto.qrexec import EXIT_CHANNEL_LOST
 
 AT_ONCE = 2
 """Templates updated at the same time: each is a machine that unpacks and configures."""
 COMMAND = "QUBESRPC insula.Update dom0"
 NOTHING_TO_DO = 100
 """agent-services §7."""
+NO_SPACE = 28
+"""Of insula.Update, ours: package managers say of that what they like."""
 PROBLEMS = {
     21: "its package lists could not be fetched, or their signatures are wrong",
     22: "packages could not be fetched or installed",
     25: "its package manager is not known",
+    NO_SPACE: "no space is left on its disk",
     127: "its agent knows no insula.Update: build the template again",
 }
 MAX_LOG = 16 << 20
@@ -44,6 +48,8 @@ COMPLAINTS = ("E: ", "Error: ", "error: ")
 MAX_COMPLAINT = 300
 """Characters of the first complaint, shown with a failure."""
 LIMIT_S = 2 * 3600.0
+END_S = 5.0
+"""For the daemon to tell that a machine has ended whose call was lost."""
 SHUTDOWNS = 5
 """How often a template is asked to shut down, each time for as long as its property ``shutdown_timeout`` says."""
 
@@ -91,15 +97,19 @@ async def update_one(client: AdminClient, name: str, step: Step) -> None:
         running = asyncio.create_task(_run(Path(ready.kwargs["rpc_socket"]), log, words), name=f"update of {name}")
         try:
             await asyncio.wait((ending, running), return_when=asyncio.FIRST_COMPLETED)
+            if running.done() and running.result() == EXIT_CHANNEL_LOST:
+                # With the machine or with the daemon: the connection to that tells.
+                await asyncio.wait((ending,), timeout=END_S)
             if ending.done():
                 raise _ended(name, ending.result())
             code = running.result()
             if code not in (0, NOTHING_TO_DO):
-                why = PROBLEMS.get(code, f"insula.Update ended with {code}")
-                what = f": {words.complaint}" if words.complaint else ""
-                raise CliError(f"{name} is as before: {why}{what}", hint=f"what was printed: {log}")
+                raise _failed(name, code, words.complaint, log)
             step.update("shutting down")
-            await _shut_down(client, name)
+            try:
+                await _shut_down(client, name)
+            except (DaemonUnavailable, AccessRefused) as error:
+                raise _ended(name, None) from error
             ended = await ending
             if ended is None or ended.kwargs.get("kept") != "True":
                 raise _ended(name, ended)
@@ -123,10 +133,21 @@ async def _shut_down(client: AdminClient, name: str) -> None:
     await client.shutdown(name, wait=True)
 
 
+def _failed(name: str, code: int, complaint: str, log: Path) -> CliError:
+    """What is told of a package manager that failed."""
+    why = PROBLEMS.get(code, f"insula.Update ended with {code}")
+    hint = f"what was printed: {log}"
+    if code == NO_SPACE:
+        return CliError(f"{name} is as before: {why}", hint=f"insula volume resize {name} root SIZE; {hint}")
+    return CliError(f"{name} is as before: {why}{': ' if complaint else ''}{complaint}", hint=hint)
+
+
 def _ended(name: str, event: EventRecord | None) -> CliError:
-    """What is told of a template that was not shut down when its update was done."""
-    why = event.kwargs.get("why") if event is not None else ""
-    return CliError(f"{name} is as before: {why or 'it did not shut down cleanly'}", hint=f"insula console {name}")
+    """What is told of a template that was not shut down when its update was done; None: the daemon has ended."""
+    if event is None:
+        return CliError(f"{name} is as before when insulad runs again: it ended while {name} was updated")
+    why = event.kwargs.get("why") or "it did not shut down cleanly"
+    return CliError(f"{name} is as before: {why}", hint=f"insula console {name}")
 
 
 class Printed:
