@@ -210,7 +210,7 @@ async def test_source_address_of_somebody_else_is_dropped(
     await until_fetches(daemon, app, page)
     real = (await run(daemon, app, "hostname -I"))[1].strip()
     assert real.startswith("10.137.")
-    dropped = "nft list chain ip qubes antispoof | grep -c 'packets 0 '"
+    dropped = "nft list chain ip qubes antispoof | grep -v ether | grep -c 'packets 0 '"
     assert (await run(daemon, firewall, dropped))[1].strip() == "1"
     code, _ = await run(
         daemon,
@@ -228,6 +228,92 @@ async def test_source_address_of_somebody_else_is_dropped(
         "$(ip route | sed -n 's/^\\(10.137[^ ]*\\) dev.*/\\1/p') dev eth0 onlink",
     )
     await until_fetches(daemon, app, page)
+
+
+async def test_hardware_address_of_somebody_else_is_dropped(
+    daemon: DaemonProcess, names: tuple[str, str, str], page: str
+) -> None:
+    """MC-81"""
+    _, firewall, app = names
+    await until_fetches(daemon, app, page)
+    own = (await run(daemon, app, "cat /sys/class/net/eth0/address"))[1].strip()
+    dropped = "nft list chain ip qubes antispoof | grep ether | grep -c 'packets 0 '"
+    assert (await run(daemon, firewall, dropped))[1].strip() == "1"
+    assert (await run(daemon, app, "ip link set eth0 address 00:16:3e:5e:6c:99"))[0] == 0
+    assert not await fetches(daemon, app, page, 3)
+    assert (await run(daemon, firewall, dropped))[1].strip() == "0"
+    assert (await run(daemon, app, f"ip link set eth0 address {own}"))[0] == 0
+    await until_fetches(daemon, app, page)
+
+
+class Rules:
+    """The firewall of a qube, and whether it gets to the world's page."""
+
+    def __init__(self, daemon: DaemonProcess, qube: str, page: str) -> None:
+        self._daemon = daemon
+        self._qube = qube
+        self._page = page
+
+    async def are(self, *lines: str) -> None:
+        payload = "".join(f"{line}\n" for line in lines).encode()
+        await self._daemon.client.call("admin.vm.firewall.Set", self._qube, payload=payload)
+
+    async def until_open(self) -> None:
+        await until_fetches(self._daemon, self._qube, self._page)
+
+    async def until_closed(self) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while await fetches(self._daemon, self._qube, self._page, 2):
+                pass
+
+
+@pytest.fixture
+async def rules(daemon: DaemonProcess, names: tuple[str, str, str], page: str) -> AsyncIterator[Rules]:
+    found = Rules(daemon, names[2], page)
+    yield found
+    await found.are("action=accept")
+
+
+MANY = [f"action=drop proto=tcp dst4=192.0.2.{number % 256} dstports={number + 1}" for number in range(499)]
+
+
+async def test_last_of_many_rules_counts_as_the_first_does(rules: Rules, page: str) -> None:
+    await rules.are(*MANY, "action=accept")
+    await rules.until_open()
+    await rules.are(*MANY, f"action=drop dst4={page.split('/')[2].partition(':')[0]}", "action=accept")
+    await rules.until_closed()
+    await rules.are(*MANY, "action=accept")
+    await rules.until_open()
+
+
+async def test_rule_with_a_name_that_has_no_address_closes_until_it_is_gone(rules: Rules) -> None:
+    """MC-87"""
+    await rules.are("action=accept")
+    await rules.until_open()
+    # Looking them all up takes minutes where no name server answers; no change of the rules waits for that.
+    await rules.are(*(f"action=accept dsthost=nowhere-{number}.invalid" for number in range(100)), "action=accept")
+    await rules.until_closed()
+    await rules.are("action=accept")
+    await rules.until_open()
+
+
+async def test_rules_that_change_while_the_firewall_qube_is_down_hold_when_it_is_up(
+    daemon: DaemonProcess, names: tuple[str, str, str], rules: Rules
+) -> None:
+    """MC-87"""
+    firewall = names[1]
+    await rules.are("action=accept")
+    await rules.until_open()
+    await daemon.client.kill(firewall)
+    await rules.are("action=drop")
+    await daemon.client.start(firewall)
+    # Its link is there: what keeps it from the world is the rule.
+    async with asyncio.timeout(LIMIT_S):
+        while "vif0.0" not in (await run(daemon, firewall, "ip -o link show up dev vif0.0"))[1]:
+            pass
+    await rules.until_closed()
+    await rules.are("action=accept")
+    await rules.until_open()
 
 
 async def test_other_families_and_own_services_of_a_client_get_nowhere(

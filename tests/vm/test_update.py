@@ -1,15 +1,24 @@
-"""A template without network is updated through a net qube's proxy, as a whole or not at all."""
+"""A template without network is updated through a net qube's proxy, as a whole or not at all.
+
+How an update is to be interrupted is chosen from outside, by a service of the template: a hook of its package manager,
+put there once, does it. Each update begins with a look whether the one before left something.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
 
+from insula.model.errors import QubesVMNotHaltedError, QubesVMNotStartedError
+from insula.model.state import PowerState
 from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import TEMPLATE, build_template, create_app_qube, install
@@ -17,26 +26,77 @@ from insula.testing.guest import TEMPLATE, build_template, create_app_qube, inst
 LIMIT_S = 300.0
 
 
-@pytest.fixture
-async def installation() -> AsyncIterator[DaemonProcess]:
+HOOK = "/usr/lib/test-interruption"
+"""Of the package manager, before it fetches anything."""
+HOOK_TEXT = r"""#!/bin/sh
+ls /half-an-update 2> /dev/null && echo "an update before this one left something"
+touch /half-an-update
+cd /run/qubes-service
+if [ -e test-full-disk ]; then
+    # Less than 4 MiB are left, also to root: too little for the lists.
+    touch /filler
+    for size in 1G 64M 4M; do
+        while fallocate -o $(stat -c %s /filler) -l $size /filler 2> /dev/null; do :; done
+    done
+fi
+if [ -e test-other-keys ]; then
+    # What the repositories have signed is signed by nobody who is known.
+    find /etc/apt/trusted.gpg.d /usr/share/keyrings -type f -delete
+fi
+if [ -e test-standstill ]; then
+    echo "it stands still"
+    sleep 1000
+fi
+exit 0
+"""
+
+
+@pytest.fixture(scope="module")
+def installation() -> Iterator[DaemonProcess]:
     """A template of its own, for it is changed here, and the net qube that the default policy names."""
+    running = DaemonProcess()
+    asyncio.run(_enter(running))
+    failed = True
+    try:
+        yield running
+        failed = False
+    finally:
+        error = AssertionError("the run was broken off") if failed else None
+        asyncio.run(running.__aexit__(type(error) if error else None, error, None))
+
+
+async def _enter(running: DaemonProcess) -> None:
     built = await build_template()
-    async with DaemonProcess() as daemon:
-        await install(daemon.client, built)
-        await create_app_qube(daemon.client, "sys-net")
-        for prop, value in (("provides_network", "True"), ("netvm", ""), ("uplink", "host")):
-            await daemon.client.call("admin.vm.property.Set", "sys-net", arg=prop, payload=value.encode())
-        yield daemon
+    await running.__aenter__()
+    await install(running.client, built)
+    await create_app_qube(running.client, "sys-net")
+    for prop, value in (("provides_network", "True"), ("netvm", ""), ("uplink", "host")):
+        await running.client.call("admin.vm.property.Set", "sys-net", arg=prop, payload=value.encode())
 
 
-async def insula(daemon: DaemonProcess, *arguments: str) -> tuple[int | None, str]:
-    process = await asyncio.create_subprocess_exec(
+async def begin(daemon: DaemonProcess, *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("insula")), *arguments, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=daemon.environment,
     )  # fmt: skip
+
+
+async def end(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
     async with asyncio.timeout(LIMIT_S):
         output, _ = await process.communicate()
     return process.returncode, output.decode()
+
+
+async def insula(daemon: DaemonProcess, *arguments: str) -> tuple[int | None, str]:
+    return await end(await begin(daemon, *arguments))
+
+
+async def until_over(daemon: DaemonProcess) -> None:
+    """The update has ended, and the template's machine with it."""
+    async with asyncio.timeout(LIMIT_S):
+        while "insula-updating" in await daemon.client.list_features(TEMPLATE):
+            await asyncio.sleep(0.1)
+    assert (await daemon.client.current_state(TEMPLATE)).power_state is PowerState.HALTED
 
 
 async def in_template(daemon: DaemonProcess, command: str) -> str:
@@ -52,9 +112,7 @@ async def test_template_is_updated_through_the_net_qube_or_left_as_it_was(instal
         await anext(stream)
         assert (await in_template(daemon, "ls /sys/class/net")).split() == ["lo"]
         await in_template(daemon, "touch /half-an-update; sync")
-    async with asyncio.timeout(LIMIT_S):
-        while "insula-updating" in await daemon.client.list_features(TEMPLATE):
-            await asyncio.sleep(0.1)
+    await until_over(daemon)
     code, output = await insula(daemon, "update", TEMPLATE)
     assert code == 0, output
     log = (daemon.paths.logs / f"update-{TEMPLATE}.log").read_text()
@@ -75,10 +133,135 @@ async def test_template_is_updated_through_the_net_qube_or_left_as_it_was(instal
     assert code != 0, stdout
 
 
-async def test_update_without_a_way_out_fails_and_says_so(installation: DaemonProcess) -> None:
-    daemon = installation
+@pytest.fixture(scope="module")
+def hooked(installation: DaemonProcess) -> DaemonProcess:
+    """The same with the hook in the template."""
+    asyncio.run(_hook(installation))
+    return installation
+
+
+async def _hook(daemon: DaemonProcess) -> None:
+    # It may be on: a test before this one looked into it.
+    with suppress(QubesVMNotHaltedError):
+        await daemon.client.start(TEMPLATE)
+    setting = f"echo 'APT::Update::Pre-Invoke {{ \"{HOOK}\"; }};' > /etc/apt/apt.conf.d/99test"
+    install = f"cat > {HOOK} && chmod +x {HOOK} && {setting}"
+    code, _, stderr = await run_collect(
+        daemon.paths.rpc_socket(TEMPLATE), f"{install} && sync", user="root", stdin=HOOK_TEXT.encode()
+    )
+    assert code == 0, stderr
+    # (Whoever still boots does not hear the power button.)
+    await in_template(daemon, "systemctl --wait is-system-running || true")
+    await daemon.client.shutdown(TEMPLATE, wait=True)
+
+
+def log_of(daemon: DaemonProcess) -> str:
+    path = daemon.paths.logs / f"update-{TEMPLATE}.log"
+    return path.read_text() if path.exists() else ""
+
+
+async def choose(daemon: DaemonProcess, interruption: str) -> None:
+    for name in await daemon.client.list_features(TEMPLATE):
+        if name.startswith("service.test-"):
+            await daemon.client.remove_feature(TEMPLATE, name)
+    if interruption:
+        await daemon.client.set_feature(TEMPLATE, f"service.test-{interruption}", "1")
+    (daemon.paths.logs / f"update-{TEMPLATE}.log").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("interruption", "why"),
+    [("full-disk", "no space is left on its disk"), ("other-keys", "is not signed")],
+)
+async def test_update_that_fails_inside_leaves_the_template_as_it_was_and_says_why(
+    hooked: DaemonProcess, interruption: str, why: str
+) -> None:
+    """MC-96"""
+    await choose(hooked, interruption)
+    code, output = await insula(hooked, "update", TEMPLATE)
+    assert code != 0
+    assert "is as before" in output
+    assert why in output, f"{output}\n{log_of(hooked)}"
+    assert "left something" not in log_of(hooked)
+    await until_over(hooked)
+
+
+def kill_daemon(daemon: DaemonProcess, update: asyncio.subprocess.Process) -> None:
+    del update
+    daemon.kill()
+
+
+def kill_machine(daemon: DaemonProcess, update: asyncio.subprocess.Process) -> None:
+    del update
+    status = (daemon.paths.qube(TEMPLATE) / "vmm.status").read_text().splitlines()[1]
+    os.kill(int(json.loads(status)["child-pid"]), signal.SIGKILL)
+
+
+def kill_command(daemon: DaemonProcess, update: asyncio.subprocess.Process) -> None:
+    del daemon
+    update.kill()
+
+
+@pytest.mark.parametrize(
+    ("kill", "why"),
+    [
+        (kill_command, ""),
+        (kill_machine, "is as before: it did not shut down cleanly"),
+        (kill_daemon, "is as before when insulad runs again"),
+    ],
+)
+async def test_update_that_is_killed_leaves_the_template_as_it_was_and_says_why(
+    hooked: DaemonProcess, kill: Callable[[DaemonProcess, asyncio.subprocess.Process], None], why: str
+) -> None:
+    """MC-96"""
+    await choose(hooked, "standstill")
+    update = await begin(hooked, "update", TEMPLATE)
+    async with asyncio.timeout(LIMIT_S):
+        while "it stands still" not in log_of(hooked):
+            assert update.returncode is None
+            await asyncio.sleep(0.1)
+    kill(hooked, update)
+    code, output = await end(update)
+    assert code != 0
+    assert why in output
+    assert "left something" not in log_of(hooked)
+    assert hooked.process is not None
+    if hooked.process.poll() is not None:
+        await hooked.start()
+    await until_over(hooked)
+
+
+async def test_update_whose_daemon_is_killed_while_the_template_shuts_down_is_kept_whole_or_not_at_all(
+    hooked: DaemonProcess,
+) -> None:
+    """MC-96"""
+    await choose(hooked, "")
+    async with aclosing(hooked.client.events()) as events:
+        await anext(events)
+        update = await begin(hooked, "update", TEMPLATE)
+        async with asyncio.timeout(LIMIT_S):
+            async for event in events:
+                if event.name == "domain-pre-shutdown":
+                    break
+    hooked.kill()
+    code, output = await end(update)
+    assert code != 0
+    assert "is as before when insulad runs again" in output
+    await hooked.start()
+    await until_over(hooked)
+
+
+async def test_update_without_a_way_out_fails_and_says_so(hooked: DaemonProcess) -> None:
+    daemon = hooked
+    await choose(daemon, "")
+    with suppress(QubesVMNotStartedError):
+        await daemon.client.kill("sys-net")
     await daemon.client.call("admin.vm.property.Set", "sys-net", arg="uplink", payload=b"none")
     code, output = await insula(daemon, "update", TEMPLATE)
     assert code != 0
     assert "is as before" in output
     assert "update-debian-12.log" in output
+    assert "left something" not in log_of(daemon)
+    # After all of these it is usable, and nothing of any is left in it.
+    await daemon.client.start(TEMPLATE)
+    assert await in_template(daemon, "ls /half-an-update /filler 2> /dev/null || echo usable") == "usable\n"

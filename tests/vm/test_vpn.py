@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.rpc.client import RpcError
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import run
 from insula.testing.net_world import (
@@ -75,6 +76,23 @@ class Chain:
         """What kinds of packets leave the VPN within a while, and have since the last time."""
         await asyncio.sleep(NOISE_S)
         return set(await self.world.packets())
+
+    async def restart_agent(self) -> None:
+        """Have the qube's rules loaded anew, with clients there and a tunnel up."""
+        before = await self.agent()
+        # Who asks for it ends with it.
+        await run(self.daemon, VPN, "systemctl --no-block restart insula-agent; sleep 60", user="root")
+        async with asyncio.timeout(LIMIT_S):
+            while await self.agent() == before:
+                pass
+
+    async def agent(self) -> str:
+        """Number of its process; empty: it is not there just now."""
+        try:
+            result = await run(self.daemon, VPN, "systemctl show --property MainPID --value insula-agent", user="root")
+        except RpcError:
+            return ""
+        return result.text
 
     async def configure(self, name: str, text: str) -> None:
         """Give the VPN this configuration alone, and have it used."""
@@ -192,27 +210,52 @@ push "redirect-gateway def1"
     await chain.configure("provider.ovpn", text)
 
 
-async def stays_in_tunnel(chain: Chain, tunnel: Packet) -> None:
-    """While a tunnel is up and when it is stopped, nothing but it leaves the qube."""
+async def test_tunnels_that_come_and_go_end_no_command(chain: Chain) -> None:
+    before = await chain.agent()
+    tunnel = "ip link add one type wireguard && ip link set one group 3 up && ip link delete one"
+    await chain.in_vpn(f"for _ in $(seq 50); do {tunnel} || exit; done")
+    assert await chain.agent() == before
+
+
+async def stays_in_tunnel(chain: Chain, tunnel: Packet, crash: str) -> None:
+    """Through everything that may happen to a tunnel which is up, nothing but it leaves the qube."""
     await chain.until_fetches()
-    # Names are asked for behind the tunnel.
+    # Names are asked for behind the tunnel, by clients and by the qube itself.
     await chain.until_fetches("www.example.org")
+    await chain.in_vpn("getent ahostsv4 own.example.org")
     assert all(address.startswith(("10.8.", "10.9.")) for address in await chain.world.asked())
     assert await chain.left() == {tunnel}
     # stopped
-    await run(chain.daemon, VPN, "systemctl stop insula-vpn", user="root")
+    await chain.in_vpn("systemctl stop insula-vpn")
     assert not await chain.fetches()
-    assert await chain.left() <= {tunnel}
+    await chain.world.packets()
+    assert (await run(chain.daemon, VPN, "timeout 3 getent ahostsv4 own.example.org", user="root")).code != 0
     assert await chain.left() == set()
+    # started, and broken off
+    await chain.in_vpn("systemctl start insula-vpn")
+    await chain.until_fetches()
+    await chain.in_vpn(crash)
+    assert await chain.left() <= {tunnel}
+    await chain.until_fetches()
+    # its rules loaded anew
+    await chain.restart_agent()
+    await chain.until_fetches()
+    assert await chain.left() == {tunnel}
+    # the whole qube
+    await chain.daemon.client.kill(VPN)
+    await chain.daemon.client.start(VPN)
+    await chain.until_fetches()
+    assert await chain.left() == {tunnel}
+    assert all(address.startswith(("10.8.", "10.9.")) for address in await chain.world.asked())
 
 
 async def test_nothing_leaves_beside_wireguard(chain: Chain) -> None:
     """MC-84"""
     await wireguard(chain)
-    await stays_in_tunnel(chain, WIREGUARD)
+    await stays_in_tunnel(chain, WIREGUARD, "ip link delete dev tunnel0")
 
 
 async def test_nothing_leaves_beside_openvpn(chain: Chain, tmp_path: Path) -> None:
     """MC-84"""
     await openvpn(chain, tmp_path)
-    await stays_in_tunnel(chain, OPENVPN)
+    await stays_in_tunnel(chain, OPENVPN, "kill -9 $(systemctl show --property MainPID --value insula-vpn)")
