@@ -130,3 +130,32 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["python3", "-I", "-S", program, *arguments], capture_output=True, text=True, check=False, timeout=30
     )
+
+
+class _Notices:
+    """Of the kernel's, of interfaces: each is the moment at which the next thing happens."""
+
+    def __init__(self, *_: int) -> None:
+        self.heard = 0
+
+    def bind(self, address: tuple[int, int]) -> None:
+        assert address == (0, 1)
+
+    def recv(self, size: int) -> bytes:
+        del size
+        self.heard += 1
+        return b"a notice"
+
+
+def test_tunnel_that_is_taken_away_is_over_although_its_folder_is_there_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells before it removes that: who waited for it to go would wait for a next notice, for ever."""
+    notices = _Notices()
+    monkeypatch.setattr(tunnel._socket, "socket", lambda *_: notices)
+    monkeypatch.setattr(tunnel.programs, "run", lambda *_, **__: 0)
+    monkeypatch.setattr(tunnel, "run_ip", lambda _: None)
+    monkeypatch.setattr(tunnel, "declare", lambda *_, **__: None)
+    # There, there after a notice of something else, being taken away.
+    numbers = iter(["7", "7", "7", ""])
+    monkeypatch.setattr(tunnel, "attribute", lambda *_: next(numbers))
+    tunnel.run_wireguard(WireGuard("[Interface]\nAddress = 10.8.0.2/24\n"))
+    assert notices.heard == 2

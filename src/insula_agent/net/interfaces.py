@@ -82,7 +82,7 @@ def names_by_mac(folder: str = FOLDER) -> dict[str, str]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return {}
-    found = {_attribute(folder, name, "address"): name for name in names if name != "lo"}
+    found = {attribute(name, "address", folder): name for name in names if name != "lo"}
     found.pop("", None)
     return found
 
@@ -95,16 +95,16 @@ def first_of_group(group: int, folder: str = FOLDER) -> str | None:
     except FileNotFoundError:
         return None
     for name in names:
-        is_member = _attribute(folder, name, "netdev_group") == str(group)
-        if is_member and int(_attribute(folder, name, "flags") or "0", 16) & _IFF_UP:
+        is_member = attribute(name, "netdev_group", folder) == str(group)
+        if is_member and int(attribute(name, "flags", folder) or "0", 16) & _IFF_UP:
             return name
     return None
 
 
-def _attribute(folder: str, name: str, attribute: str) -> str:
-    """What the kernel says of an interface; empty: it is gone, or about to be."""
+def attribute(name: str, kind: str, folder: str = FOLDER) -> str:
+    """What the kernel says of an interface; empty: it is gone, or about to be (its folder may be there still)."""
     try:
-        return files.read(f"{folder}/{name}/{attribute}").strip()
+        return files.read(f"{folder}/{name}/{kind}").strip()
     except OSError as error:
         if error.errno not in _GOING:
             raise

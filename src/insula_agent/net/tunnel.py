@@ -26,7 +26,7 @@ import _socket
 from insula_agent import files, programs
 from insula_agent.log import log
 from insula_agent.net.interfaces import FOLDER as INTERFACES
-from insula_agent.net.interfaces import NetworkError, parse_ip4, resolv_conf, run_ip
+from insula_agent.net.interfaces import NetworkError, attribute, parse_ip4, resolv_conf, run_ip
 from insula_agent.net.roles import DNS_FILE, PROGRAM_GROUP_ID, TUNNEL_GROUP
 
 TYPE_CHECKING = False
@@ -179,7 +179,9 @@ def run_wireguard(config: WireGuard) -> None:
     mtu = [f"link set dev {INTERFACE} mtu {config.mtu}"] if config.mtu else []
     addresses = [f"address replace {address} dev {INTERFACE}" for address in config.addresses]
     declare(INTERFACE, config.dns, commands=[*mtu, *addresses])
-    while os.path.exists(f"{INTERFACES}/{INTERFACE}"):
+    # (Its folder outlives the notice of its end.)
+    number = attribute(INTERFACE, "ifindex")
+    while number and attribute(INTERFACE, "ifindex") == number:
         notices.recv(_NOTICE_SIZE)
 
 
