@@ -39,6 +39,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "vpn"
 FETCH = "python3 -c 'import urllib.request as r; print(r.urlopen(\"http://{}/\", timeout={}).read().decode())'"
 WIREGUARD = Packet("udp", ENDPOINT, 51820)
 OPENVPN = Packet("udp", ENDPOINT, 1194)
+ANNOUNCEMENT = Packet("ethertype 0x8035", "", 0)
+"""A machine monitor of a fork says where its hardware address is now (RARP, RFC 903); no guest has a part in it."""
 
 
 class Chain:
@@ -245,7 +247,7 @@ async def stays_in_tunnel(chain: Chain, tunnel: Packet, crash: str) -> None:
     await chain.daemon.client.kill(VPN)
     await chain.daemon.client.start(VPN)
     await chain.until_fetches()
-    assert await chain.left() == {tunnel}
+    assert await chain.left() - {ANNOUNCEMENT} == {tunnel}
     assert all(address.startswith(("10.8.", "10.9.")) for address in await chain.world.asked())
 
 
