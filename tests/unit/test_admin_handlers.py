@@ -200,6 +200,14 @@ async def test_notes_that_are_not_text_are_refused(client: AdminClient) -> None:
 # power
 
 
+async def test_start_with_a_cd_names_its_image(daemon: AdminDaemon, client: AdminClient) -> None:
+    await client.start("work", cd=Path("/images/rescue ü.iso"))
+    assert daemon.engine.cds == {QubeName("work"): Path("/images/rescue ü.iso")}
+    for payload in (b"\xff", b"/a\0b", b"/" + b"x" * 5000):
+        with pytest.raises(errors.ProtocolError):
+            await client.call("insula.vm.StartWithCd", "work", payload=payload)
+
+
 async def test_start_publishes_the_published_order(daemon: AdminDaemon, client: AdminClient) -> None:
     async with Recorder(daemon) as recorder:
         await client.start("work")

@@ -18,6 +18,7 @@ from insula.daemon.paths import Paths
 from insula.events.types import Event
 from insula.hal.hostinfo import probe
 from insula.lifecycle.standby import FEATURE
+from insula.model.names import QubeName
 from insula.testing.admin_daemon import admin_daemon
 from insula.testing.cli_runner import Cli, Ran, run_cli, served_cli
 
@@ -31,6 +32,25 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
 @pytest.fixture
 def nobody(tmp_path: Path) -> Paths:
     return Paths(tmp_path / "data", tmp_path / "run")
+
+
+# start --cdrom
+
+
+def test_start_from_a_cd_names_the_image_wherever_the_command_is_run(cli: Cli, tmp_path: Path) -> None:
+    image = tmp_path / "rescue.iso"
+    assert cli.run("start", "work", "--cdrom", str(image)).code == 0
+    assert cli.daemon.engine.cds == {QubeName("work"): image}
+    cli.daemon.engine.cds.clear()
+    assert cli.run("start", "work", "--cdrom", f"dom0:{image}").code == 0
+    assert cli.daemon.engine.cds == {QubeName("work"): image}
+
+
+def test_start_from_a_cd_is_for_one_qube_and_no_plan(cli: Cli) -> None:
+    for words in (("work", "vault"), ("work", "--plan")):
+        ran = cli.run("start", *words, "--cdrom", "x.iso")
+        assert ran.code == 2
+        assert "--cdrom is for one qube" in ran.err
 
 
 # start --plan

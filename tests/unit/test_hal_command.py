@@ -17,6 +17,7 @@ from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator, AcceleratorName
 from insula.hal.qemu.chain import DiskDescriptors, chain_nodes, chain_tree
 from insula.hal.qemu.command import (
+    CD_NODE,
     HOTPLUG_PORTS,
     MAX_CHANNELS,
     MAX_CMDLINE,
@@ -142,6 +143,38 @@ def test_argv_of_a_machine_with_a_screen_has_a_pcs_hardware_and_listens_nowhere(
     for change in ({"freezable": True}, {"seed": SPEC.runtime_dir}):
         with pytest.raises(DriverError, match="screen"):
             check_spec(replace(SPEC, has_display=True, **change))
+
+
+def test_argv_of_a_machine_with_a_cd_boots_from_it_first_and_only_reads_it() -> None:
+    """MC-49."""
+    cd = source("/rescue,boot=x.raw", writable=False)
+    spec = replace(SPEC, has_display=True, cd=cd)
+    check_spec(spec)
+    fds = replace(descriptors_for(spec), cd=DiskDescriptors((77,)))
+    argv = vmm_argv(spec, fds, TCG, QEMU)
+    [drive] = devices(argv, "ide-cd")
+    assert (drive["bootindex"], drive["drive"]) == (0, CD_NODE)
+    node = next(node for node in objects(argv, "-blockdev") if node["node-name"] == CD_NODE)
+    assert (node["driver"], node["read-only"]) == ("raw", True)
+    assert "rescue" not in " ".join(argv)
+    assert 77 in fds.numbers()
+    addresses = [device["addr"] for device in objects(argv, "-device") if device.get("bus") == "pcie.0"]
+    assert len(set(addresses)) == len(addresses)
+    for driver in ("ich9-ahci", "ide-cd"):
+        assert devices(argv_of(replace(SPEC, has_display=True)), driver) == []
+
+
+@pytest.mark.parametrize(
+    ("cd", "has_display", "complaint"),
+    [
+        (source("/cd.raw", writable=False), False, "screen"),
+        (source("/cd.raw"), True, "read-only"),
+        (replace(source("/cd.raw", writable=False), size=513), True, "size"),
+    ],
+)
+def test_cd_that_cannot_be_is_refused(cd: BlockSource, has_display: bool, complaint: str) -> None:
+    with pytest.raises(DriverError, match=complaint):
+        check_spec(replace(SPEC, cd=cd, has_display=has_display))
 
 
 def test_argv_of_a_machine_that_boots_by_itself_names_no_kernel() -> None:

@@ -60,6 +60,25 @@ async def test_start_publishes_its_events_in_the_published_order(bench: Bench) -
     assert bench.sessions.of("work").keys["/name"] == "work"
 
 
+async def test_cd_is_in_the_machine_that_starts_with_it_and_in_no_other(bench: Bench, tmp_path: Path) -> None:
+    image = tmp_path / "rescue.iso"
+    image.write_bytes(bytes(2048))
+    with pytest.raises(QubesException, match="not from a CD"):
+        await bench.engine.start(WORK, image)
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    store = bench.host.store
+    store.commit(store.system.with_qube(store.system.get(WORK).with_property("kernel", "")))
+    await bench.engine.start(WORK, image)
+    cd = bench.guest("work").spec.cd
+    assert cd is not None
+    assert cd.layers[0].path == image
+    with pytest.raises(QubesVMNotHaltedError, match="a CD is put in"):
+        await bench.engine.start(WORK, image)
+    await bench.engine.kill(WORK)
+    await bench.engine.start(WORK)
+    assert bench.guest("work").spec.cd is None
+
+
 async def test_a_thousand_starts_at_once_make_one_machine(bench: Bench) -> None:
     """MC-56"""
     await asyncio.gather(*(bench.engine.start(WORK) for _ in range(1000)))

@@ -7,7 +7,8 @@ import pytest
 from insula.lifecycle.create import plan_create
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.kernels import Kernel
-from insula.lifecycle.plan import plan_start
+from insula.lifecycle.plan import plan_start, with_cd
+from insula.model.block import BlockLayer, BlockSource, LayerFormat
 from insula.model.errors import QubesException, QubesPropertyValueError, QubesVMInUseError, QubesVMNotHaltedError
 from insula.model.names import ADMIN_NAME, QubeName
 from insula.model.pci import PciAddress
@@ -93,6 +94,16 @@ def test_admin_qube_is_not_started(system: System) -> None:
 def test_qube_without_kernel_is_refused_with_a_hint(system: System) -> None:
     with pytest.raises(QubesException, match="build a template"):
         plan_start(system.without_property("default_kernel"), WORK, kernel_of)
+
+
+def test_cd_is_for_a_qube_that_boots_by_itself(system: System) -> None:
+    cd = BlockSource((BlockLayer(Path("/images/rescue.iso"), LayerFormat.RAW),), 2048, writable=False)
+    with pytest.raises(QubesException, match="not from a CD"):
+        with_cd(plan_start(system, WORK, kernel_of), cd)
+    own = system.with_qube(system.get(WORK).with_property("kernel", ""))
+    plan = with_cd(plan_start(own, WORK, kernel_of), cd)
+    assert plan.cd == cd
+    assert any("booted from the CD /images/rescue.iso" in line for line in plan.describe())
 
 
 def test_prohibited_start_gives_the_reason(system: System) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
 from insula.gui.geometry import WINDOW_FRAME, Rect
+from insula.model.errors import QubesVMNotHaltedError
 from insula.testing.daemon import DaemonProcess
 from insula.testing.desktop import Desktop, Picture, desktop
 
@@ -20,6 +22,10 @@ NAME = "test-own"
 PURPLE = 0x75507B
 RED, GREEN = 0xA80000, 0x00A800
 """Colours 4 and 2 of a VGA card."""
+MEMTEST_BLUE = 0x0000A8
+"""Colour 1 of a VGA card in text mode: the ground of what is on the CD."""
+CD = Path("/usr/lib/memtest86+/memtest86+x64.iso")
+"""Of Debian's package memtest86+."""
 PATIENCE_S = 90.0
 SECTOR = 512
 DISK = 1 << 20
@@ -110,4 +116,17 @@ async def test_system_of_the_users_own_is_started_seen_typed_into_and_ended() ->
 
             await client.kill(NAME)
             await until(lambda: place_of(screen) is None, "its window stays")
+
+            # Another system from a CD, before that of its disk.
+            await client.start(NAME, cd=CD)
+            with pytest.raises(QubesVMNotHaltedError, match="a CD is put in"):
+                await client.start(NAME, cd=CD)
+            await client.show_windows(NAME, shown_on)
+
+            def is_testing_memory() -> bool:
+                place = place_of(screen)
+                return place is not None and part(screen.picture(), place).share(MEMTEST_BLUE) > 0.5
+
+            await until(is_testing_memory, "the CD's system is not seen")
+            await client.kill(NAME)
             await client.remove(NAME)

@@ -191,6 +191,10 @@ def _ours() -> Iterable[Method]:
     yield Method("insula.vm.Applications", _VM, _NONE, _NONE, _I, _R, applications_of, "For menus, as JSON")
     plan = Answer(power.start_plan)
     yield Method("insula.vm.StartPlan", _VM, _NONE, _NONE, _I, _R, plan, "What a start would do, step by step, as JSON")
+    with_cd = Answer(power.start_with_cd)
+    yield Method(
+        "insula.vm.StartWithCd", _VM, _NONE, _SOME, _I, _X, with_cd, "Boot it from a CD's image on this computer"
+    )
     show = Answer(power.show_windows)
     yield Method("insula.vm.ShowWindows", _VM, _NONE, _MAYBE, _I, _X, show, "Show its windows on the caller's desktop")
     yield Method("insula.vm.RpcSocket", _VM, _NONE, _NONE, _I, _X, Answer(power.rpc_socket), "Where commands are run")

@@ -155,9 +155,12 @@ class AdminClient:
     async def remove(self, name: str) -> None:
         await self.call("admin.vm.Remove", name)
 
-    async def start(self, name: str) -> None:
-        """Returns when the qube is up."""
-        await self.call("admin.vm.Start", name)
+    async def start(self, name: str, cd: Path | None = None) -> None:
+        """Returns when the qube is up. ``cd``: an image of this computer it boots from."""
+        if cd is None:
+            await self.call("admin.vm.Start", name)
+        else:
+            await self.call("insula.vm.StartWithCd", name, payload=str(cd).encode())
 
     async def shutdown(self, name: str, *, force: bool = False, wait: bool = False) -> None:
         words = [word for word, wanted in (("force", force), ("wait", wait)) if wanted]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from insula.hal.driver import MachineStats
@@ -61,8 +62,10 @@ class Engine(Protocol):
     def start_plan(self, name: QubeName) -> StartPlan:
         """What :meth:`start` would do now. :raise QubesException: it would be refused, and why."""
 
-    async def start(self, name: QubeName) -> None:
+    async def start(self, name: QubeName, cd: Path | None = None) -> None:
         """Returns when the agent answered. Starting or started already: waits for that start, succeeds.
+
+        ``cd``: the image of a CD that is put in, for a qube that boots by itself; one that runs is refused then.
 
         :raise QubesException: what went wrong; the qube is halted and everything undone.
         """

@@ -16,12 +16,13 @@ from pathlib import Path
 from insula.hal.capabilities import Capability
 from insula.hal.driver import Machine, MachineStats
 from insula.hal.errors import HalError, MachineGone
+from insula.lifecycle.cd import cd_image
 from insula.lifecycle.create import disks_of, first_content, plan_create, require_unborrowed
 from insula.lifecycle.disposables import Disposables, wanted_ready
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.host import Host, Session, log
 from insula.lifecycle.links import Links, Running
-from insula.lifecycle.plan import StartPlan, plan_start
+from insula.lifecycle.plan import StartPlan, plan_start, with_cd
 from insula.lifecycle.pools import PoolOperations
 from insula.lifecycle.readiness import make_ready
 from insula.lifecycle.reconcile import reconcile
@@ -36,6 +37,7 @@ from insula.model.errors import (
     QubesNotImplementedError,
     QubesPoolNotFoundError,
     QubesVMInUseError,
+    QubesVMNotHaltedError,
     QubesVMNotStartedError,
     StoragePoolException,
 )
@@ -183,8 +185,11 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         supervisor = self._started(name)
         await make_ready(supervisor)
 
-    async def start(self, name: QubeName) -> None:
+    async def start(self, name: QubeName, cd: Path | None = None) -> None:
         supervisor = self._supervisor(name)
+        image = None if cd is None else await asyncio.to_thread(cd_image, cd)
+        if image is not None and supervisor.state is not PowerState.HALTED:
+            raise QubesVMNotHaltedError(f"{name} is not off: a CD is put in when it starts")
         while supervisor.state in (PowerState.HALTED, PowerState.HALTING, PowerState.DYING):
             if supervisor.state is not PowerState.HALTED:
                 await supervisor.wait_ended(self._shutdown_timeout_s(name))
@@ -194,7 +199,10 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
             async with self._alone(name):
                 # Whoever asked at the same time may have been first: one start, both wait for it (MC-56).
                 if supervisor.state is PowerState.HALTED:
-                    supervisor.begin(self.start_plan(name))
+                    plan = self.start_plan(name)
+                    supervisor.begin(plan if image is None else with_cd(plan, image))
+                elif image is not None:
+                    raise QubesVMNotHaltedError(f"{name} was started by somebody else, without the CD")
             break
         await supervisor.wait_started()
 

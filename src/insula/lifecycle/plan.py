@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from uuid import UUID
 from insula.hal.capabilities import EMULATED_KERNEL_OPTIONS
 from insula.hal.driver import Nic
 from insula.lifecycle.kernels import Kernel
-from insula.model.block import VolumeSpec
+from insula.model.block import BlockSource, VolumeSpec
 from insula.model.errors import QubesException, QubesVMInUseError, QubesVMNotHaltedError
 from insula.model.klass import Klass
 from insula.model.names import QubeName
@@ -79,6 +79,8 @@ class StartPlan:
     start_mode: StartMode = StartMode.AUTO
     seed_cmdline: str = ""
     """Kernel command line of a seed this qube may be forked from: without anything of the qube itself."""
+    cd: BlockSource | None = None
+    """It is booted from before its disk."""
     root_owner: QubeName | None = None
     """The template whose root it starts from a snapshot of; None: it has a root of its own and cannot be forked."""
 
@@ -101,7 +103,8 @@ class StartPlan:
         for volume in self.volumes:
             lines.append(f"activate volume {volume.name}: {_volume_text(volume)}")
         if self.kernel is None:
-            lines.append(f"define the machine: {self.vcpus} vcpus, a screen, booted from its own disk")
+            booted = "its own disk" if self.cd is None else f"the CD {self.cd.layers[0].path}"
+            lines.append(f"define the machine: {self.vcpus} vcpus, a screen, booted from {booted}")
         else:
             kernel = f"kernel {self.kernel.version}, options {self.cmdline!r}"
             lines.append(f"define the machine: {self.vcpus} vcpus, {kernel}")
@@ -190,6 +193,15 @@ def plan_start(
         seed_cmdline=cmdline(),
         root_owner=_root_owner(system, qube),
     )
+
+
+def with_cd(plan: StartPlan, cd: BlockSource) -> StartPlan:
+    """The same start with a CD. :raise QubesException: the qube does not boot by itself."""
+    if plan.kernel is not None:
+        raise QubesException(
+            f"{plan.name} is booted by a kernel of this host, not from a CD: set its kernel to nothing"
+        )
+    return replace(plan, cd=cd)
 
 
 def _root_owner(system: System, qube: Qube) -> QubeName | None:

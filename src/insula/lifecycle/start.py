@@ -160,6 +160,7 @@ async def _run_steps(
         kernel=None if plan.kernel is None else plan.kernel.image,
         initrd=None if plan.kernel is None else plan.kernel.initrd,
         has_display=plan.kernel is None,
+        cd=plan.cd,
         cmdline=plan.cmdline if seed is None else seed.key.cmdline,
         disks=tuple(Disk(volume.name, sources[volume.name]) for volume in plan.volumes),
         runtime_dir=folder,

@@ -60,6 +60,8 @@ class FakeEngine:
         self.store = store
         self.bus = bus
         self.states: dict[QubeName, PowerState] = {}
+        self.cds: dict[QubeName, Path] = {}
+        """Images that qubes were started with."""
         self.shown_on: dict[QubeName, Mapping[str, str] | None] = {}
         """Where windows were asked for."""
         self.killed: set[QubeName] = set()
@@ -108,7 +110,9 @@ class FakeEngine:
         kernel = Kernel("fake", Path("/nowhere/vmlinuz"), Path("/nowhere/initrd"), "")
         return plan_start(self.store.system.with_property("default_kernel", "fake"), name, lambda _version: kernel)
 
-    async def start(self, name: QubeName) -> None:
+    async def start(self, name: QubeName, cd: Path | None = None) -> None:
+        if cd is not None:
+            self.cds[name] = cd
         qube = self.store.system.get(name)
         reason = qube.features.get("prohibit-start")
         if reason:

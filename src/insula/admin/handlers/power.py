@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from insula.admin.call import Call, Context
 from insula.admin.handlers.qubes import power_state
@@ -17,6 +18,8 @@ from insula.model.errors import (
 from insula.model.names import QubeName
 from insula.model.properties import view
 
+MAX_PATH = 4095
+"""Characters (PATH_MAX without its NUL)."""
 _SHUTDOWN_WORDS = frozenset({"force", "wait"})
 
 
@@ -25,6 +28,18 @@ async def start(context: Context, call: Call) -> str:
     if not call.dest.klass.has_machine:
         raise QubesVMNotHaltedError(f"{call.dest.name} is always running")
     await context.engine.start(call.dest.name)
+    return ""
+
+
+async def start_with_cd(context: Context, call: Call) -> str:
+    """The payload is the path of an image on this computer, UTF-8; the qube boots from it."""
+    try:
+        path = call.untrusted_payload.decode()
+    except UnicodeDecodeError as error:
+        raise ProtocolError("A path in UTF-8 is expected") from error
+    if len(path) > MAX_PATH or "\0" in path:
+        raise ProtocolError("Not a path")
+    await context.engine.start(_machine(call), Path(path))
     return ""
 
 

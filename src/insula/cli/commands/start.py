@@ -12,6 +12,7 @@ from insula.admin.client import AdminClient, MalformedAnswer
 from insula.cli import output
 from insula.cli.batch import Words, run_on
 from insula.cli.connection import with_daemon
+from insula.cli.failures import USAGE, CliError
 from insula.cli.options import Json, Qubes
 from insula.cli.qubes import find_qube
 from insula.cli.step import Step
@@ -28,10 +29,24 @@ def start(
         bool,
         typer.Option("--show", help="Show its windows on your desktop; of a system without agent, its screen."),
     ] = False,
+    cdrom: Annotated[
+        str | None,
+        typer.Option(
+            "--cdrom",
+            metavar="IMAGE",
+            help="Boot it from this CD, a file here or QUBE:PATH: a qube that has no kernel.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start qubes, several at once, and wait until they answer."""
-    if plan:
+    if cdrom is not None:
+        if plan or len(qubes) != 1:
+            raise CliError("--cdrom is for one qube, and not for a plan", exit_code=USAGE)
+        from insula.cli.cd import start_from_cd  # noqa: PLC0415 - with what copies files, which other starts are without
+
+        start_from_cd(qubes[0], cdrom, show=show)
+    elif plan:
         show_plans(qubes, as_json=as_json)
     else:
         run_on(qubes, Words("starting", "started"), start_and_show if show else start_one, as_json=as_json)

@@ -26,7 +26,7 @@ from insula.hal.driver import MAX_HOST_NUMBER, Disk, MachineSpec, Nic
 from insula.hal.errors import DriverError
 from insula.hal.qemu.accel import Accelerator
 from insula.hal.qemu.chain import DiskDescriptors, chain_options, json_option
-from insula.model.block import LayerFormat
+from insula.model.block import BlockSource, LayerFormat
 from insula.model.pci import PciAddress
 from insula_proto import limits
 
@@ -69,6 +69,7 @@ NIC_DEVICE = "nic0"
 NIC_BUS = ROOT_PORT_BUS.format(HOTPLUG_PORTS - 1)
 """The last of the hot-plug ports is kept for it: so it can be given and taken away while the machine runs."""
 BALLOON_ID = "balloon"
+CD_NODE = "cd-image"
 
 _SLOT_RNG = 0x1
 _SLOT_SERIAL = 0x2
@@ -78,6 +79,7 @@ _SLOT_PORTS = 0x5
 _SLOT_VGA = 0x6
 _SLOT_USB = 0x7
 _SLOT_FIRST_DISK = 0x8
+_SLOT_CD = 0x18
 _SLOT_LINKS = 0x19
 """First of two; a slot has eight functions."""
 _SLOT_DEVICES = 0x1B
@@ -133,9 +135,11 @@ class Descriptors:
     """Memory file of a freezable machine, or the seed's of a fork."""
     state: int | None = None
     """Device state of a fork's seed, at its beginning."""
+    cd: DiskDescriptors | None = None
 
     def numbers(self) -> tuple[int, ...]:
-        disks = (number for disk in self.disks for number in disk.numbers())
+        media = self.disks if self.cd is None else (*self.disks, self.cd)
+        disks = (number for disk in media for number in disk.numbers())
         files = (self.kernel, self.initrd, self.memory, self.state)
         given = (number for number in files if number is not None)
         return (self.qmp, self.console, *self.channels, self.nic, *disks, *given)
@@ -195,6 +199,10 @@ def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
         not spec.has_display or (spec.seed is None and not spec.freezable),
         "a machine with a screen of its own can be neither a fork nor a seed",
     )
+    yield spec.cd is None or spec.has_display, "only a machine with a screen of its own has a CD"
+    if spec.cd is not None:
+        yield not spec.cd.writable and spec.cd.key is None, "a CD is read-only and not encrypted"
+        yield from _source_checks("the CD", spec.cd)
     yield (spec.kernel is None) == (spec.initrd is None), "a kernel and an initrd go together"
     yield (
         spec.kernel is not None or (spec.seed is None and not spec.freezable),
@@ -217,22 +225,25 @@ def is_station(mac: str) -> bool:
 
 
 def _disk_checks(disk: Disk) -> Iterator[tuple[bool, str]]:
-    source = disk.source
     yield _matches(_DISK, disk.name), f"disk name {disk.name!a} does not fit a disk's serial ({MAX_SERIAL} characters)"
-    yield 1 <= len(source.layers) <= MAX_LAYERS, f"disk {disk.name!r} has {len(source.layers)} layers"
+    yield from _source_checks(f"disk {disk.name!r}", disk.source)
+
+
+def _source_checks(what: str, source: BlockSource) -> Iterator[tuple[bool, str]]:
+    yield 1 <= len(source.layers) <= MAX_LAYERS, f"{what} has {len(source.layers)} layers"
     yield (
         source.size > 0 and source.size % SECTOR == 0,
-        f"disk {disk.name!r}: size {source.size} is no positive multiple of {SECTOR}",
+        f"{what}: size {source.size} is no positive multiple of {SECTOR}",
     )
     yield (
         all(layer.format is LayerFormat.QCOW2 for layer in source.layers[:-1]),
-        f"disk {disk.name!r}: only the base of a chain can be raw",
+        f"{what}: only the base of a chain can be raw",
     )
     yield (
         source.key is None or (_KEY.fullmatch(source.key) is not None and source.layers[0].format is LayerFormat.QCOW2),
-        f"disk {disk.name!r}: a key is {KEY_SIZE} ASCII characters, for a qcow2 layer",
+        f"{what}: a key is {KEY_SIZE} ASCII characters, for a qcow2 layer",
     )
-    yield source.writable or not source.unlink_top, f"disk {disk.name!r}: read-only, yet to be thrown away"
+    yield source.writable or not source.unlink_top, f"{what}: read-only, yet to be thrown away"
 
 
 def _matches(pattern: re.Pattern[str], text: str) -> bool:
@@ -257,6 +268,7 @@ def vmm_argv(spec: MachineSpec, fds: Descriptors, accelerator: Accelerator, qemu
         *_link_ports(spec.links),
         *_host_devices(spec.devices),
         *(_display() if spec.has_display else ()),
+        *(_cd(spec.cd, fds.cd) if spec.cd is not None and fds.cd is not None else ()),
     )
 
 
@@ -405,6 +417,15 @@ def _display() -> Iterator[str]:
     yield from json_option("-device", {"driver": "qemu-xhci", "id": "usb", "bus": "pcie.0", "addr": f"{_SLOT_USB:#x}"})
     yield from json_option("-device", {"driver": "usb-tablet", "id": "tablet", "bus": "usb.0"})
     yield from ("-vnc", "none")
+
+
+def _cd(source: BlockSource, fds: DiskDescriptors) -> Iterator[str]:
+    """A drive that every system knows, on a controller that only machines with a CD have; booted from before disks."""
+    yield from chain_options(CD_NODE, source, fds)
+    yield from json_option("-device", {"driver": "ich9-ahci", "id": "ahci", "bus": "pcie.0", "addr": f"{_SLOT_CD:#x}"})
+    yield from json_option(
+        "-device", {"driver": "ide-cd", "id": "cd", "bus": "ahci.0", "drive": CD_NODE, "bootindex": 0}
+    )
 
 
 def _channels(names: Sequence[str], fds: Sequence[int]) -> Iterator[str]:

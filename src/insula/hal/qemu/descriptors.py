@@ -126,12 +126,13 @@ class MachineFiles:
         spec = self._spec
         kernel, initrd = self._boot_files(stack)
         disks = tuple(open_disk(stack, self.keys, disk.source) for disk in spec.disks)
+        cd = None if spec.cd is None else open_disk(stack, self.keys, spec.cd)
         qmp, console, *channels = (self._listen(stack, name) for name in socket_names(spec))
         nic = self._listen(stack, NIC_SOCKET)
         memory, state = self._memory(stack)
         if self._seed is None:
             unlink_thrown_away(spec)
-        return Descriptors(kernel, initrd, qmp, console, tuple(channels), nic, disks, memory, state)
+        return Descriptors(kernel, initrd, qmp, console, tuple(channels), nic, disks, memory, state, cd)
 
     def _memory(self, stack: ExitStack) -> tuple[int | None, int | None]:
         if self._seed is not None:
