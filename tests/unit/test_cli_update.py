@@ -14,7 +14,6 @@ from insula.cli.step import Step
 
 APT = (
     b"Get:1 http://deb.debian.org/debian bookworm InRelease [151 kB]\n"
-    b"W: GPG error: http://deb.debian.org/debian bookworm InRelease: NO_PUBKEY 0E98404D386FA1D9\n"
     b"E: The repository 'http://deb.debian.org/debian bookworm InRelease' is not signed.\n"
     b"E: Some index files failed to download.\n"
 )
@@ -45,6 +44,13 @@ def test_first_complaint_is_kept_whatever_the_pieces(sizes: list[int]) -> None:
         rest = rest[size:]
     whole = "E: The repository 'http://deb.debian.org/debian bookworm InRelease' is not signed."
     assert printed.complaint == whole
+
+
+def test_complaint_about_a_signature_is_told_before_others() -> None:
+    printed = Printed(Lines().step)
+    warning = "W: GPG error: http://deb.debian.org/debian bookworm InRelease: NO_PUBKEY 0E98404D386FA1D9"
+    printed.hear(b"E: Failed to fetch http://deb.debian.org\n" + warning.encode() + b"\nW: GPG error: another\n" + APT)
+    assert printed.complaint == warning
 
 
 @pytest.mark.parametrize("line", [b"E: \x1b[2J\x07boo", b"E: " + b"x" * 10_000, b"E: \xff\xfe"])

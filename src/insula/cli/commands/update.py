@@ -45,8 +45,10 @@ SHOWN = 60
 """Characters of the package manager's words beside the progress."""
 COMPLAINTS = ("E: ", "Error: ", "error: ")
 """How apt, dnf and pacman begin what went wrong."""
+SIGNATURE_COMPLAINT = "GPG error"
+"""Of a repository that nobody known has signed apt only warns; the error it tells then is that something failed."""
 MAX_COMPLAINT = 300
-"""Characters of the first complaint, shown with a failure."""
+"""Characters of the complaint that is shown with a failure."""
 LIMIT_S = 2 * 3600.0
 END_S = 5.0
 """For the daemon to tell that a machine has ended whose call was lost."""
@@ -151,12 +153,12 @@ def _ended(name: str, event: EventRecord | None) -> CliError:
 
 
 class Printed:
-    """What the package manager says: its last line is shown while it works, its first complaint if it failed."""
+    """What the package manager says: its last line is shown while it works, its complaint if it failed."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
         self.complaint = ""
-        """Made harmless for a terminal; empty: it had none."""
+        """The first about a signature, else the first; made harmless for a terminal; empty: it had none."""
         self._untrusted_rest = b""
         """A line that has begun."""
 
@@ -165,7 +167,8 @@ class Printed:
         self._untrusted_rest = rest[:PIECE]
         for line in [line.decode("utf-8", "replace").strip() for line in complete]:
             # The first says what it was, the last that something was.
-            if line.startswith(COMPLAINTS) and not self.complaint:
+            is_first = line.startswith(COMPLAINTS) and not self.complaint
+            if is_first or (SIGNATURE_COMPLAINT in line and SIGNATURE_COMPLAINT not in self.complaint):
                 self.complaint = visible(line)[:MAX_COMPLAINT]
         shown = [line for line in (*complete, rest) if line.strip()]
         if shown:
