@@ -34,6 +34,7 @@ DPKG_TIMEOUT_S = 60
 ENABLED_UNITS = {
     "multi-user.target": (
         "insula-console.service",
+        "insula-package-proxy.service",
         "insula-rc-local.service",
         "insula-seed.service",
         "insula-ssh-keys.service",
