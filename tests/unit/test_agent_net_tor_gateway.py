@@ -12,6 +12,8 @@ def test_all_ports_are_the_clients_own_and_isolate_them() -> None:
         ["TransPort", "10.137.0.7:9040"],
         ["DNSPort", "10.137.0.7:5300"],
         ["SocksPort", "10.137.0.7:9050"],
+        # Of this qube's own proxy for templates.
+        ["SocksPort", "127.0.0.1:9041"],
         ["ControlPort", "0"],
     ]
     assert all("IsolateClientAddr" in words for words in ports if words[0] != "ControlPort")

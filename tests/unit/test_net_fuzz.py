@@ -11,7 +11,7 @@ import pytest
 FUZZ = Path(__file__).parents[1] / "fuzz"
 
 
-@pytest.mark.parametrize("name", ["fuzz_cable", "fuzz_tunnel"])
+@pytest.mark.parametrize("name", ["fuzz_cable", "fuzz_tunnel", "fuzz_updates"])
 def test_target_fixed_inputs_keep_invariant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FUZZ))
     target = importlib.import_module(name)

@@ -21,11 +21,16 @@ from insula.model.errors import QubesVMNotHaltedError, QubesVMNotStartedError
 from insula.model.state import PowerState
 from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import TEMPLATE, build_template, create_app_qube, install
+from insula.testing.guest import TEMPLATE, build_template, create_app_qube, install, sh
 
 LIMIT_S = 300.0
 
 
+FETCH_SUM = """
+import hashlib, urllib.request as r
+opener = r.build_opener(r.ProxyHandler({{"http": "http://127.0.0.1:8082"}}))
+print(hashlib.sha256(opener.open("{}", timeout=60).read()).hexdigest())
+"""
 HOOK = "/usr/lib/test-interruption"
 """Of the package manager, before it fetches anything."""
 HOOK_TEXT = r"""#!/bin/sh
@@ -72,6 +77,7 @@ async def _enter(running: DaemonProcess) -> None:
     await create_app_qube(running.client, "sys-net")
     for prop, value in (("provides_network", "True"), ("netvm", ""), ("uplink", "host")):
         await running.client.call("admin.vm.property.Set", "sys-net", arg=prop, payload=value.encode())
+    await running.client.set_feature("sys-net", "service.updates-cache", "1")
 
 
 async def begin(daemon: DaemonProcess, *arguments: str) -> asyncio.subprocess.Process:
@@ -116,6 +122,14 @@ async def test_template_is_updated_through_the_net_qube(installation: DaemonProc
     assert (await in_template(daemon, "ls /sys/class/net")).split() == ["lo"]
     # The lists are there, so the update was kept.
     assert (await in_template(daemon, "ls /var/lib/apt/lists | grep -c Packages")).strip() != "0"
+    # Large lists are kept on the net qube's own disk, and are there for the next who asks.
+    kept = "cd /rw/insula-updates && grep -alm1 /by-hash/SHA256/ * | head -1 | xargs -r sed -n 2p"
+    url = await sh(daemon, "sys-net", kept, user="root")
+    assert "/by-hash/SHA256/" in url
+    content = await in_template(daemon, f"python3 -c '{FETCH_SUM.format(url)}'")
+    assert content.strip() == url.rpartition("/")[2]
+    said = await sh(daemon, "sys-net", "journalctl -b -o cat -u insula-updates-proxy | grep -F '(a copy)'", user="root")
+    assert url in said
     # No other place is reached than repositories, and nothing without the proxy.
     code, stdout, _ = await run_collect(
         daemon.paths.rpc_socket(TEMPLATE),

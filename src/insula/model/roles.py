@@ -56,8 +56,8 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 "net qube whose clients reach the network through Tor, or not at all",
                 "black",
                 {"provides_network": "True"},
-                # It forwards nothing, so there is nothing for a firewall to judge.
-                {TOR_SERVICE: "1", "service.qubes-firewall": ""},
+                # It forwards nothing, so there is nothing for a firewall to judge. Templates may fetch through it.
+                {TOR_SERVICE: "1", "service.qubes-firewall": "", "service.qubes-updates-proxy": "1"},
                 (GATEWAY,),
             ),
             Role(

@@ -39,6 +39,7 @@ ENABLED_UNITS = {
         "insula-seed.service",
         "insula-ssh-keys.service",
         "insula-tor.service",
+        "insula-updates-cache.service",
         "insula-updates-forwarder.socket",
         "insula-updates-proxy.service",
         "insula-vpn.service",

@@ -45,6 +45,11 @@ TRANS_PORT = 9040
 SOCKS_PORT = 9050
 DNS_PORT = 5300
 """Where ``tor`` listens (:mod:`insula_agent.net.tor_gateway`)."""
+WHONIX_GATEWAY = "10.152.152.10"
+WHONIX_SOCKS_PORTS = "9050, 9100-9229"
+"""What programs of an imported Whonix workstation have been told of their gateway; no qube has that address."""
+UPDATES_PORT = 9041
+"""Where it listens for this qube's own proxy of repositories, on the loopback."""
 
 
 def is_closed(services: Collection[str]) -> bool:
@@ -114,6 +119,7 @@ _TOR = f"""\
     type nat hook prerouting priority dstnat - 10; policy accept;
     iifgroup {CLIENT_GROUP} meta nfproto ipv4 udp dport 53 redirect to :{DNS_PORT}
     iifgroup {CLIENT_GROUP} fib daddr type local accept
+    iifgroup {CLIENT_GROUP} ip daddr {WHONIX_GATEWAY} tcp dport {{ {WHONIX_SOCKS_PORTS} }} redirect to :{SOCKS_PORT}
     iifgroup {CLIENT_GROUP} meta nfproto ipv4 meta l4proto tcp redirect to :{TRANS_PORT}
   }}
   chain input {{

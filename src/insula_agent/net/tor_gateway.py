@@ -24,7 +24,7 @@ from insula_agent import files, programs
 from insula_agent.keys import DEFAULT_FOLDER, file_name
 from insula_agent.log import log
 from insula_agent.net.interfaces import GATEWAY_KEY, NetworkError, parse_ip4
-from insula_agent.net.roles import DNS_PORT, SOCKS_PORT, TOR_USER, TRANS_PORT
+from insula_agent.net.roles import DNS_PORT, SOCKS_PORT, TOR_USER, TRANS_PORT, UPDATES_PORT
 
 USER_FOLDER = "/rw/config/tor"
 """Every ``*.conf`` here is read as well."""
@@ -45,6 +45,8 @@ def torrc(gateway: str, *, has_user_config: bool) -> str:
         f"TransPort {gateway}:{TRANS_PORT} IsolateClientAddr",
         f"DNSPort {gateway}:{DNS_PORT} IsolateClientAddr",
         f"SocksPort {gateway}:{SOCKS_PORT} IsolateClientAddr IsolateSOCKSAuth",
+        # Of templates' fetches: no client reaches it, and what comes by it shares no circuit with what others carry.
+        f"SocksPort 127.0.0.1:{UPDATES_PORT} IsolateClientAddr IsolateSOCKSAuth",
         "ControlPort 0",
         "AutomapHostsOnResolve 1",
         f"VirtualAddrNetworkIPv4 {VIRTUAL_NETWORK}",

@@ -4,6 +4,10 @@ It listens on the loopback only; who may connect is decided by policy (``qubes.U
 hosts in :data:`ALLOWED`: a template that was taken over can fetch packages, not send things anywhere. What comes back
 is not looked at: the package manager checks signatures.
 
+With the service ``updates-cache`` it keeps copies, so that many templates fetch a file once
+(:mod:`insula_agent.net.updates_fetch`). In a Tor gateway everything goes to ``tor`` by a port that it has for this
+proxy; the rules of the role let nothing past it.
+
 Run by path with ``python3 -I -S``; one thread a connection, at most :data:`MAX_CONNECTIONS`.
 """
 
@@ -19,6 +23,20 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.abspath(__file__ + "/../../.."))
+
+from insula_agent.log import log
+from insula_agent.net.roles import TOR, UPDATES_PORT
+from insula_agent.net.socks import Negotiation
+from insula_agent.net.updates_cache import Store, rule_of
+from insula_agent.net.updates_fetch import Cache, Failed, Reader, Upstream
+from insula_proto.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
 ADDRESS = ("127.0.0.1", 8082)
 """agent-services §7."""
 ALLOWED = "/etc/insula/updates-proxy.d"
@@ -33,6 +51,11 @@ LIFE_LIMIT_S = 3600.0
 MAX_BODY = 4 << 30
 """Bytes of one file; the largest packages have 2 GiB."""
 PIECE = 65536
+SERVICES = "/run/qubes-service"
+CACHE_SERVICE = "updates-cache"
+CACHE_VARIABLE = "CACHE_DIRECTORY"
+"""Names the folder for copies; systemd sets it (insula-updates-proxy.service)."""
+MAX_RANGE_DIGITS = 15
 _HOP_BY_HOP = frozenset(
     (
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -100,15 +123,86 @@ def connect(host: str, port: int) -> socket.socket:
     return connection
 
 
+def connect_through_tor(host: str, port: int) -> socket.socket:
+    """The same by ``tor``, with circuits of the host's own; it has no way to this qube. :raise OSError:"""
+    negotiation = Negotiation(host, port, host)
+    connection = socket.create_connection(("127.0.0.1", UPDATES_PORT), IDLE_LIMIT_S)
+    try:
+        connection.sendall(negotiation.first)
+        while negotiation.wanted:
+            untrusted_data = b""
+            while len(untrusted_data) < negotiation.wanted:
+                piece = connection.recv(negotiation.wanted - len(untrusted_data))
+                if not piece:
+                    raise ConnectionError("tor has ended the connection")
+                untrusted_data += piece
+            connection.sendall(negotiation.receive(untrusted_data))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+class Wish(Value):
+    """What a package manager says with its request, as far as copies are concerned."""
+
+    __slots__ = ("first", "is_complaint", "is_for_copies", "known", "validator")
+    is_for_copies: bool
+    """Whether a copy can be the answer."""
+    is_complaint: bool
+    """It does not want what was kept before."""
+    first: int
+    """Byte to begin with."""
+    validator: str
+    """The rest is wanted only of a file that has this; empty: of any."""
+    known: tuple[str, str]
+    """ETag and time of what it has already, each empty if it said none."""
+
+    def __init__(self, get: Callable[[str, str], str]) -> None:
+        """``get``: name of a header and what it is if absent → untrusted value."""
+        control = {word.strip().lower() for word in f"{get('Cache-Control', '')},{get('Pragma', '')}".split(",")}
+        untrusted_range = get("Range", "")
+        digits = untrusted_range[len("bytes=") : -1]
+        is_rest = digits.isascii() and digits.isdigit() and len(digits) <= MAX_RANGE_DIGITS
+        is_rest = is_rest and untrusted_range == f"bytes={digits}-"
+        self._fill(
+            is_for_copies=(
+                "no-store" not in control
+                and (is_rest or not untrusted_range)
+                and not get("Authorization", "")
+                and not get("Cookie", "")
+            ),
+            is_complaint="no-cache" in control,
+            first=int(digits) if is_rest else 0,
+            validator=get("If-Range", ""),
+            known=(get("If-None-Match", ""), get("If-Modified-Since", "")),
+        )
+
+    def first_of(self, etag: str, modified: str) -> int:
+        """Where to begin in a file that has these."""
+        return self.first if self.validator in ("", etag or None, modified or None) else 0
+
+    def has(self, etag: str, modified: str) -> bool:
+        """Whether it has that file already."""
+        known_etag, known_time = self.known
+        if known_etag:
+            return known_etag == etag
+        return bool(known_time) and known_time == modified
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection of a package manager."""
 
     protocol_version = "HTTP/1.1"
     timeout = IDLE_LIMIT_S
     server: Proxy
+    origin = ""
+    """Where what is sent comes from, for the log."""
 
     def do_GET(self) -> None:
-        self._forward()
+        self.origin = ""
+        if self.server.cache is None or not self._answer_from(self.server.cache):
+            self._forward()
 
     def do_HEAD(self) -> None:
         self._forward()
@@ -116,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_CONNECT(self) -> None:
         try:
             host, port, _ = target_of("CONNECT", self.path, self.server.patterns)
-            upstream = connect(host, port)
+            upstream = self.server.connect(host, port)
         except (Refused, OSError) as error:
             self._fail(error)
             return
@@ -127,19 +221,73 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _forward(self) -> None:
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
         try:
             host, port, path = target_of(self.command, self.path, self.server.patterns)
-            upstream = http.client.HTTPConnection(host, port, timeout=IDLE_LIMIT_S)
-            upstream.sock = connect(host, port)
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
-            upstream.request(self.command, path, headers={**headers, "Connection": "close"})
-            answer = upstream.getresponse()
+            upstream = self.server.ask(host, port, path, {**headers, "Connection": "close"}, self.command)
         except (Refused, OSError, http.client.HTTPException) as error:
             self._fail(error)
             return
-        with answer:
-            self._pass_on(answer)
-        upstream.close()
+        self._pass_on_all(upstream)
+
+    def _answer_from(self, cache: Cache) -> bool:
+        """Answer by a copy, or by what becomes one; whether that was done."""
+        wish = Wish(self.headers.get)
+        try:
+            place = target_of("GET", self.path, self.server.patterns)
+            rule = rule_of(place[2])
+            if rule is None or not wish.is_for_copies:
+                return False
+            found = cache.get(place, rule, is_complaint=wish.is_complaint)
+        except (Refused, OSError, http.client.HTTPException) as error:
+            self._fail(error)
+            return True
+        if found is None:
+            return False
+        if isinstance(found, Upstream):
+            self._pass_on_all(found)
+            return True
+        try:
+            self._send(found, wish)
+        finally:
+            found.close()
+        return True
+
+    def _send(self, reader: Reader, wish: Wish) -> None:
+        copy = reader.copy
+        self.origin = " (a copy)" if reader.is_copy else " (to be a copy)"
+        first = wish.first_of(copy.etag, copy.modified)
+        if wish.has(copy.etag, copy.modified):
+            status, size = 304, 0
+        elif first and first >= copy.size:
+            status, size = 416, 0
+        else:
+            status, size = 206 if first else 200, copy.size - first
+        self.send_response(status)
+        for name, value in (("ETag", copy.etag), ("Last-Modified", copy.modified)):
+            if value:
+                self.send_header(name, value)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{copy.size - 1}/{copy.size}")
+        elif status == 416:
+            self.send_header("Content-Range", f"bytes */{copy.size}")
+        if status != 304:
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(size))
+        self.end_headers()
+        if size:
+            try:
+                reader.send(self.connection, first)
+            except (Failed, OSError) as error:
+                # It has less than it was promised, and sees that.
+                self.log_message("%s: %s", self.requestline[:200], error)
+                self.close_connection = True
+
+    def _pass_on_all(self, upstream: Upstream) -> None:
+        try:
+            self._pass_on(upstream.answer)
+        finally:
+            upstream.close()
 
     def _pass_on(self, answer: http.client.HTTPResponse) -> None:
         self.send_response(answer.status, answer.reason)
@@ -165,7 +313,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         del size
-        self.log_message("%s %s", code, self.requestline[:200])
+        self.log_message("%s %s%s", code, self.requestline[:200], self.origin)
 
 
 def tunnel(left: socket.socket, right: socket.socket) -> None:
@@ -187,15 +335,34 @@ def tunnel(left: socket.socket, right: socket.socket) -> None:
 
 
 class Proxy(ThreadingHTTPServer):
-    """The server; ``patterns`` are the hosts that may be reached."""
+    """The server; ``patterns`` are the hosts that may be reached, ``connect`` is how."""
 
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, address: tuple[str, int], patterns: list[str]) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        patterns: list[str],
+        connect: Callable[[str, int], socket.socket] = connect,
+        store: Store | None = None,
+    ) -> None:
         super().__init__(address, Handler)
         self.patterns = patterns
+        self.connect = connect
+        self.cache = None if store is None else Cache(store, self.ask)
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def ask(self, host: str, port: int, path: str, headers: dict[str, str], command: str = "GET") -> Upstream:
+        """What a repository answers. :raise Refused, OSError, HTTPException:"""
+        upstream = http.client.HTTPConnection(host, port, timeout=IDLE_LIMIT_S)
+        upstream.sock = self.connect(host, port)
+        try:
+            upstream.request(command, path, headers=headers)
+            return Upstream(upstream, upstream.getresponse())
+        except BaseException:
+            upstream.close()
+            raise
 
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
         # Others wait in the backlog until one has gone.
@@ -211,8 +378,21 @@ class Proxy(ThreadingHTTPServer):
             self._places.release()
 
 
+def open_store() -> Store | None:
+    """Where copies are kept, if that is wanted and there is such a place."""
+    folder = os.environ.get(CACHE_VARIABLE, "")
+    if not folder or not os.path.exists(f"{SERVICES}/{CACHE_SERVICE}"):
+        return None
+    try:
+        return Store(folder)
+    except OSError as error:
+        log(f"updates proxy: no copies are kept: {error}")
+        return None
+
+
 def main() -> int:
-    with Proxy(ADDRESS, read_allowed()) as server:
+    way = connect_through_tor if os.path.exists(f"{SERVICES}/{TOR}") else connect
+    with Proxy(ADDRESS, read_allowed(), way, open_store()) as server:
         server.serve_forever()
     return 0
 
