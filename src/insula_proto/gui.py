@@ -46,6 +46,11 @@ HINT_BASE_SIZE = 256
 FLAG_FULLSCREEN = 1
 FLAG_ATTENTION = 2
 FLAG_MINIMISE = 4
+FLAG_MODAL = 0x100
+FLAG_DIALOG = 0x200
+FLAG_UTILITY = 0x400
+"""Ours, from an agent that uses frame memory, before MAP: what the window is. (Published hosts pass over bits they do
+not know.)"""
 
 CURSOR_DEFAULT = 0
 CURSOR_FONT = 0x100

@@ -27,6 +27,21 @@ DESK = st.builds(Desk, st.lists(AREA, max_size=3).map(tuple), st.lists(NEAR, max
 SCREEN = Desk((Rect(0, 30, 1280, 770),))
 
 
+CELLS = st.builds(Rect, st.integers(-4, 4), st.integers(-4, 4), st.integers(0, 5), st.integers(0, 5))
+
+
+def cells(rect: Rect) -> set[tuple[int, int]]:
+    return {(x, y) for x in range(rect.x, rect.right) for y in range(rect.y, rect.bottom)}
+
+
+@given(CELLS, CELLS)
+def test_without_is_what_lies_in_one_and_not_in_the_other_once(rect: Rect, other: Rect) -> None:
+    parts = rect.without(other)
+    assert len(parts) <= 4
+    assert sum(part.area for part in parts) == len(cells(rect) - cells(other))
+    assert set().union(*map(cells, parts)) == cells(rect) - cells(other)
+
+
 @given(ANY, ANY, ANY, ANY)
 def test_clamp_any_numbers_give_a_possible_window(x: int, y: int, width: int, height: int) -> None:
     """MC-35."""

@@ -20,6 +20,7 @@ from insula.gui.desktop import (
     Obscured,
     Paint,
     Picture,
+    Role,
     Send,
     SetCursor,
     SetHints,
@@ -109,7 +110,7 @@ def test_created_window_is_not_shown_until_mapped() -> None:
     book = Playbook()
     assert book.said(create(), gui.Title(1, b"hello"), gui.WindowClass(1, b"XTerm", b"xterm")) == []
     assert book.said(gui.Map(1)) == [
-        Show(1, Style.WINDOW, PLACE, "hello", "work:XTerm", is_positioned=False, may_focus=False)
+        Show(1, Style.WINDOW, PLACE, "hello", "work:XTerm", "work:xterm", is_positioned=False, may_focus=False)
     ]
 
 
@@ -622,6 +623,52 @@ def test_dialog_belongs_to_its_window_which_is_shown_first() -> None:
     book = Playbook()
     commands = book.said(create(1), create(2), gui.Map(1, 2), gui.Map(2))
     assert [(c.window, c.parent) for c in commands if isinstance(c, Show)] == [(2, None), (1, 2)]
+
+
+def dialog(book: Playbook, flags: int, *, parent: int = 1, popup: bool = False) -> Show:
+    return show(book.said(create(2, popup=popup), gui.WindowFlags(2, flags, 0), gui.Map(2, parent, popup)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "role"),
+    [
+        (0, Role.NORMAL),
+        (gui.FLAG_DIALOG, Role.DIALOG),
+        (gui.FLAG_UTILITY, Role.UTILITY),
+        (gui.FLAG_UTILITY | gui.FLAG_DIALOG, Role.UTILITY),
+        (0x800, Role.NORMAL),
+    ],
+)
+def test_window_is_what_its_program_says_it_is(flags: int, role: Role) -> None:
+    book = Playbook()
+    book.focused()
+    assert dialog(book, flags).role is role
+
+
+def test_window_that_belongs_to_one_may_have_it_wait() -> None:
+    book = Playbook()
+    book.focused()
+    shown = dialog(book, gui.FLAG_DIALOG | gui.FLAG_MODAL)
+    assert (shown.parent, shown.is_modal) == (1, True)
+
+
+@pytest.mark.parametrize(("parent", "popup"), [(0, False), (7, False), (1, True)])
+def test_window_that_belongs_to_none_and_popups_have_nothing_wait(parent: int, popup: bool) -> None:
+    book = Playbook()
+    book.focused()
+    shown = dialog(book, gui.FLAG_MODAL | gui.FLAG_DIALOG, parent=parent, popup=popup)
+    assert not shown.is_modal
+    assert (shown.role is Role.NORMAL) is popup
+
+
+def test_kind_of_a_window_stays_what_it_was_when_it_was_mapped_and_is_told_anew() -> None:
+    book = Playbook()
+    book.focused()
+    dialog(book, gui.FLAG_DIALOG | gui.FLAG_MODAL)
+    assert book.said(gui.WindowFlags(2, gui.FLAG_UTILITY, gui.FLAG_MODAL)) == []
+    book.said(gui.Unmap(2))
+    again = show(book.said(gui.Map(2, 1)))
+    assert (again.role, again.is_modal) == (Role.NORMAL, False)
 
 
 @pytest.mark.parametrize("parent", [1, 99, 0xFFFFFFFF])

@@ -27,6 +27,15 @@ class Style(Enum):
         return {Style.WINDOW: WINDOW_FRAME, Style.POPUP: POPUP_FRAME, Style.ICON: ICON_FRAME}[self]
 
 
+class Role(Enum):
+    """What a window of the style WINDOW is to its program; the desktop may place and stack it by that."""
+
+    NORMAL = "normal"
+    DIALOG = "dialog"
+    UTILITY = "utility"
+    """A palette, a torn-off menu: of use beside the window it belongs to."""
+
+
 @dataclass(frozen=True)
 class State:
     """How a window of the style WINDOW is shown."""
@@ -103,8 +112,13 @@ class Show(Command):
     title: str
     """Without the qube's name: the back end draws that apart."""
     class_name: str
+    instance: str = ""
+    """As ``class_name``: what the program calls this window of its class."""
+    role: Role = Role.NORMAL
     parent: int | None = None
     """A window that is shown: this one belongs to it."""
+    is_modal: bool = False
+    """That window is to wait for this one."""
     is_positioned: bool = True
     """Else the desktop finds a place; ``place`` gives the size only."""
     may_focus: bool = False

@@ -22,7 +22,7 @@ class FrameMemory:
     """Owns the mapping; views of it must be given back before :meth:`close`."""
 
     def __init__(self, descriptor: int) -> None:
-        """Map it; ``descriptor`` stays the caller's, and is not needed any more.
+        """Map it; ``descriptor`` stays the caller's.
 
         :raise ValueError: not sealed against shrinking and growing, or of a size that cannot be.
         :raise OSError: not a memory file.
@@ -33,6 +33,7 @@ class FrameMemory:
         self.size = os.lseek(descriptor, 0, os.SEEK_END)
         if not MIN_SIZE <= self.size <= MAX_SIZE:
             raise ValueError(f"frame memory of {self.size} bytes")
+        self.descriptor = descriptor
         self._map = mmap.mmap(descriptor, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
         self._view = memoryview(self._map)
 

@@ -71,6 +71,19 @@ class Rect:
         x, y = min(self.x, other.x), min(self.y, other.y)
         return Rect(x, y, max(self.right, other.right) - x, max(self.bottom, other.bottom) - y)
 
+    def without(self, other: Rect) -> list[Rect]:
+        """What lies in this one and not in the other, in at most four parts."""
+        cut = self.intersection(other)
+        if cut.is_empty:
+            return [] if self.is_empty else [self]
+        parts = [
+            Rect(self.x, self.y, self.width, cut.y - self.y),
+            Rect(self.x, cut.bottom, self.width, self.bottom - cut.bottom),
+            Rect(self.x, cut.y, cut.x - self.x, cut.height),
+            Rect(cut.right, cut.y, self.right - cut.right, cut.height),
+        ]
+        return [part for part in parts if not part.is_empty]
+
     @property
     def area(self) -> int:
         return self.width * self.height if not self.is_empty else 0

@@ -20,7 +20,7 @@ from PySide6.QtCore import QTimer
 from PySide6.QtGui import QGuiApplication
 
 from insula.gui import clip_file, control
-from insula.gui.backend import qt, qt_window
+from insula.gui.backend import qt, qt_frame
 from insula.gui.backend.qt_loop import QtLoop
 from insula.gui.control import (
     Configure,
@@ -65,7 +65,7 @@ def prepare(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
     os.environ.update(qt.environment())
     _Prepared.app = qt.application()
-    qt_window.rehearse()
+    qt_frame.rehearse()
     # What the loop starts when it first runs (a thread for D-Bus) must be there before no thread can be made any more.
     QTimer.singleShot(0, _Prepared.app.quit)
     _Prepared.app.exec()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from insula.gui.damage import Damage
-from insula.gui.desktop import Icon, Picture, Show, SizeHints, State, Style
+from insula.gui.desktop import Icon, Picture, Role, Show, SizeHints, State, Style
 from insula.gui.geometry import Rect
 from insula_proto import gui, limits
 
@@ -19,6 +19,7 @@ class Window:
     """Where the content is, in the host's eyes."""
     wants_popup: bool
     class_name: str
+    instance: str = ""
     style: Style = Style.WINDOW
     """Decided when it is mapped; a popup may become a window while it is shown, never the other way round."""
     is_mapped: bool = False
@@ -26,6 +27,8 @@ class Window:
     """An icon for the tray, from before it is mapped until its end."""
     docks_at: float = NEVER
     """When it may be shown: a desktop without tray is not asked all the time."""
+    kind: int = 0
+    """What it is (``gui.FLAG_MODAL`` and the like); as its style, decided when it is mapped."""
     transient_for: int = gui.NO_WINDOW
     title: str = ""
     is_positioned: bool = False
@@ -62,6 +65,14 @@ class Window:
     def content(self) -> Rect:
         """In the coordinates of the window itself."""
         return Rect(0, 0, self.place.width, self.place.height)
+
+    @property
+    def role(self) -> Role:
+        if self.style is Style.POPUP:
+            return Role.NORMAL
+        if self.kind & gui.FLAG_UTILITY:
+            return Role.UTILITY
+        return Role.DIALOG if self.kind & gui.FLAG_DIALOG else Role.NORMAL
 
     @property
     def flags(self) -> int:

@@ -81,6 +81,7 @@ MAX_DEPTH = 16
 """Windows that belong to one another in a row; a relation that would make more is dropped (MC-42)."""
 
 FLAGS_SPOKEN = gui.FLAG_FULLSCREEN | gui.FLAG_ATTENTION | gui.FLAG_MINIMISE
+FLAGS_OF_KIND = gui.FLAG_MODAL | gui.FLAG_DIALOG | gui.FLAG_UTILITY
 
 
 class Windows:
@@ -265,6 +266,7 @@ class Windows:
         window.picture = None
         window.damage.clear()
         # Agents delete what the window manager noted of it.
+        window.kind = 0
         window.state, window.asked_fullscreen, window.told_flags = State(), False, 0
 
     def _configure(self, window: Window, message: gui.Configure) -> None:
@@ -318,6 +320,8 @@ class Windows:
     def _flags(self, window: Window, message: gui.WindowFlags) -> None:
         if window.is_docked:
             return
+        if not window.is_mapped:
+            window.kind = (window.kind & ~message.removed | message.added) & FLAGS_OF_KIND
         state, added, removed = window.state, message.added & FLAGS_SPOKEN, message.removed & FLAGS_SPOKEN
         if added & gui.FLAG_MINIMISE:
             added &= ~gui.FLAG_FULLSCREEN
@@ -338,6 +342,7 @@ class Windows:
     def _class(self, window: Window, message: gui.WindowClass) -> None:
         if not window.is_mapped:
             window.class_name = titles.class_name(self._settings.qube, message.class_name)
+            window.instance = titles.class_name(self._settings.qube, message.instance)
 
     def _picture(self, window: Window, message: gui.FramePicture) -> None:
         """Look at another place in the frame memory: its numbers are checked here, once, and never read again."""
@@ -540,13 +545,17 @@ class Windows:
         is_expected = window.style is Style.WINDOW and now < self._expected_until
         if is_expected:
             self._expected_until = NEVER
+        parent = self._parent(window)
         window.shown = Show(
             window.number,
             window.style,
             window.place,
             window.title,
             window.class_name,
-            parent=self._parent(window),
+            window.instance,
+            window.role,
+            parent=parent,
+            is_modal=parent is not None and window.style is Style.WINDOW and bool(window.kind & gui.FLAG_MODAL),
             may_focus=self.has_focus and window.style is Style.WINDOW,
             is_positioned=window.is_positioned or window.style is not Style.WINDOW,
             is_expected=is_expected,

@@ -9,9 +9,11 @@ from functools import partial
 from PySide6.QtCore import QRect
 from PySide6.QtGui import QGuiApplication, QScreen
 
-from insula.gui.backend.qt_window import QtWindow, Surroundings, rect_of
+from insula.gui.backend.qt_frame import rect_of
+from insula.gui.backend.qt_window import QtWindow, Surroundings
 from insula.gui.backend.tray import Tray
 from insula.gui.backend.x11 import Neighbours, held_keys, layout
+from insula.gui.backend.x_pictures import NoSharedPictures, XPictures
 from insula.gui.backend.xcb import NotX11, Xcb
 from insula.gui.cover import protected, without_docks
 from insula.gui.desktop import (
@@ -74,6 +76,13 @@ def _monitor(screen: QScreen) -> Monitor:
     return Monitor(rect_of(screen.geometry()), round(size.width()), round(size.height()))
 
 
+def set_class_on_x11(xcb: Xcb, window: QtWindow, class_name: str, instance: str) -> None:
+    """(It must stand there when the window manager first sees the window.)"""
+    xcb.set_text(
+        int(window.winId()), "WM_CLASS", f"{instance or class_name}\0{class_name}\0".encode("ascii", "replace")
+    )
+
+
 class QtBackend:
     def __init__(self, app: QGuiApplication, settings: Settings, memory: FrameMemory) -> None:
         self._app = app
@@ -84,19 +93,28 @@ class QtBackend:
         self._layout: Callable[[], Layout | None] = lambda: None
         held: Callable[[], frozenset[int]] = frozenset
         tray: Tray | None = None
+        set_class = self._set_class_on_wayland
+        pictures: XPictures | None = None
         try:
             xcb = Xcb(app)
+            set_class = partial(set_class_on_x11, xcb)
             self._neighbours, held, self._flush = Neighbours(xcb), partial(held_keys, xcb), xcb.flush
             self._layout = partial(layout, xcb)
             tray = Tray(xcb)
-        except NotX11:
+            pictures = XPictures(xcb, memory.descriptor)
+        except (NotX11, NoSharedPictures):
             pass
-        self._surroundings = Surroundings(settings, memory, self._tell, held, tray)
+        self._surroundings = Surroundings(settings, memory, self._tell, held, set_class, pictures, tray)
         app.screenAdded.connect(self._screens_changed)
         app.screenRemoved.connect(self._screens_changed)
         for screen in app.screens():
             screen.availableGeometryChanged.connect(self._area_changed)
             screen.logicalDotsPerInchChanged.connect(self._area_changed)
+
+    def _set_class_on_wayland(self, window: QtWindow, class_name: str, instance: str) -> None:
+        """(Qt tells it when the window gets its surface.)"""
+        del window, instance
+        self._app.setDesktopFileName(class_name)
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Tell events to ``listener`` (:meth:`insula.gui.session.Session.happened`)."""
@@ -155,6 +173,8 @@ class QtBackend:
             self._windows.pop(command.window).vanish()
         else:
             self._change(command)
+            if not isinstance(command, Paint):
+                self._flush()  # (Qt leaves much of it until it says something else.)
 
     def _would_cover_active(self, command: Show) -> bool:
         """Whether a window that appears would come over the one the user works in, of another qube."""
@@ -182,6 +202,5 @@ class QtBackend:
             self._windows[command.window].set_cursor(command.cursor)
         elif isinstance(command, SetIcon):
             self._windows[command.window].set_icon(command.icon)
-            self._flush()  # (Qt leaves an icon until it says something else.)
         elif isinstance(command, Activate):
             self._windows[command.window].requestActivate()

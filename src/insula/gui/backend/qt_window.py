@@ -1,14 +1,14 @@
 """One window of a guest on a Qt desktop: a frame the host draws, and within it the guest's pixels.
 
-The pixels are painted straight from the frame memory, through a clip to the inner rectangle: whatever the guest sends,
-the frame is painted by :meth:`QtWindow._paint` alone, from what the host knows (MC-37). Only damaged rectangles are
-painted and handed to the display server.
+The pixels are painted straight from the frame memory, by the X server itself where it can
+(:mod:`insula.gui.backend.x_pictures`), and within the inner rectangle only: whatever the guest sends, the frame is
+painted by :meth:`QtWindow._paint` alone, from what the host knows (MC-37). Only damaged rectangles are painted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PySide6.QtCore import QEvent, QPoint, QRect, QSize, Qt
 from PySide6.QtGui import (
@@ -18,15 +18,11 @@ from PySide6.QtGui import (
     QCursor,
     QExposeEvent,
     QFocusEvent,
-    QFont,
-    QIcon,
     QImage,
     QKeyEvent,
     QMouseEvent,
     QMoveEvent,
-    QPaintDevice,
     QPainter,
-    QPixmap,
     QRegion,
     QResizeEvent,
     QSurface,
@@ -35,7 +31,9 @@ from PySide6.QtGui import (
 )
 
 from insula.gui import tint, titles
+from insula.gui.backend.qt_frame import coloured, paint_frame, qicon, qrect, rect_of
 from insula.gui.backend.tray import Tray
+from insula.gui.backend.x_pictures import XPictures
 from insula.gui.desktop import (
     ButtonChanged,
     CloseRequested,
@@ -50,6 +48,7 @@ from insula.gui.desktop import (
     Picture,
     PointerCrossed,
     PointerMoved,
+    Role,
     Show,
     SizeHints,
     State,
@@ -65,9 +64,6 @@ from insula_proto import gui, limits
 MIN_CONTENT = 1
 _ICON_SIDE = 24
 """Of an icon in the tray with its frame: what a tray is asked for, whatever the guest would like."""
-_TITLE_PIXELS = 13
-_NAME_PIXELS = 10
-_TEXT_MARGIN = 6
 _WHEEL_STEP = 120
 """Eighths of a degree, times fifteen: one click of an ordinary wheel (QWheelEvent)."""
 _NO_REPEAT_MS = 100
@@ -88,6 +84,11 @@ _MODIFIERS = {
     Qt.KeyboardModifier.ControlModifier: CONTROL,
     Qt.KeyboardModifier.AltModifier: ALT,
     Qt.KeyboardModifier.MetaModifier: SUPER,
+}
+_TYPES = {
+    Role.NORMAL: Qt.WindowType.Window,
+    Role.DIALOG: Qt.WindowType.Dialog,
+    Role.UTILITY: Qt.WindowType.Tool,
 }
 _SHAPES = {
     34: Qt.CursorShape.CrossCursor,
@@ -120,52 +121,12 @@ class Surroundings:
     happened: Callable[[Event], None]
     held_keys: Callable[[], frozenset[int]]
     """X key codes that are down, whoever saw them pressed."""
-    tray: Tray | None = None
+    set_class: Callable[[QtWindow, str, str], None]
+    """Say of a window that is not shown yet which class and instance it is."""
+    pictures: XPictures | None
+    """Who copies pixels, if it is not to be done here."""
+    tray: Tray | None
     """None: the desktop has none that could be used."""
-
-
-def rect_of(rect: QRect) -> Rect:
-    return Rect(rect.x(), rect.y(), rect.width(), rect.height())
-
-
-def qrect(rect: Rect) -> QRect:
-    return QRect(rect.x, rect.y, rect.width, rect.height)
-
-
-def text_colour(colour: int) -> QColor:
-    """Black or white, whichever can be read on it (BT.601 luma)."""
-    red, green, blue = colour >> 16, colour >> 8 & 0xFF, colour & 0xFF
-    return QColor(Qt.GlobalColor.black if 299 * red + 587 * green + 114 * blue > 140_000 else Qt.GlobalColor.white)
-
-
-def _font(pixels: int, *, is_bold: bool = False) -> QFont:
-    font = QFont("DejaVu Sans")
-    font.setPixelSize(pixels)
-    font.setBold(is_bold)
-    return font
-
-
-def _coloured(icon: Icon, colour: int) -> QImage:
-    pixels = tint.tinted(icon, colour)
-    return QImage(pixels, icon.width, icon.height, 4 * icon.width, QImage.Format.Format_RGB32).copy()
-
-
-def _qicon(icon: Icon, colour: int) -> QIcon:
-    return QIcon(QPixmap.fromImage(_coloured(icon, colour)))
-
-
-_FONTS = ((_NAME_PIXELS, False), (_TITLE_PIXELS, True), (_TITLE_PIXELS, False))
-
-
-def rehearse() -> None:
-    """Use once what is loaded when it is first used: later there is nothing to load it from."""
-    image = QImage(64, 32, QImage.Format.Format_RGB32)
-    painter = QPainter(image)
-    for pixels, is_bold in _FONTS:
-        painter.setFont(_font(pixels, is_bold=is_bold))
-        painter.drawText(0, 20, "".join(map(chr, range(0x20, 0x7F))))
-    painter.end()
-    _qicon(tint.PLAIN, 0)
 
 
 class QtWindow(QWindow):
@@ -180,6 +141,10 @@ class QtWindow(QWindow):
         self._held_keys = surroundings.held_keys
         self._tray = surroundings.tray
         self._title = command.title
+        self._pictures = surroundings.pictures
+        self._picture: Picture | None = None
+        self._is_servers = False
+        """Whether the X server copies the pixels."""
         self._image: QImage | None = None
         self._pixels: memoryview | None = None
         self._is_exposed = False
@@ -191,24 +156,7 @@ class QtWindow(QWindow):
         self._pressed: dict[int, int] = {}
         """Key codes pressed here, and when (milliseconds of the display server)."""
         self.setSurfaceType(QSurface.SurfaceType.RasterSurface)
-        if command.style is Style.POPUP:
-            # Not Popup: that would grab pointer and keyboard on the host.
-            self.setFlags(
-                Qt.WindowType.ToolTip
-                | Qt.WindowType.FramelessWindowHint
-                | Qt.WindowType.WindowDoesNotAcceptFocus
-                | Qt.WindowType.NoDropShadowWindowHint
-            )
-        if command.style is Style.ICON:
-            # The tray is its window manager.
-            self.setFlags(
-                Qt.WindowType.Window
-                | Qt.WindowType.FramelessWindowHint
-                | Qt.WindowType.X11BypassWindowManagerHint
-                | Qt.WindowType.WindowDoesNotAcceptFocus
-            )
-        if parent is not None:
-            self.setTransientParent(parent)
+        self._relate(command, parent)
         self._store = QBackingStore(self)
         self.set_title(command.title)
         if command.style is Style.ICON:
@@ -232,7 +180,35 @@ class QtWindow(QWindow):
             self._dock()
             return
         self.set_state(command.state)
+        surroundings.set_class(self, command.class_name, command.instance)
+        self._is_servers = self._pictures is not None and self._pictures.fits(int(self.winId()))
         self.setVisible(True)
+
+    def _relate(self, command: Show, parent: QtWindow | None) -> None:
+        """Be what it is, and another window's."""
+        if command.style is Style.POPUP:
+            # Not Popup: that would grab pointer and keyboard on the host.
+            self.setFlags(
+                Qt.WindowType.ToolTip
+                | Qt.WindowType.FramelessWindowHint
+                | Qt.WindowType.WindowDoesNotAcceptFocus
+                | Qt.WindowType.NoDropShadowWindowHint
+            )
+        elif command.style is Style.ICON:
+            # The tray is its window manager.
+            self.setFlags(
+                Qt.WindowType.Window
+                | Qt.WindowType.FramelessWindowHint
+                | Qt.WindowType.X11BypassWindowManagerHint
+                | Qt.WindowType.WindowDoesNotAcceptFocus
+            )
+        elif parent is not None:
+            self.setFlags(_TYPES[command.role])
+        if parent is not None:
+            self.setTransientParent(parent)
+            if command.is_modal:
+                # (Qt keeps input from the window that waits, as the program in the guest does.)
+                self.setModality(Qt.WindowModality.WindowModal)
 
     def _dock(self) -> None:
         """Ask the tray to show it."""
@@ -287,13 +263,14 @@ class QtWindow(QWindow):
         if self._pixels is not None:
             self._pixels.release()
             self._pixels = None
-        if picture is not None:
+        self._picture = picture
+        if picture is not None and not self._is_servers:
             self._pixels = self._memory.view(picture)
             row = picture.width * limits.GUI_BYTES_PER_PIXEL
             self._image = QImage(self._pixels, picture.width, picture.height, row, QImage.Format.Format_RGB32)
 
     def set_icon(self, icon: Icon | None) -> None:
-        self.setIcon(_qicon(icon or tint.PLAIN, self._settings.colour))
+        self.setIcon(qicon(icon or tint.PLAIN, self._settings.colour))
 
     def set_cursor(self, cursor: int) -> None:
         self.setCursor(QCursor(_SHAPES.get(cursor - gui.CURSOR_FONT, Qt.CursorShape.ArrowCursor)))
@@ -326,23 +303,46 @@ class QtWindow(QWindow):
         if self._store.size() != self.size():
             self._store.resize(self.size())
             parts, with_frame = [self._inner], True
+        put, drawn = self._split(parts)
+        if drawn or with_frame:
+            self._draw(drawn, with_frame=with_frame)
+        if put and self._pictures is not None and self._picture is not None:
+            self._pictures.put(int(self.winId()), self._picture, put)
+
+    def _split(self, parts: Sequence[QRect]) -> tuple[list[tuple[Rect, int, int]], Sequence[QRect]]:
+        """What the X server copies (which part of the picture, to where), and what is drawn here."""
+        picture = self._picture
+        if self._pictures is None or picture is None or not self._is_servers:
+            return [], parts
+        inner = rect_of(self._inner)
+        there = Rect(inner.x, inner.y, picture.width, picture.height).intersection(inner)
+        put: list[tuple[Rect, int, int]] = []
+        drawn: list[QRect] = []
+        for part in map(rect_of, parts):
+            shown = part.intersection(there)
+            if not shown.is_empty:
+                put.append((replace(shown, x=shown.x - inner.x, y=shown.y - inner.y), shown.x, shown.y))
+            drawn += map(qrect, part.without(shown))
+        return put, drawn
+
+    def _draw(self, parts: Sequence[QRect], *, with_frame: bool) -> None:
         region = QRegion(self._whole) - QRegion(self._inner) if with_frame else QRegion()
         for part in parts:
             region += part
         self._store.beginPaint(region)
         device = self._store.paintDevice()
         if with_frame:
-            self._paint_frame(device)
+            paint_frame(device, self._whole, self._inner, self._settings, self._style, self._title)
         painter = QPainter(device)
         painter.setCompositionMode(QPainter.CompositionMode.CompositionMode_Source)
         for part in parts:
             painter.setClipRect(part)
-            self._paint_content(painter, part)
+            self._draw_content(painter, part)
         painter.end()
         self._store.endPaint()
         self._store.flush(region)
 
-    def _paint_content(self, painter: QPainter, part: QRect) -> None:
+    def _draw_content(self, painter: QPainter, part: QRect) -> None:
         corner = self._inner.topLeft()
         shown = QRect(corner, self._image.size()) & part if self._image is not None else QRect()
         if shown != part:
@@ -360,36 +360,7 @@ class QtWindow(QWindow):
             return plain
         opaque = bytearray(self._pixels)
         opaque[3::4] = b"\xff" * (width * height)
-        return _coloured(Icon(width, height, bytes(opaque)), self._settings.colour)
-
-    def _paint_frame(self, device: QPaintDevice) -> None:
-        """The qube's colour around the content, its name on it, and for windows what the guest calls them."""
-        colour, inner, whole = QColor(self._settings.colour), self._inner, self._whole
-        above = QRect(0, 0, whole.width(), inner.top())
-        below = QRect(0, inner.bottom() + 1, whole.width(), whole.bottom() - inner.bottom())
-        left = QRect(0, inner.top(), inner.left(), inner.height())
-        right = QRect(inner.right() + 1, inner.top(), whole.right() - inner.right(), inner.height())
-        painter = QPainter(device)
-        for side in (above, below, left, right):
-            painter.fillRect(side, colour)
-        painter.setPen(text_colour(self._settings.colour))
-        alignment = Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft
-        strip = below if self._style is Style.POPUP else above
-        painter.setClipRect(strip)
-        strip = strip.adjusted(_TEXT_MARGIN, 0, -_TEXT_MARGIN, 0)
-        if self._style is Style.ICON:
-            pass  # There is no room for a name.
-        elif self._style is Style.POPUP:
-            painter.setFont(_font(_NAME_PIXELS))
-            painter.drawText(strip, alignment, self._settings.qube)
-        else:
-            name = f"[{self._settings.qube}] "
-            painter.setFont(_font(_TITLE_PIXELS, is_bold=True))
-            painter.drawText(strip, alignment, name)
-            strip = strip.adjusted(painter.fontMetrics().horizontalAdvance(name), 0, 0, 0)
-            painter.setFont(_font(_TITLE_PIXELS))
-            painter.drawText(strip, alignment, self._title)
-        painter.end()
+        return coloured(Icon(width, height, bytes(opaque)), self._settings.colour)
 
     # --- events of the toolkit -----------------------------------------------------------------------------------
 
