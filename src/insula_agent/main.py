@@ -218,6 +218,13 @@ class Identity:
         self._session = windows.Session(loop)
         self._session.prepare(SEED_USER, on_prepared)
 
+    def rehearse_windows(self, on_rehearsed: Callable[[], None]) -> None:
+        """In a fork that is nobody's yet: go once through what a first window takes, then call ``on_rehearsed``."""
+        if self._session is None:
+            on_rehearsed()
+        else:
+            self._session.rehearse(on_rehearsed)
+
     def is_gated(self) -> bool:
         """Whether the rest of the system waits for us to open the gate."""
         from insula_agent import seed  # noqa: PLC0415
@@ -439,7 +446,13 @@ class Agent:
             seed.mount_once()
         except (rehearsal.RehearsalFailed, OSError) as error:
             log(f"rehearsal: {error}")
-        self.commands.start()
+        epoch = self.link.epoch
+
+        def say_hello() -> None:
+            if epoch == self.link.epoch:
+                self.commands.start()
+
+        self._identity.rehearse_windows(say_hello)
 
     def _look_at_gate(self) -> None:
         if self._may_open_gate(time.monotonic()):

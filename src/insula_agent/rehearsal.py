@@ -31,7 +31,7 @@ import _signal  # type: ignore[import-not-found]  # isort: skip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 KEY = "/insula-rehearsal"
 LIMIT = 20
@@ -116,7 +116,9 @@ def _await_release() -> None:
 def _stage(keys: dict[str, bytes], act: Callable[[int], None]) -> None:
     _signal.signal(_signal.SIGALRM, _signal.SIG_DFL)
     _signal.alarm(LIMIT)
-    _set_up()
+    set_up(IN_MEMORY)
+    # So that the actor does what a fork does; it is a file, and nobody waits there.
+    files.touch(f"{STAGE}/gate")
     own, actors = _socket_pair()
     pid = os.fork()
     if not pid:
@@ -131,15 +133,14 @@ def _stage(keys: dict[str, bytes], act: Callable[[int], None]) -> None:
         os.waitpid(pid, 0)
 
 
-def _set_up() -> None:
-    """Namespaces in which nothing is left of what is done. :raise OSError:"""
+def set_up(in_memory: Iterable[str]) -> None:
+    """Namespaces in which nothing is left of what is done; new processes are in a pid namespace, the first of them as
+    its process 1. ``in_memory``: folders that are empty there, ``/run`` among them. :raise OSError:"""
     syscalls.call("unshare", _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWPID)
     syscalls.mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
-    for folder in IN_MEMORY:
+    for folder in in_memory:
         syscalls.mount("rehearsal", folder, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=4m")
     os.makedirs(STAGE)
-    # So that the actor does what a fork does; it is a file, and nobody waits there.
-    files.touch(f"{STAGE}/gate")
     for path in NAMED_FILES:
         copy = f"{STAGE}/{os.path.basename(path)}"
         files.write(copy, files.read(path))

@@ -21,8 +21,9 @@ GATE = "/run/insula/session-gate"
 PROGRAM = "gui/session.py"
 PYTHON = "/usr/bin/python3"
 PREPARED = "--prepared"
+REHEARSE = b"r"
 PREPARE_LIMIT = 60.0
-"""Seconds until a seed goes without."""
+"""Seconds until a seed, or a fork that rehearses, goes without."""
 RETRY_S = 2.0
 MAX_RETRIES = 5
 """It ends only after failing several times itself."""
@@ -74,6 +75,23 @@ class Session:
         on_prepared, self._on_prepared = self._on_prepared, None
         if on_prepared is not None:
             on_prepared()
+
+    def rehearse(self, on_rehearsed: Callable[[], None]) -> None:
+        """In a fork that is nobody's yet: have one that is prepared show a window to nobody; then, or if there is none
+        or it cannot, call ``on_rehearsed``."""
+        line = self._line
+        if line is None or self._pidfd < 0:
+            on_rehearsed()
+            return
+        self._on_prepared = on_rehearsed
+        try:
+            line.send(REHEARSE)
+        except OSError as error:
+            log(f"the session that is prepared: {error}")
+            self._prepared()
+            return
+        self._loop.watch(line.fileno(), READ, lambda events: self._told(line))
+        self._timer = self._loop.after(PREPARE_LIMIT, self._prepared)
 
     def begin(self, user: str) -> None:
         """Start it, if it does not run."""

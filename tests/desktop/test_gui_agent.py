@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -57,6 +58,69 @@ timer.start(0)
 window.show()
 QTimer.singleShot(2000, lambda: print(window.number, flush=True))
 app.exec()
+"""
+
+
+DIALOG = """\
+from PySide6.QtCore import Qt, QTimer
+from PySide6.QtWidgets import QApplication, QDialog, QPushButton, QWidget
+app = QApplication(["plan", "-name", "sheet"])
+app.setApplicationName("Plan")
+class Main(QWidget):
+    def mousePressEvent(self, event):
+        print("clicked", flush=True)
+window = Main()
+window.setWindowTitle("Main")
+window.setGeometry(60, 60, 420, 260)
+dialog = QDialog(window)
+dialog.setWindowTitle("Question")
+dialog.setWindowModality(Qt.WindowModality.WindowModal)
+dialog.resize(200, 100)
+button = QPushButton("Answer", dialog)
+button.setGeometry(0, 0, 200, 100)
+button.clicked.connect(lambda: (print("answered", flush=True), dialog.accept()))
+window.show()
+QTimer.singleShot(500, dialog.open)
+app.exec()
+"""
+
+WISHES = """\
+import os, sys
+import xcffib, xcffib.xproto as x
+connection = xcffib.connect(os.environ["DISPLAY"])
+core, screen = connection.core, connection.get_setup().roots[0]
+def atom(name):
+    return core.InternAtom(False, len(name), name).reply().atom
+def window(name):
+    made = connection.generate_id()
+    core.CreateWindow(24, made, screen.root, 0, 0, 300, 200, 0, 1, screen.root_visual, x.CW.BackPixel, [0x204060])
+    core.ChangeProperty(0, made, x.Atom.WM_NAME, x.Atom.STRING, 8, len(name), name)
+    hints = [64, 0, 0, 0, 0, 0, 0, 0, leader or made]
+    core.ChangeProperty(0, made, x.Atom.WM_HINTS, x.Atom.WM_HINTS, 32, 9, hints)
+    return made
+def ask(window, kind, *numbers):
+    data = x.ClientMessageData.synthetic([*numbers, *[0] * (5 - len(numbers))], "IIIII")
+    event = x.ClientMessageEvent.synthetic(32, window, atom(kind), data)
+    core.SendEvent(False, screen.root, x.EventMask.SubstructureRedirect | x.EventMask.SubstructureNotify, event.pack())
+leader = 0
+leader = window("First")
+second = window("Second")
+palette = window("Palette")
+core.ChangeProperty(0, palette, x.Atom.WM_TRANSIENT_FOR, x.Atom.WINDOW, 32, 1, [screen.root])
+kind = [atom("_NET_WM_WINDOW_TYPE_UTILITY")]
+core.ChangeProperty(0, palette, atom("_NET_WM_WINDOW_TYPE"), x.Atom.ATOM, 32, 1, kind)
+for each in (leader, second):
+    core.MapWindow(each)
+    connection.flush()
+wishes = {
+    "palette": lambda: core.MapWindow(palette),
+    "attention": lambda: ask(leader, "_NET_WM_STATE", 1, atom("_NET_WM_STATE_DEMANDS_ATTENTION")),
+    "calm": lambda: ask(leader, "_NET_WM_STATE", 0, atom("_NET_WM_STATE_DEMANDS_ATTENTION")),
+    "icon": lambda: ask(leader, "WM_CHANGE_STATE", 3),
+}
+for line in sys.stdin:
+    wishes[line.strip()]()
+    connection.flush()
 """
 
 
@@ -249,6 +313,63 @@ def test_program_that_ends_has_no_window_any_more(screen: Desktop, guest: RealGu
         wait_equal(screen, guest, r"\[work\] Editor")
     screen.wait(lambda: not screen.windows(r"\[work\]"), "its window stays")
     assert guest.agent.poll() is None
+
+
+def about(screen: Desktop, window: Window, name: str) -> str:
+    """A property of a window of the host, as text."""
+    words = ["xprop", "-id", str(window.number), "-notype", name]
+    told = subprocess.run(words, env=screen.environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return re.split("[=#]", told, maxsplit=1)[-1].strip()
+
+
+def owner_of(screen: Desktop, window: Window) -> int:
+    return int(about(screen, window, "WM_TRANSIENT_FOR"), 16)
+
+
+def test_dialog_belongs_to_its_window_which_waits_for_it(screen: Desktop, guest: RealGuest) -> None:
+    with program(guest, DIALOG) as plan:
+        assert plan.stdout is not None
+        main = screen.window(r"\[work\] Main")
+        question = screen.window(r"\[work\] Question")
+        assert about(screen, main, "WM_CLASS") == '"work:sheet", "work:Plan"'
+        assert owner_of(screen, question) == main.number
+        assert "_NET_WM_WINDOW_TYPE_DIALOG" in about(screen, question, "_NET_WM_WINDOW_TYPE")
+        assert "_NET_WM_STATE_MODAL" in about(screen, question, "_NET_WM_STATE")
+        screen.do("windowmove", "--sync", question.number, main.x + 100, main.y + 120)
+        place = wait_equal(screen, guest, r"\[work\] Question")
+        screen.click(main.x + 30, main.y + 60)
+        screen.click(place.x + 50, place.y + 50)
+        assert plan.stdout.readline() == "answered\n"
+        screen.wait(lambda: not screen.windows(r"\[work\] Question"), "the dialog stays")
+        screen.click(main.x + 30, main.y + 60)
+        assert plan.stdout.readline() == "clicked\n"
+
+
+def test_what_programs_ask_of_their_window_manager_is_told_to_the_desktops(screen: Desktop, guest: RealGuest) -> None:
+    with program(guest, WISHES) as wisher:
+        assert wisher.stdin is not None
+
+        def wish(what: str) -> None:
+            assert wisher.stdin is not None
+            wisher.stdin.write(f"{what}\n")
+            wisher.stdin.flush()
+
+        first, second = screen.window(r"\[work\] First"), screen.window(r"\[work\] Second")
+        screen.do("windowactivate", "--sync", second.number)
+        wish("palette")
+        palette = screen.window(r"\[work\] Palette")
+        assert owner_of(screen, palette) == second.number
+        assert "_NET_WM_WINDOW_TYPE_UTILITY" in about(screen, palette, "_NET_WM_WINDOW_TYPE")
+        wish("attention")
+        attention = "_NET_WM_STATE_DEMANDS_ATTENTION"
+        screen.wait(lambda: attention in about(screen, first, "_NET_WM_STATE"), "it does not ask for attention")
+        wish("calm")
+        screen.do("windowactivate", "--sync", first.number)
+        screen.wait(lambda: attention not in about(screen, first, "_NET_WM_STATE"), "it asks for attention for ever")
+        wish("icon")
+        screen.wait(lambda: not screen.windows(r"\[work\] First"), "it was not minimised")
+        screen.do("windowactivate", first.number)
+        screen.window(r"\[work\] First")
 
 
 def test_users_close_reaches_the_program(screen: Desktop, guest: RealGuest) -> None:

@@ -68,3 +68,14 @@ def test_device_whose_files_never_come_is_told(tmp_path: Path, monkeypatch: pyte
     add(tmp_path, "0000:07:00.0", "0x1af4", "0x1110")
     with pytest.raises(NoFrames):
         device.open_memory(str(tmp_path))
+
+
+def test_memory_that_is_there_is_opened_without_waiting_for_it(tmp_path: Path) -> None:
+    assert device.open_if_there(str(tmp_path)) is None
+    folder = add(tmp_path, "0000:07:00.0", "0x1af4", "0x1110")
+    assert device.open_if_there(str(tmp_path)) is None
+    (folder / "resource2").write_bytes(b"pixels")
+    descriptor = device.open_if_there(str(tmp_path))
+    assert descriptor is not None
+    os.close(descriptor)
+    assert (folder / "enable").read_text() == "1"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from insula_agent import commands, main, renewal, seed
+from insula_agent import commands, main, rehearsal, renewal, seed
 from insula_agent import identity as identity_module
 from insula_agent.loop import Loop
 
@@ -98,6 +98,10 @@ class Recorded(main.Identity):
         self.happened.append("windows prepared")
         del loop
         on_prepared()
+
+    def rehearse_windows(self, on_rehearsed: Callable[[], None]) -> None:
+        self.happened.append("windows rehearsed")
+        on_rehearsed()
 
     def want_windows(self, loop: Loop, value: bytes | None) -> None:
         del loop
@@ -193,6 +197,16 @@ def test_seed_lets_the_system_boot_first_and_says_hello_then(
     while agent.loop._timers:
         agent.loop._run_timers()
     assert happened == ["prepare", "READY=1", "windows prepared", "rehearse", "settle", "commands"]
+
+
+@pytest.mark.usefixtures("seeded")
+def test_fork_that_is_nobodys_rehearses_its_start_and_a_window_and_says_hello_then(
+    agent: main.Agent, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "run", lambda keys, act: happened.append("rehearsed"))
+    monkeypatch.setattr(seed, "mount_once", lambda: happened.append("mounts"))
+    agent._keys_read({"/insula-seed": b"1", rehearsal.KEY: b"1"})
+    assert happened == ["rehearsed", "mounts", "windows rehearsed", "commands"]
 
 
 @pytest.mark.usefixtures("seeded")

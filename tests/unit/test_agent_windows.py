@@ -143,6 +143,47 @@ def test_session_prepared_in_a_seed_is_handed_the_gate_when_it_is_wanted(
     os.waitpid(made._pid, 0)
 
 
+REHEARSING = """
+import _socket
+from insula_agent import sockets
+from insula_agent.gui.session import READY, REHEARSE
+line = _socket.socket(fileno=0)
+line.sendall(READY)
+while True:
+    said, descriptors = sockets.receive_with_descriptors(line, 1, 1)
+    open(LOG, "a").write(f"{said} {len(descriptors)}\\n")
+    if said != REHEARSE:
+        break
+    line.sendall(READY)
+"""
+
+
+def test_session_that_is_prepared_rehearses_and_is_handed_the_gate_later(
+    gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    program(tmp_path, monkeypatch, REHEARSING.replace("LOG", repr(str(log))))
+    loop = Loop()
+    made = windows.Session(loop)
+    made.prepare("joe", lambda: loop.stop(0))
+    loop.run()
+    for _ in range(2):
+        loop._exit_code = None
+        made.rehearse(lambda: loop.stop(0))
+        loop.run()
+    assert log.read_text() == "b'r' 0\nb'r' 0\n"
+    made.begin("joe")
+    until(Loop(), log, 3)
+    assert log.read_text().endswith("b'1' 1\n")
+    os.waitpid(made._pid, 0)
+
+
+def test_nothing_is_rehearsed_where_no_session_is_prepared() -> None:
+    loop = Loop()
+    windows.Session(loop).rehearse(lambda: loop.stop(7))
+    assert loop.run() == 7
+
+
 def test_session_prepared_for_another_user_gives_way_to_one_of_its_own(
     gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

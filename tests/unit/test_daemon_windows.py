@@ -308,6 +308,8 @@ async def test_later_daemon_shows_them_where_they_were(world: World) -> None:
 
 
 async def test_adopted_machine_without_windows_stays_so(world: World) -> None:
+    # One that waited to be somebody has had frame memory from its beginning.
+    os.close(await world.machine.open_frames())
     await world.windows.adopt(WORK, world.machine)
     await world.windows.show_again(WORK, world.machine, world.session)
     assert world.launch.started == []

@@ -77,6 +77,13 @@ async def one_waits(bench: Bench) -> FakeGuest:
     return guest
 
 
+async def test_machine_that_waits_has_frame_memory(bench: Bench) -> None:
+    guest = await one_waits(bench)
+    assert guest.frames is not None
+    await bench.engine.start(WORK)
+    assert bench.guest("work").frames is guest.frames
+
+
 async def test_start_takes_the_machine_that_waits(bench: Bench) -> None:
     guest = await one_waits(bench)
     uuid = guest.spec.uuid

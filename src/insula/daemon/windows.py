@@ -41,6 +41,9 @@ log = logging.getLogger("insula.daemon")
 ENABLED_KEY = "/qubes-gui-enabled"
 DESKTOP_KEY = "/insula-desktop"
 """There: a qube without windows may ask for some (``insula.ShowWindows``)."""
+SHOWN_NOTE = "windows"
+"""File in the run-time folder of a qube that was told to have windows: frame memory alone says nothing, for a machine
+that waits to be somebody has some."""
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 FEATURE = "gui"
 OFF = ("", "0")
@@ -175,6 +178,7 @@ class Windows:
             shown.takes_over = name in self._enabled and not shown.machine.spec.has_display
             self._enabled.add(name)
             if not shown.machine.spec.has_display:
+                (shown.machine.spec.runtime_dir / SHOWN_NOTE).touch()
                 # Told first: it has more to do than we.
                 await session.set_key(ENABLED_KEY, b"1")
             await self._start_process(name, shown, memory)
@@ -276,7 +280,8 @@ class Windows:
 
     async def adopt(self, name: QubeName, machine: Machine) -> None:
         """An earlier daemon started its machine, and may have shown its windows."""
-        if not machine.spec.has_display and await machine.has_frames():
+        is_noted = (machine.spec.runtime_dir / SHOWN_NOTE).exists()
+        if is_noted and not machine.spec.has_display and await machine.has_frames():
             self._enabled.add(name)
 
     async def show_again(self, name: QubeName, machine: Machine, session: Session) -> None:

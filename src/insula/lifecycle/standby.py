@@ -350,6 +350,9 @@ class Standby:
                 undo.callback(keep_console, machine, host.console_folder)
                 undo.push_async_callback(machine.kill)
                 await machine.start_paused()
+                if Capability.FRAMES in host.driver.capabilities:
+                    # Plugged now, its guest has seen it long before anybody asks for windows; it takes no memory.
+                    os.close(await machine.open_frames())
                 keys = rehearsal_keys(os.urandom(RANDOM_SEED_BYTES))
                 async with nobody.session_of(host, machine, keys) as session:
                     await machine.resume()

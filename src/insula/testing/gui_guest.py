@@ -280,7 +280,11 @@ def agent_of(inside: Desktop, line: Line, host: Host) -> Iterator[RealGuest]:
 def program(guest: RealGuest, source: str) -> Iterator[subprocess.Popen[str]]:
     """A Python program in the guest; it ends with the block."""
     process = subprocess.Popen(
-        [sys.executable, "-c", source], env=guest.inside.environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", source],
+        env=guest.inside.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process

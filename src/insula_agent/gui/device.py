@@ -90,7 +90,19 @@ def _until_told(events: _socket.socket, seconds: float) -> None:
 
 def open_memory(devices: str = DEVICES) -> int:
     """Wait for the device, enable it and open its memory. :raise NoFrames: :raise OSError: as the kernel says."""
-    folder, memory = _wait(devices)
+    return _open(*_wait(devices))
+
+
+def open_if_there(devices: str = DEVICES) -> int | None:
+    """As :func:`open_memory`, without waiting; None: it is not there yet. :raise OSError:"""
+    for folder in find(devices):
+        memory = memory_of(folder)
+        if memory is not None:
+            return _open(folder, memory)
+    return None
+
+
+def _open(folder: str, memory: str) -> int:
     with open(f"{folder}/enable", "w", encoding="ascii") as file:
         file.write("1")
     return os.open(memory, os.O_RDWR | os.O_CLOEXEC)

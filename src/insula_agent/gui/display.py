@@ -21,7 +21,7 @@ from insula_agent.gui.server import NoDisplay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 EventMask = xcffib.xproto.EventMask
@@ -38,11 +38,8 @@ BadRequest = xcffib.Error
 
 
 class Display:
-    def __init__(self, name: str, frames: int) -> None:
-        """Connect to ``name`` and give the server the frame memory, whose descriptor stays the caller's.
-
-        :raise NoDisplay:
-        """
+    def __init__(self, name: str) -> None:
+        """Connect to ``name``. :raise NoDisplay:"""
         try:
             self.connection: Any = xcffib.connect(name)
         except xcffib.ConnectionException as error:
@@ -65,7 +62,8 @@ class Display:
         except (xcffib.ExtensionException, BadRequest) as error:
             raise NoDisplay(f"{name}: {error}") from error
         self._atoms: dict[str, int] = {}
-        self.segment = self._attach(frames)
+        self.segment = 0
+        """The frame memory, for the server."""
         self._modifier_keys: frozenset[int] = frozenset()
         self._modifiers = self._read_modifiers()
         self._state: int | None = None
@@ -75,7 +73,8 @@ class Display:
     def fd(self) -> int:
         return int(self.connection.get_file_descriptor())
 
-    def _attach(self, frames: int) -> int:
+    def attach(self, frames: int) -> None:
+        """Give the server the frame memory, whose descriptor stays the caller's."""
         library = ctypes.CDLL("libxcb-shm.so.0")
         library.xcb_shm_attach_fd.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint8]
         library.xcb_shm_attach_fd.restype = ctypes.c_uint  # a structure of one field
@@ -83,7 +82,11 @@ class Display:
         pointer = int(xcffib.ffi.cast("uintptr_t", self.connection._conn))
         library.xcb_shm_attach_fd(pointer, segment, os.dup(frames), 0)  # (It closes the descriptor.)
         self.sync()
-        return segment
+        self.segment = segment
+
+    def close(self) -> None:
+        """Let go of the server; what was made here is gone with it."""
+        self.connection.disconnect()
 
     def redirect(self) -> None:
         """Give each window a pixmap of its own, and be the window manager. :raise NoDisplay: there is another one."""
@@ -116,6 +119,11 @@ class Display:
         self.connection.flush()
 
     # --- atoms and properties ------------------------------------------------------------------------------------
+
+    def know(self, names: Iterable[str]) -> None:
+        """Ask for many atoms at once: each takes a way to the server and back."""
+        asked = [(name, self.core.InternAtom(False, len(name), name)) for name in names if name not in self._atoms]
+        self._atoms.update([(name, int(cookie.reply().atom)) for name, cookie in asked])
 
     def atom(self, name: str) -> int:
         if name not in self._atoms:

@@ -12,6 +12,7 @@ import os
 import sys
 from types import ModuleType
 
+from insula_agent import sockets
 from insula_agent.gui import server
 from insula_agent.gui.server import NoDisplay
 from insula_agent.link import TransportError, open_transport
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from insula_agent.gui.monitors import Monitors
     from insula_agent.gui.selection import Selection
     from insula_agent.gui.windows import Windows
+    from insula_agent.sockets import Socket
     from insula_proto.gui import Message
     from insula_proto.gui_channel import Screen
 
@@ -51,27 +53,25 @@ EXIT_PROTOCOL = 76
 
 
 class GuiAgent:
-    def __init__(self, loop: Loop, channel: int, frames: int, find_display: Callable[[Screen], str]) -> None:
-        """Takes over the descriptors. ``find_display`` names an X server that can be used; it may raise NoDisplay."""
+    """Of one connection; it may be in the X server before there is one."""
+
+    def __init__(self, loop: Loop, find_display: Callable[[Screen], str]) -> None:
+        """``find_display`` names an X server that can be used; it may raise NoDisplay."""
         self._loop = loop
-        self._channel = channel
-        self._frames = frames
         self._find_display = find_display
         self._end = AgentEnd(uses_frames=True)
-        self._queued = bytearray(self._end.hello())
+        self._channel = -1
+        self._frames = -1
+        self._queued = bytearray()
         self._display: Display | None = None
         self._windows: Windows | None = None
         self._selection: Selection | None = None
         self._keyboard: KeyboardLayout | None = None
         self._monitors: Monitors | None = None
         self._copy_for = gui.NO_WINDOW
-        loop.watch(channel, READ, self._channel_ready)
-        loop.before_wait(self._work)
 
-    def _start(self, hello: Hello) -> None:
-        """Find the X server and tell of its windows. :raise NoDisplay:"""
-        assert hello.screen is not None
-        name = self._find_display(hello.screen)
+    def enter(self, name: str) -> None:
+        """Connect to that X server and be its window manager. :raise NoDisplay:"""
         # Late: the X server is started meanwhile.
         from insula_agent.gui.display import Display  # noqa: PLC0415
         from insula_agent.gui.keyboard import KeyboardLayout  # noqa: PLC0415
@@ -79,15 +79,50 @@ class GuiAgent:
         from insula_agent.gui.selection import Selection  # noqa: PLC0415
         from insula_agent.gui.windows import Windows  # noqa: PLC0415
 
-        display = self._display = Display(name, self._frames)
-        self._windows = Windows(display, os.fstat(self._frames).st_size, self._send)
-        os.close(self._frames)
+        display = self._display = Display(name)
         display.set_resources(RESOURCES)
-        self._loop.watch(display.fd, READ, lambda events: None)
-        self._selection = Selection(display, self._loop, gui_channel.max_clipboard(hello.minor), self._copied)
-        self._windows.start({self._selection.window})
+        self._selection = Selection(display, self._loop, self._copied)
+        self._windows = Windows(display, self._send)
+        self._windows.enter({self._selection.window})
         self._keyboard = KeyboardLayout(display, name)
         self._monitors = Monitors(display)
+        display.flush()
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Of the X server it is in."""
+        if self._display is None:
+            return None
+        screen = self._display.screen
+        return screen.width_in_pixels, screen.height_in_pixels
+
+    def leave(self) -> None:
+        """Let go of the X server."""
+        if self._display is not None:
+            self._display.close()
+            self._display = self._windows = self._selection = self._keyboard = self._monitors = None
+
+    def begin(self, channel: int, frames: int) -> None:
+        """Greet the host. Takes over the descriptors."""
+        self._channel, self._frames = channel, frames
+        self._queued += self._end.hello()
+        self._loop.watch(channel, READ, self._channel_ready)
+        self._loop.before_wait(self._work)
+
+    def _start(self, hello: Hello) -> None:
+        """Find the X server and tell of its windows. :raise NoDisplay:"""
+        assert hello.screen is not None
+        name = self._find_display(hello.screen)
+        if self._display is None:
+            self.enter(name)
+        assert self._display is not None
+        assert self._windows is not None
+        assert self._selection is not None
+        self._display.attach(self._frames)
+        self._selection.limit = gui_channel.max_clipboard(hello.minor)
+        self._windows.start(os.fstat(self._frames).st_size)
+        os.close(self._frames)
+        self._loop.watch(self._display.fd, READ, lambda events: None)
 
     def _send(self, message: Message) -> None:
         self._queued += self._end.send(message)
@@ -214,28 +249,38 @@ def load() -> None:
     import insula_agent.gui.windows  # noqa: F401, PLC0415
 
 
-def serve(
-    channel: int, frames: int, on_session: Callable[[], object], replaceable: tuple[int, int] | None = None
-) -> int:
+def serve(line: Socket, on_session: Callable[[], object], *, may_replace: bool) -> int:
     """Be the agent of one connection in a qube; ``on_session`` is called when programs can be started.
 
-    Takes over the descriptors; returns an exit code.
+    In the X server at once, if one runs; then the channel and the frame memory come over ``line``, or its end. Returns
+    an exit code.
 
-    :param replaceable: size of an X server that nobody uses yet; one that is too small is started anew.
+    :param may_replace: nobody uses the X server yet: one that is too small for the host's screen is started anew.
     """
 
     def find_display(screen: Screen) -> str:
-        if replaceable is not None and (screen.width > replaceable[0] or screen.height > replaceable[1]):
+        size = agent.size
+        if size is not None and may_replace and (screen.width > size[0] or screen.height > size[1]):
+            agent.leave()
             server.stop()
-        started = server.Server(screen.width, screen.height, os.environ)
-        # While the X server does the same.
-        load()
-        started.wait()
+            size = None
+        if size is None:
+            started = server.Server(screen.width, screen.height, os.environ)
+            # While the X server does the same.
+            load()
+            started.wait()
         on_session()
         return server.DISPLAY
 
     loop = Loop()
-    GuiAgent(loop, channel, frames, find_display)
+    agent = GuiAgent(loop, find_display)
+    if server.is_running():
+        load()
+        agent.enter(server.DISPLAY)
+    _, descriptors = sockets.receive_with_descriptors(line, 1, 2)
+    if len(descriptors) != 2:
+        return EXIT_OK
+    agent.begin(*descriptors)
     return loop.run()
 
 
@@ -247,7 +292,8 @@ def main(arguments: Sequence[str]) -> int:
     loop = Loop()
     try:
         channel = open_transport(options["--channel"])
-        GuiAgent(loop, channel, _open_frames(options["--frames"]), lambda screen: options["--display"])
+        agent = GuiAgent(loop, lambda screen: options["--display"])
+        agent.begin(channel, _open_frames(options["--frames"]))
         return loop.run()
     except (TransportError, OSError) as error:
         log(str(error))

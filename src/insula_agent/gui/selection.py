@@ -31,11 +31,12 @@ _NONE = 0
 
 
 class Selection:
-    def __init__(self, display: Display, loop: Loop, limit: int, answer: Callable[[bytes | None], None]) -> None:
-        """``answer`` gets what was asked for; None: it is longer than ``limit`` bytes."""
+    def __init__(self, display: Display, loop: Loop, answer: Callable[[bytes | None], None]) -> None:
+        """``answer`` gets what was asked for; None: it is longer than :attr:`limit`."""
         self._display = display
         self._loop = loop
-        self._limit = limit
+        self.limit = 0
+        """Bytes."""
         self._answer = answer
         self._data: bytes | None = None
         self._wipe_timer: Timer | None = None
@@ -87,10 +88,10 @@ class Selection:
         if event.property == _NONE:
             self._answer(b"")
             return
-        length = self._limit // 4 + 1
+        length = self.limit // 4 + 1
         reply = display.core.GetProperty(True, self._window, event.property, 0, 0, length).reply()
         data = bytes(reply.value.buf())
-        if reply.type == display.atom("INCR") or len(data) > self._limit or reply.bytes_after:
+        if reply.type == display.atom("INCR") or len(data) > self.limit or reply.bytes_after:
             self._answer(None)
         else:
             self._answer(data)

@@ -3,8 +3,11 @@
 Started by the agent when the host says that windows are wanted (:mod:`insula_agent.windows`), as root, for what only
 root may open: the frame memory and the port of the windows. For each connection of the host it forks a GUI agent,
 which is the user's; the X server and the programs outlive that. Standard input is the gate at which calls wait for the
-session: a FIFO whose path :data:`GATE` goes, and whose last writer lets go, when the X server is there. With
-``--prepared`` (in a seed) it is a socket by which that comes later, in a fork.
+session: a FIFO whose path :data:`GATE` goes, and whose last writer lets go, when the X server is there.
+
+With ``--prepared`` (in a seed) it is a line by which that comes later, in a fork. Until then the X server runs, an
+agent is in it and waits for the host, and whoever made the fork may have a first window rehearsed
+(:mod:`insula_agent.gui.prepared`).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from insula_agent import boot, files, sockets
 from insula_agent.gui import device, server
 from insula_agent.gui.bus import Bus
 from insula_agent.gui.device import NoFrames
-from insula_agent.gui.server import PREPARED_SIZE, NoDisplay
+from insula_agent.gui.server import NoDisplay
 from insula_agent.log import log
 
 CHANNEL = "insula.gui"
@@ -39,6 +42,8 @@ MAX_FAILURES = 5
 EXIT_USAGE = 64
 EXIT_NO_HOST = 69
 READY = b"1"
+REHEARSE = b"r"
+"""On the line of a session that is prepared."""
 PREPARED = "--prepared"
 
 
@@ -124,91 +129,141 @@ def show_session(account: pwd.struct_passwd) -> None:
     files.write(ENVIRONMENT, "".join([f"export {name}={value}\n" for name, value in values.items()]))
 
 
-def wait_for_end(pid: int, account: pwd.struct_passwd, bus: Bus | None) -> int:
-    """Return a process's exit code when it has ended; start the bus meanwhile, if a program waits for it."""
-    pidfd = os.pidfd_open(pid)
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    if bus is not None and bus.fileno() >= 0:
-        poll.register(bus.fileno(), select.POLLIN)
-    while pidfd not in [fd for fd, _ in poll.poll()]:
-        assert bus is not None
-        poll.unregister(bus.fileno())
-        bus.start(lambda: become(account))
-    os.close(pidfd)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
+class Agent:
+    """The GUI agent of the host's next connection, in a process of its own, which is the user's."""
 
-
-def run_agent(
-    account: pwd.struct_passwd,
-    port: int,
-    frames: int,
-    gate: Gate,
-    bus: Bus | None,
-    replaceable: tuple[int, int] | None,
-) -> int:
-    """Be the agent of one connection in a process of its own; return its exit code."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if not pid:
+    def __init__(self, account: pwd.struct_passwd, gate: Gate | None, *, may_replace: bool) -> None:
+        self._account = account
+        self._line, theirs = sockets.pair()
+        self._pid = os.fork()
+        if self._pid:
+            theirs.close()
+            return
         code = EXIT_NO_HOST
         try:
-            os.close(reading)
-            gate.let_go()
+            self._line.close()
+            if gate is not None:
+                gate.let_go()
             become(account)
+            # Nothing that stays may hold the home folder of nobody.
+            os.chdir("/")
             from insula_agent.gui import main  # noqa: PLC0415 - in the process that needs it
 
-            code = main.serve(port, frames, lambda: os.write(writing, READY), replaceable)
+            code = main.serve(theirs, lambda: theirs.send(READY), may_replace=may_replace)
         except BaseException as error:  # noqa: BLE001, RUF100 - nothing of the parent may run on in the child
             log(f"windows: {type(error).__name__}: {error}")
         finally:
             os._exit(code)
-    os.close(writing)
-    # The port is the agent's alone: closed there, it is closed for the host.
-    os.close(port)
-    if os.read(reading, 1) == READY:
-        show_session(account)
-        gate.open()
-    os.close(reading)
-    return wait_for_end(pid, account, bus)
+
+    def hand(self, channel: int, frames: int) -> None:
+        """The host is there. Both stay the caller's. :raise OSError: it has ended."""
+        sockets.send_with_descriptors(self._line, READY, [channel, frames])
+
+    def is_ready(self) -> bool:
+        """Whether programs can be started, once that is known."""
+        try:
+            return self._line.recv(1) == READY
+        except OSError:
+            # It ended before it took what it was handed.
+            return False
+
+    def wait(self, bus: Bus | None) -> int:
+        """Return its exit code when it has ended; start the bus meanwhile, if a program waits for it."""
+        self._line.close()
+        pidfd = os.pidfd_open(self._pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if bus is not None and bus.fileno() >= 0:
+            poll.register(bus.fileno(), select.POLLIN)
+        while pidfd not in [fd for fd, _ in poll.poll()]:
+            assert bus is not None
+            poll.unregister(bus.fileno())
+            bus.start(lambda: become(self._account))
+        os.close(pidfd)
+        _, status = os.waitpid(self._pid, 0)
+        return os.waitstatus_to_exitcode(status)
 
 
-def serve(account: pwd.struct_passwd, gate: Gate, replaceable: tuple[int, int] | None = None) -> None:
-    """Have an agent for each connection of the host, until they fail one after the other.
+class Session:
+    def __init__(self, account: pwd.struct_passwd) -> None:
+        self._account = account
+        self._bus: Bus | None = None
+        self._agent: Agent | None = None
+        self._may_replace = False
+        self._frames: int | None = None
 
-    :param replaceable: size of the X server that runs already, if so.
-    """
-    make_folders(account)
-    bus = None
-    try:
-        bus = Bus(f"/run/user/{account.pw_uid}/bus", account.pw_uid, account.pw_gid)
-    except OSError as error:
-        # Somebody else serves one, or nobody does: most programs live without.
-        log(f"no bus of the session: {error}")
-    frames = device.open_memory()
-    failures = 0
-    while failures < MAX_FAILURES:
-        port = os.open(boot.find_device(CHANNEL), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        wait_for_host(port)
-        begun = time.monotonic()
-        code = run_agent(account, port, frames, gate, bus, replaceable)
-        replaceable = None
-        failures = 1 if time.monotonic() - begun > RETRY_S * MAX_FAILURES else failures + 1
-        log(f"windows: the agent ended ({code})")
-        time.sleep(RETRY_S)
+    def prepare(self, line: _socket.socket) -> Gate | None:
+        """In a seed: have all there but who wants it, say so, and wait for the gate; None: there will be no session."""
+        from insula_agent.gui import prepared  # noqa: PLC0415 - in a seed only
 
+        make_folders(self._account)
+        self._may_replace = True
+        if prepared.start_server(lambda: become(self._account)):
+            self._next_agent(None)
+            self._rehearse()
+        line.sendall(READY)
+        while True:
+            data, descriptors = sockets.receive_with_descriptors(line, 1, 1)
+            if data != REHEARSE:
+                break
+            self._rehearse()
+            line.sendall(READY)
+        line.close()
+        return Gate(descriptors[0]) if descriptors else None
 
-def prepare(account: pwd.struct_passwd, line: _socket.socket) -> Gate | None:
-    """In a seed: have all there but who wants it, say so, and wait for the gate; None: there will be no session."""
-    from insula_agent.gui import prepared  # noqa: PLC0415 - in a seed only
+    def _rehearse(self) -> None:
+        """Show a window to nobody. What fails is logged: it is only slower later."""
+        from insula_agent.gui import prepared  # noqa: PLC0415 - as above
 
-    make_folders(account)
-    prepared.prepare(lambda: become(account))
-    line.sendall(READY)
-    _, descriptors = sockets.receive_with_descriptors(line, 1, 1)
-    line.close()
-    return Gate(descriptors[0]) if descriptors else None
+        if self._agent is None:
+            return
+        # A fork that waits to be somebody has it already.
+        self._frames = device.open_if_there()
+        with prepared.played(lambda: become(self._account), self._frames) as (channel, frames):
+            self._agent.hand(channel, frames)
+        log(f"windows: rehearsed ({self._agent.wait(None)})")
+        self._next_agent(None)
+
+    def _next_agent(self, gate: Gate | None) -> Agent:
+        self._agent = Agent(self._account, gate, may_replace=self._may_replace)
+        return self._agent
+
+    def serve(self, gate: Gate) -> None:
+        """Have an agent for each connection of the host, until they fail one after the other."""
+        frames = device.open_memory() if self._frames is None else self._frames
+        failures = 0
+        while failures < MAX_FAILURES:
+            agent = self._agent or self._next_agent(gate)
+            port = os.open(boot.find_device(CHANNEL), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            wait_for_host(port)
+            begun = time.monotonic()
+            try:
+                agent.hand(port, frames)
+            except OSError as error:
+                log(f"windows: the agent has gone: {error}")
+            # The port is the agent's alone: closed there, it is closed for the host.
+            os.close(port)
+            self._serve_bus()
+            if agent.is_ready():
+                show_session(self._account)
+                gate.open()
+            code = agent.wait(self._bus)
+            self._agent = None
+            self._may_replace = False
+            failures = 1 if time.monotonic() - begun > RETRY_S * MAX_FAILURES else failures + 1
+            log(f"windows: the agent ended ({code})")
+            time.sleep(RETRY_S)
+
+    def _serve_bus(self) -> None:
+        """Be where programs look for the session's bus; idempotent."""
+        if self._bus is not None:
+            return
+        make_folders(self._account)
+        try:
+            self._bus = Bus(f"/run/user/{self._account.pw_uid}/bus", self._account.pw_uid, self._account.pw_gid)
+        except OSError as error:
+            # Somebody else serves one, or nobody does: most programs live without.
+            log(f"no bus of the session: {error}")
 
 
 def main(arguments: list[str]) -> int:
@@ -219,17 +274,13 @@ def main(arguments: list[str]) -> int:
     descriptor = take_input()
     gate: Gate | None = None
     try:
-        account = pwd.getpwnam(arguments[0])
-        if is_prepared:
-            gate = prepare(account, _socket.socket(fileno=descriptor))
-            if gate is None:
-                # Somebody else is to have one.
-                server.stop()
-                return 0
-            serve(account, gate, PREPARED_SIZE)
-        else:
-            gate = Gate(descriptor)
-            serve(account, gate)
+        session = Session(pwd.getpwnam(arguments[0]))
+        gate = session.prepare(_socket.socket(fileno=descriptor)) if is_prepared else Gate(descriptor)
+        if gate is None:
+            # Somebody else is to have one.
+            server.stop()
+            return 0
+        session.serve(gate)
     except (KeyError, NoDisplay, NoFrames, OSError) as error:
         log(f"windows: {error}")
     finally:

@@ -14,9 +14,10 @@ import xcffib.xfixes
 import xcffib.xproto
 
 from insula_agent.gui import display as x11
-from insula_agent.gui import icons
+from insula_agent.gui import properties
 from insula_agent.gui.display import BadRequest, Display
 from insula_agent.gui.pictures import Memory, Place
+from insula_agent.gui.properties import Properties
 from insula_agent.gui.tray import Tray
 from insula_agent.log import log
 from insula_proto import gui, limits
@@ -36,8 +37,6 @@ _NORMAL, _ICONIC = 1, 3
 """WM_STATE (ICCCM)."""
 _STATE_REMOVE, _STATE_ADD = 0, 1
 """_NET_WM_STATE (EWMH); 2 toggles."""
-_INPUT_HINT, _URGENCY_HINT = 1, 256
-"""WM_HINTS (ICCCM)."""
 MAX_WINDOWS = 1000
 """Windows that are told of; the host gives up a guest with more than 1024."""
 
@@ -59,19 +58,6 @@ def united(first: tuple[int, int, int, int] | None, second: tuple[int, int, int,
     right = max(first[0] + first[2], second[0] + second[2])
     bottom = max(first[1] + first[3], second[1] + second[3])
     return x, y, right - x, bottom - y
-
-
-def cut(text: bytes, size: int) -> bytes:
-    """What fits a field of that size with its NUL, whole characters of UTF-8."""
-    text = text.partition(b"\0")[0][: size - 1]
-    for back in range(1, min(4, len(text) + 1)):
-        byte = text[-back]
-        if byte < 0x80:
-            break
-        if byte >= 0xC0:
-            wanted = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return text[:-back] if wanted > back else text
-    return text
 
 
 class Picture:
@@ -111,12 +97,18 @@ class Window:
         self.must_answer = False
         """The host said where it is, and waits."""
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether it lies elsewhere than where X puts windows that nobody has placed."""
+        return bool(self.x or self.y)
+
 
 class Windows:
-    def __init__(self, display: Display, memory_size: int, send: Callable[[Message], None]) -> None:
+    def __init__(self, display: Display, send: Callable[[Message], None]) -> None:
         self._display = display
-        self._memory = Memory(memory_size)
+        self._memory = Memory(0)
         self._send = send
+        self._properties = Properties(display, send)
         self._windows: dict[int, Window] = {}
         """By the X server's number."""
         self._numbers: dict[int, Window] = {}
@@ -124,6 +116,8 @@ class Windows:
         """Pictures of windows that are destroyed, until the host has let go."""
         self._next = 1
         self._pointer_in = 0
+        self._last_used: list[Window] = []
+        """Windows that are shown; the one that had the keyboard last, or else appeared last, first."""
         self._own: set[int] = set()
         self.selection: Selection | None = None
         self._tray = Tray(display, self._drop)
@@ -157,23 +151,31 @@ class Windows:
             gui.Painted: self._host_painted,
         }
 
-    def start(self, own: set[int]) -> None:
-        """Tell of the windows there are; ``own`` are the agent's, which are none."""
+    def enter(self, own: set[int]) -> None:
+        """Be the window manager; ``own`` are the agent's windows, which are none. Programs' wait for :meth:`start`.
+
+        :raise NoDisplay: there is another one.
+        """
         display = self._display
+        display.know(properties.ATOMS)
         self._own = own
         check = int(display.connection.generate_id())
         display.core.CreateWindow(0, check, display.root, -10, -10, 1, 1, 0, 2, 0, 0, [])
         self._own |= {check, self._tray.window}
         for window in (display.root, check):
             display.set_numbers(window, "_NET_SUPPORTING_WM_CHECK", "WINDOW", [check])
-        supported = ["_NET_SUPPORTED", "_NET_SUPPORTING_WM_CHECK", "_NET_WM_NAME", "_NET_WM_STATE"]
-        supported += ["_NET_WM_STATE_FULLSCREEN", "_NET_ACTIVE_WINDOW"]
-        display.set_numbers(display.root, "_NET_SUPPORTED", "ATOM", [display.atom(name) for name in supported])
+        supported = [display.atom(name) for name in properties.SUPPORTED]
+        display.set_numbers(display.root, "_NET_SUPPORTED", "ATOM", supported)
         name = b"Insula"
         display.core.ChangeProperty(
             0, check, display.atom("_NET_WM_NAME"), display.atom("UTF8_STRING"), 8, len(name), name
         )
         display.redirect()
+
+    def start(self, memory_size: int) -> None:
+        """Tell of the windows there are, and of what happens to them from now on."""
+        display = self._display
+        self._memory = Memory(memory_size)
         for window in display.core.QueryTree(display.root).reply().children:
             self._add(window)
             if window in self._windows and display.core.GetWindowAttributes(window).reply().map_state:
@@ -220,10 +222,7 @@ class Windows:
         self._windows[window] = made
         self._numbers[made.number] = made
         self._send(gui.Create(made.number, made.x, made.y, made.width, made.height, 0, made.override))
-        for name in ("WM_NORMAL_HINTS", "WM_CLASS"):
-            self._tell_property(made, name)
-        if display.property(window, "_NET_WM_ICON"):
-            self._tell_property(made, "_NET_WM_ICON")
+        self._properties.announce(made.number, window, is_placed=made.is_placed)
 
     def _destroyed(self, event: Any) -> None:
         self._tray.gone(event.window)
@@ -239,6 +238,7 @@ class Windows:
             return
         pictures = [picture for picture in (window.picture, *window.old) if picture is not None]
         self._gone[window.number] = pictures
+        self._forget_use(window)
         self._display.core.FreeGC(window.gc)
         self._display.damage.Destroy(window.damage)
         del self._numbers[window.number]
@@ -255,16 +255,26 @@ class Windows:
             self._show(window)
 
     def _show(self, window: Window) -> None:
-        display = self._display
         window.is_mapped = True
         number = window.number
-        if display.atom("_NET_WM_STATE_FULLSCREEN") in display.numbers(window.window, "_NET_WM_STATE"):
-            self._send(gui.WindowFlags(number, gui.FLAG_FULLSCREEN, 0))
-        owner = (display.numbers(window.window, "WM_TRANSIENT_FOR") or [0])[0]
+        if not window.override:
+            self._properties.tell_kind(number, window.window)
+            self._display.set_numbers(window.window, "_NET_FRAME_EXTENTS", "CARDINAL", [0, 0, 0, 0])
+        owner = self._properties.owner(window.window, [other.window for other in self._owners()])
         parent = self._windows.get(owner)
         self._send(gui.Map(number, parent.number if parent is not None else gui.NO_WINDOW, window.override))
-        self._tell_property(window, "WM_NAME")
+        self._properties.tell(number, window.window, "WM_NAME", is_placed=window.is_placed)
         self._new_picture(window)
+        if not window.override:
+            self._last_used.insert(0, window)
+
+    def _owners(self) -> list[Window]:
+        """Windows that others may belong to: those that are shown and were used last first."""
+        return [*self._last_used, *(window for window in self._windows.values() if window not in self._last_used)]
+
+    def _forget_use(self, window: Window) -> None:
+        if window in self._last_used:
+            self._last_used.remove(window)
 
     def _unmapped(self, event: Any) -> None:
         window = self._windows.get(event.window)
@@ -272,6 +282,7 @@ class Windows:
             return
         window.is_mapped = False
         window.dirty = None
+        self._forget_use(window)
         if window.picture is not None:
             self._free(window.picture)  # (the host looks no longer when it reads this; until then at ours, whatever)
             window.picture = None
@@ -316,36 +327,10 @@ class Windows:
         window = self._windows.get(event.window)
         if window is None:
             self._tray.changed(event.window)
-        else:
-            for name in ("WM_NAME", "_NET_WM_NAME", "WM_NORMAL_HINTS", "WM_CLASS", "WM_HINTS", "_NET_WM_ICON"):
-                if event.atom == self._display.atom(name):
-                    self._tell_property(window, name)
-
-    def _tell_property(self, window: Window, name: str) -> None:
-        display = self._display
-        if name in ("WM_NAME", "_NET_WM_NAME"):
-            title = display.property(window.window, "_NET_WM_NAME") or display.property(window.window, "WM_NAME")
-            self._send(gui.Title(window.number, cut(title, limits.GUI_TITLE_SIZE)))
-        elif name == "WM_CLASS":
-            instance, _, rest = display.property(window.window, name).partition(b"\0")
-            class_name = rest.partition(b"\0")[0]
-            size = limits.GUI_CLASS_SIZE
-            self._send(gui.WindowClass(window.number, cut(class_name, size), cut(instance, size)))
-        elif name == "WM_NORMAL_HINTS":
-            fields = display.numbers(window.window, name)
-            if len(fields) >= 17:
-                flags, _, _, _, _, *sizes = fields[:11]
-                if not window.x and not window.y:
-                    # Toolkits say so of windows that are where X puts those nobody has placed.
-                    flags &= ~(gui.HINT_PROGRAM_POSITION | gui.HINT_USER_POSITION)
-                self._send(gui.WindowHints(window.number, flags, *sizes, *fields[15:17]))
-        elif name == "_NET_WM_ICON":
-            icon = icons.load(lambda first, count: display.words(window.window, name, first, count))
-            self._send(gui.Icon(window.number, *(icon or (0, 0, b""))))
-        elif name == "WM_HINTS":
-            flags = (display.numbers(window.window, name) or [0])[0]
-            if flags & _URGENCY_HINT:
-                self._send(gui.WindowFlags(window.number, gui.FLAG_ATTENTION, 0))
+            return
+        name = self._properties.name_of(event.atom)
+        if name is not None:
+            self._properties.tell(window.number, window.window, name, is_placed=window.is_placed)
 
     def _client_message(self, event: Any) -> None:
         if event.window == self._tray.window:
@@ -354,18 +339,32 @@ class Windows:
         window = self._windows.get(event.window)
         if window is None or event.format != 32:
             return
+        display = self._display
         data = list(event.data.data32)
-        if event.type == self._display.atom("_NET_ACTIVE_WINDOW"):
+        if event.type == display.atom("_NET_ACTIVE_WINDOW"):
             # No window takes the focus by itself: it may ask for attention.
-            self._send(gui.WindowFlags(window.number, gui.FLAG_ATTENTION, 0))
-        elif event.type == self._display.atom("_NET_WM_STATE"):
-            fullscreen = self._display.atom("_NET_WM_STATE_FULLSCREEN")
-            if fullscreen not in data[1:3]:
-                return
-            is_on = fullscreen in self._display.numbers(window.window, "_NET_WM_STATE")
-            wanted = data[0] == _STATE_ADD or (data[0] != _STATE_REMOVE and not is_on)
+            self._properties.tell_attention(window.number, is_wanted=True)
+        elif event.type == display.atom("WM_CHANGE_STATE"):
+            if data[0] == _ICONIC:
+                self._send(gui.WindowFlags(window.number, gui.FLAG_MINIMISE, 0))
+        elif event.type == display.atom("_NET_REQUEST_FRAME_EXTENTS"):
+            display.set_numbers(window.window, "_NET_FRAME_EXTENTS", "CARDINAL", [0, 0, 0, 0])
+        elif event.type == display.atom(properties.STATE):
+            for state in (properties.FULLSCREEN, properties.ATTENTION, properties.MODAL):
+                if display.atom(state) in data[1:3]:
+                    self._state_wanted(window, state, data[0])
+
+    def _state_wanted(self, window: Window, state: str, action: int) -> None:
+        is_on = self._properties.has_state(window.window, state)
+        wanted = action == _STATE_ADD or (action != _STATE_REMOVE and not is_on)
+        if state == properties.FULLSCREEN:
+            # (Noted when the host says that it is so.)
             added, removed = (gui.FLAG_FULLSCREEN, 0) if wanted else (0, gui.FLAG_FULLSCREEN)
             self._send(gui.WindowFlags(window.number, added, removed))
+            return
+        self._properties.set_state(window.window, state, is_on=wanted)
+        if state == properties.ATTENTION:
+            self._properties.tell_attention(window.number, is_wanted=wanted)
 
     def _damaged(self, event: Any) -> None:
         window = self._windows.get(event.drawable)
@@ -472,6 +471,7 @@ class Windows:
         window = self._numbers.get(message.window)
         if window is not None:
             self._display.set_numbers(window.window, "WM_STATE", "WM_STATE", [_NORMAL, 0])
+            self._properties.set_state(window.window, properties.HIDDEN, is_on=False)
 
     def _host_configured(self, message: gui.Configure) -> None:
         window = self._numbers.get(message.window)
@@ -489,15 +489,12 @@ class Windows:
         window = self._numbers.get(message.window)
         if window is None:
             return
-        display = self._display
-        fullscreen = display.atom("_NET_WM_STATE_FULLSCREEN")
-        states = [state for state in display.numbers(window.window, "_NET_WM_STATE") if state != fullscreen]
-        if message.added & gui.FLAG_FULLSCREEN:
-            states.append(fullscreen)
         if (message.added | message.removed) & gui.FLAG_FULLSCREEN:
-            display.set_numbers(window.window, "_NET_WM_STATE", "ATOM", states)
+            is_on = bool(message.added & gui.FLAG_FULLSCREEN)
+            self._properties.set_state(window.window, properties.FULLSCREEN, is_on=is_on)
         if message.added & gui.FLAG_MINIMISE:
-            display.set_numbers(window.window, "WM_STATE", "WM_STATE", [_ICONIC, 0])
+            self._display.set_numbers(window.window, "WM_STATE", "WM_STATE", [_ICONIC, 0])
+            self._properties.set_state(window.window, properties.HIDDEN, is_on=True)
 
     def _host_closes(self, message: Message) -> None:
         window = self._numbers.get(message.window)
@@ -550,8 +547,11 @@ class Windows:
         if window is None or not window.is_mapped:
             return
         display.core.ConfigureWindow(window.window, _CONFIG.StackMode, [xcffib.xproto.StackMode.Above])
-        hints = display.numbers(window.window, "WM_HINTS")
-        if len(hints) < 2 or not hints[0] & _INPUT_HINT or hints[1]:
+        if window in self._last_used:
+            self._last_used.remove(window)
+            self._last_used.insert(0, window)
+        self._properties.set_state(window.window, properties.ATTENTION, is_on=False)
+        if self._properties.takes_input(window.window):
             display.core.SetInputFocus(xcffib.xproto.InputFocus.PointerRoot, window.window, 0)
         if display.atom("WM_TAKE_FOCUS") in display.numbers(window.window, "WM_PROTOCOLS"):
             display.send_protocol(window.window, "WM_TAKE_FOCUS")
