@@ -17,7 +17,7 @@ from insula_agent.loop import EDGE, HANGUP, READ, WRITE, Loop
 from insula_agent.streams import StreamHandler, Streams
 from insula_proto import bulk
 from insula_proto.errors import RemoteProtocolError
-from insula_proto.mux import GUEST, RESET_FAILED, RESET_REFUSED, Mux
+from insula_proto.mux import GUEST, Mux
 from insula_proto.mux_events import (
     CreditReceived,
     DataReceived,
@@ -32,12 +32,13 @@ from insula_proto.mux_events import (
     Synced,
     current,
 )
+from insula_proto.mux_frames import RESET_FAILED, RESET_REFUSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from insula_proto.mux import Buffer
+    from insula_proto.mux_queue import Buffer
 
 MAX_WRITE = 32768
 """Bytes the kernel's port driver takes in one write."""

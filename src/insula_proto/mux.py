@@ -20,9 +20,8 @@ From version 2 on payload need not be in the pipe: the host may offer memory tha
 from __future__ import annotations
 
 import os
-import struct
 
-from insula_proto import bulk, limits
+from insula_proto import bulk, limits, mux_frames
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 from insula_proto.mux_events import (
     CreditReceived,
@@ -37,73 +36,34 @@ from insula_proto.mux_events import (
     StreamReset,
     Synced,
 )
+from insula_proto.mux_frames import (
+    CREDIT,
+    DATA,
+    FIN,
+    FREED,
+    HEADER,
+    HEADER_SIZE,
+    MEMORY,
+    OPEN,
+    RESET,
+    SHARED,
+    TWO_U32,
+    U32,
+    frame,
+)
+from insula_proto.mux_queue import FrameQueue
+from insula_proto.mux_streams import Streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # not imported at run time: the agent starts under software emulation
     from collections.abc import Callable
-    from typing import Union
 
-    Buffer = Union[bytes, bytearray, memoryview]
-
-# Wire constants: docs/protocols/mux.md, "Frames".
-VERSION = 2
-MAGIC = b"insula-mux\r\n\x00\xffv1"
-PAD, HELLO, OPEN, CREDIT, DATA, FIN, RESET, MEMORY, SHARED, FREED = range(10)
+    from insula_proto.mux_queue import Buffer
 
 HOST = "host"
 GUEST = "guest"
 
-RESET_CANCELLED = 0
-RESET_REFUSED = 1
-RESET_BUSY = 2
-RESET_FAILED = 3
-
-_HEADER = struct.Struct("<III")
-_HEADER_SIZE = 12
-_U32 = struct.Struct("<I")
-_TWO_U32 = struct.Struct("<II")
-_HELLO_BODY = struct.Struct("<16sI16s16s")
-_NONCE_SIZE = 16
-_NO_NONCE = bytes(_NONCE_SIZE)
-_HELLO_PREFIX = _HEADER.pack(0, HELLO, _HELLO_BODY.size) + MAGIC
-_HELLO_SIZE = _HEADER.size + _HELLO_BODY.size
-_PADDING = bytes(limits.MUX_MAX_DATA + 2 * _HEADER.size)
-"""Completes any half-read frame of an old session, then reads as a PAD header wherever it is cut."""
-
-_SMALL = 4096
-"""Bytes of payload up to which joining it to its header costs less than keeping the two apart."""
-
-_BODY_SIZES = {
-    PAD: 0,
-    HELLO: _HELLO_BODY.size,
-    OPEN: _TWO_U32.size,
-    CREDIT: _U32.size,
-    FIN: 0,
-    RESET: _U32.size,
-    MEMORY: bulk.TOKEN_SIZE,
-    SHARED: _TWO_U32.size,
-    FREED: _U32.size,
-}
-_OF_MEMORY = (MEMORY, SHARED, FREED)
-"""Frames that version 1 does not have."""
-_MEMORY_VERSION = 2
-
 _HUNTING, _IN_SYNC, _FAILED = range(3)
-
-
-class _Stream:
-    """Counters of one open stream."""
-
-    __slots__ = ("fin_received", "fin_sent", "receive_credit", "send_credit", "unreturned", "window")
-
-    def __init__(self, window: int, send_credit: int, receive_credit: int) -> None:
-        self.window = window
-        self.send_credit = send_credit
-        self.receive_credit = receive_credit
-        self.unreturned = 0
-        """Bytes consumed by the application and not yet granted again."""
-        self.fin_sent = False
-        self.fin_received = False
 
 
 class Mux:
@@ -131,30 +91,19 @@ class Mux:
         self._max_peer_streams = max_peer_streams
         self._views = views
         self._state = _HUNTING
-        self._nonce = _NO_NONCE
+        self._nonce = mux_frames.NO_NONCE
         self._hunted = 0
         self._partial = b""
         """Input not yet understood: part of a header, of a control frame, or (hunting) of a HELLO."""
         self._body_left = 0
         self._body_stream = 0
-        self._queue: list[Buffer] = []
-        self._is_end: list[bool] = []
-        """For each queued buffer, whether a frame ends with it."""
-        self._queued = 0
-        self._head_sent = 0
-        """Bytes of the first queued buffer the pipe has taken."""
-        self._is_inside = False
-        """The pipe has taken earlier buffers of the frame to which the first queued one belongs."""
+        self._queue = FrameQueue()
         self.version = 0
         """That both sides of this epoch speak; 0 before the first one."""
         self._clear_streams()
 
     def _clear_streams(self) -> None:
-        self._streams: dict[int, _Stream] = {}
-        self._next_stream = 2 if self._is_host else 1
-        self._last_peer_stream = 0
-        self._peer_streams = 0
-        self._granted = 0
+        self._streams = Streams(is_host=self._is_host)
         self._body_left = 0
         self._token = b""
         """Of the memory that was offered."""
@@ -169,12 +118,12 @@ class Mux:
 
     def is_open(self, stream: int) -> bool:
         """Whether the stream exists: neither reset nor closed in both directions."""
-        return stream in self._streams
+        return stream in self._streams.by_number
 
     def writable(self, stream: int) -> int:
         """Bytes :meth:`send` takes on this stream now; 0 if it is closed for sending or must wait."""
-        state = self._streams.get(stream)
-        if state is None or state.fin_sent or self._queued >= limits.MUX_MAX_QUEUED_DATA:
+        state = self._streams.by_number.get(stream)
+        if state is None or state.fin_sent or self._queue.size >= limits.MUX_MAX_QUEUED_DATA:
             return 0
         if self._slots is not None and self._slots.lent_for(stream) >= limits.BULK_MAX_LENT:
             return 0
@@ -188,51 +137,31 @@ class Mux:
         The host sends HELLO, after padding unless it knows that the guest is at a frame boundary. The guest asks the
         host for one; it need not repeat that, a host without an answer repeats its own.
         """
-        self._drop_queue()
+        self._queue.drop()
         self._clear_streams()
         self._partial = b""
         self._hunted = 0
         self._state = _HUNTING
-        self._nonce = self._make_nonce(_NONCE_SIZE)
+        self._nonce = self._make_nonce(mux_frames.NONCE_SIZE)
         if self._is_host and pad:
-            self._push(_PADDING)
-        self._push_hello(_NO_NONCE)
+            self._queue.push(mux_frames.PADDING)
+        self._queue.push(mux_frames.hello(self._nonce, mux_frames.NO_NONCE))
 
     def transport_lost(self) -> list[MuxEvent]:
         """The pipe was closed at the other end: forget streams, half-read and unsent frames."""
         events: list[MuxEvent] = []
         self._begin_epoch(events)
-        self._clear_queue()
+        self._queue.clear()
         self._partial = b""
         self._state = _HUNTING
         return events
 
     def abandon(self) -> None:
         """Have nothing more to do with this peer until :meth:`start`: forget streams and what is queued."""
-        self._drop_queue()
+        self._queue.drop()
         self._clear_streams()
         self._partial = b""
         self._state = _FAILED
-
-    def _push_hello(self, answer_to: bytes) -> None:
-        body = _HELLO_BODY.pack(MAGIC, VERSION, self._nonce, answer_to)
-        self._push(_HEADER.pack(0, HELLO, len(body)) + body)
-
-    def _drop_queue(self) -> None:
-        """Forget what is queued except the rest of a frame the pipe has begun to take: the peer is inside it."""
-        if not self._head_sent and not self._is_inside:
-            self._clear_queue()
-            return
-        kept = self._is_end.index(True) + 1
-        del self._queue[kept:]
-        del self._is_end[kept:]
-        self._queued = sum([len(buffer) for buffer in self._queue]) - self._head_sent
-
-    def _clear_queue(self) -> None:
-        self._queue.clear()
-        self._is_end.clear()
-        self._queued = self._head_sent = 0
-        self._is_inside = False
 
     def _begin_epoch(self, events: list[MuxEvent]) -> None:
         if self._state == _IN_SYNC:
@@ -245,7 +174,7 @@ class Mux:
         if version < 1:
             raise RemoteProtocolError("mux version 0 does not exist")
         if self._is_host:
-            if answer_to == _NO_NONCE:
+            if answer_to == mux_frames.NO_NONCE:
                 self._begin_epoch(events)
                 self.start(pad=False)
             elif answer_to == self._nonce and self._state == _HUNTING:
@@ -253,100 +182,48 @@ class Mux:
                 self._sync(version, events)
             elif self._state == _IN_SYNC:
                 raise RemoteProtocolError("answer to a HELLO that was not asked")
-        elif answer_to == _NO_NONCE:
+        elif answer_to == mux_frames.NO_NONCE:
             self._begin_epoch(events)
-            self._drop_queue()
-            self._push_hello(nonce)
+            self._queue.drop()
+            self._queue.push(mux_frames.hello(self._nonce, nonce))
             self._sync(version, events)
         elif self._state == _IN_SYNC:
             raise RemoteProtocolError("a host asks, it does not answer")
 
     def _sync(self, version: int, events: list[MuxEvent]) -> None:
         self._state = _IN_SYNC
-        self.version = min(version, VERSION)
+        self.version = min(version, mux_frames.VERSION)
         events.append(Synced(self.version))
 
     # --- output --------------------------------------------------------------------------------------------------
 
-    def _push(self, buffer: Buffer, *, is_end: bool = True) -> None:
-        self._queue.append(buffer)
-        self._is_end.append(is_end)
-        self._queued += len(buffer)
-
-    def _push_control(self, stream: int, kind: int, body: bytes = b"") -> None:
+    def _push_control(self, stream: int, kind: int, body: bytes) -> None:
         """Queue a frame the peer provoked; refuse to hoard them for one who does not read."""
-        if self._queued > limits.MUX_MAX_QUEUED:
+        if self._queue.size > limits.MUX_MAX_QUEUED:
             raise RemoteProtocolError("the peer does not read what it asks for")
-        self._push(_HEADER.pack(stream, kind, len(body)) + body)
+        self._queue.push(frame(stream, kind, body))
 
     @property
     def queued(self) -> int:
         """Bytes waiting for the pipe."""
-        return self._queued
+        return self._queue.size
 
     def data_to_send(self, limit: int = limits.MUX_MAX_DATA) -> list[Buffer]:
         """Buffers to write next, in order, together about ``limit`` bytes; empty if there is nothing.
 
         They stay queued until :meth:`sent` says how many bytes the pipe took.
         """
-        buffers: list[Buffer] = []
-        size = 0
-        for index, queued in enumerate(self._queue):
-            buffer: Buffer = memoryview(queued)[self._head_sent :] if index == 0 and self._head_sent else queued
-            buffers.append(buffer)
-            size += len(buffer)
-            if size >= limit:
-                break
-        return buffers
+        return self._queue.head(limit)
 
     def sent(self, count: int) -> None:
         """The pipe took the first ``count`` bytes of :meth:`data_to_send`."""
-        if not 0 <= count <= self._queued:
-            raise LocalProtocolError(f"{count} bytes sent of {self._queued}")
-        self._queued -= count
-        count += self._head_sent
-        done = 0
-        for buffer in self._queue:
-            if count < len(buffer):
-                break
-            count -= len(buffer)
-            done += 1
-        if done:
-            self._is_inside = not self._is_end[done - 1]
-            del self._queue[:done]
-            del self._is_end[:done]
-        self._head_sent = count
+        self._queue.sent(count)
 
     @property
     def _max_window(self) -> int:
-        return limits.MUX_MAX_WINDOW if self.version >= _MEMORY_VERSION else limits.MUX_MAX_WINDOW_1
+        return limits.MUX_MAX_WINDOW if self.version >= mux_frames.MEMORY_VERSION else limits.MUX_MAX_WINDOW_1
 
     # --- streams, our side ---------------------------------------------------------------------------------------
-
-    def _new_window(self) -> int:
-        """What to promise for one more stream: a share of what is left of the pool, which bounds the sum."""
-        share = (limits.MUX_WINDOW_POOL - self._granted) // limits.MUX_WINDOW_SHARE
-        if share <= limits.MUX_SMALL_WINDOW:
-            return limits.MUX_SMALL_WINDOW
-        window = min(share, self._max_window)
-        self._granted += window
-        return window
-
-    def _close(self, stream: int) -> None:
-        state = self._streams.pop(stream)
-        if state.window > limits.MUX_SMALL_WINDOW:
-            self._granted -= state.window
-        if self._is_peers(stream):
-            self._peer_streams -= 1
-
-    def _is_peers(self, stream: int) -> bool:
-        return bool(stream % 2) == self._is_host
-
-    def _open_stream(self, stream: int) -> _Stream:
-        state = self._streams.get(stream)
-        if state is None:
-            raise LocalProtocolError(f"stream {stream} is not open")
-        return state
 
     def open(self, port: int) -> int:
         """Open a stream to ``port`` and return its number; it may be written to at once."""
@@ -354,13 +231,9 @@ class Mux:
             raise LocalProtocolError("not in sync")
         if not 0 < port <= limits.MUX_MAX_PORT:
             raise LocalProtocolError(f"port {port}")
-        stream = self._next_stream
-        if stream > 0xFFFFFFFF:
-            raise LocalProtocolError("stream numbers are used up; resync")
-        self._next_stream += 2
-        window = self._new_window()
-        self._streams[stream] = _Stream(window, limits.MUX_INITIAL_CREDIT, window)
-        self._push(_HEADER.pack(stream, OPEN, _TWO_U32.size) + _TWO_U32.pack(port, window))
+        stream = self._streams.new_number()
+        window = self._streams.add(stream, limits.MUX_INITIAL_CREDIT, self._max_window)
+        self._queue.push(frame(stream, OPEN, TWO_U32.pack(port, window)))
         return stream
 
     def send(self, stream: int, data: Buffer, *more: Buffer) -> None:
@@ -375,32 +248,16 @@ class Mux:
         size = sum([len(piece) for piece in pieces]) if more else len(data)
         if size > self.writable(stream):
             raise LocalProtocolError(f"{size} bytes for stream {stream}, writable {self.writable(stream)}")
-        state = self._open_stream(stream)
+        state = self._streams.ours(stream)
         state.send_credit -= size
         if size <= limits.MUX_MAX_DATA:
-            self._push_data(stream, size, pieces)
+            self._queue.push_data(stream, size, pieces)
             return
         for piece in pieces:
             view = memoryview(piece)
             for start in range(0, len(view), limits.MUX_MAX_DATA):
                 part = view[start : start + limits.MUX_MAX_DATA]
-                self._push_data(stream, len(part), (part,))
-
-    def _push_data(self, stream: int, size: int, pieces: tuple[Buffer, ...]) -> None:
-        """Queue one frame: small pieces in front joined to the header, a large one as it is."""
-        if not size:
-            return
-        joined: list[Buffer] = [_HEADER.pack(stream, DATA, size)]
-        for index, piece in enumerate(pieces):
-            if len(piece) <= _SMALL:
-                joined.append(piece)
-                continue
-            if joined:
-                self._push(b"".join(joined), is_end=False)
-                joined = []
-            self._push(piece, is_end=index == len(pieces) - 1)
-        if joined:
-            self._push(b"".join(joined))
+                self._queue.push_data(stream, len(part), (part,))
 
     def begin(self, stream: int, size: int) -> bytes:
         """Return the header of a frame of ``size`` bytes that the caller brings to the pipe by other means, body
@@ -408,54 +265,49 @@ class Mux:
 
         :raise LocalProtocolError: more than may be sent, something is queued, or the stream is closed for sending.
         """
-        if self._queued or not 0 < size <= min(self.writable(stream), limits.MUX_MAX_DATA):
+        if self._queue.size or not 0 < size <= min(self.writable(stream), limits.MUX_MAX_DATA):
             raise LocalProtocolError(f"{size} bytes for stream {stream}, writable {self.writable(stream)}")
-        self._open_stream(stream).send_credit -= size
-        return _HEADER.pack(stream, DATA, size)
+        self._streams.ours(stream).send_credit -= size
+        return HEADER.pack(stream, DATA, size)
 
     def complete(self, rest: bytes) -> None:
         """Queue the rest of a frame made by :meth:`begin`; it survives a new handshake, as the peer is inside it."""
-        if self._queued:
+        if self._queue.size:
             raise LocalProtocolError("something is queued")
-        self._push(rest)
-        self._is_inside = True
+        self._queue.push_rest(rest)
 
     def finish(self, stream: int) -> None:
         """Send FIN: nothing more from us; the other direction stays open. Repeating it does nothing."""
-        state = self._streams.get(stream)
+        state = self._streams.by_number.get(stream)
         if state is None or state.fin_sent:
             return
         state.fin_sent = True
-        self._push(_HEADER.pack(stream, FIN, 0))
+        self._queue.push(frame(stream, FIN))
         if state.fin_received:
-            self._close(stream)
+            self._streams.close(stream)
 
-    def reset(self, stream: int, code: int = RESET_CANCELLED) -> None:
+    def reset(self, stream: int, code: int = mux_frames.RESET_CANCELLED) -> None:
         """Tear the stream down; a stream that is gone already is left alone."""
-        if stream not in self._streams:
+        if not self.is_open(stream):
             return
-        self._close(stream)
-        self._push(_HEADER.pack(stream, RESET, _U32.size) + _U32.pack(code))
+        self._streams.close(stream)
+        self._queue.push(frame(stream, RESET, U32.pack(code)))
 
     def consumed(self, stream: int, count: int) -> None:
         """The application is done with ``count`` received bytes: grant them again, in large steps."""
-        state = self._streams.get(stream)
+        state = self._streams.by_number.get(stream)
         if state is None or state.fin_received:
             return
-        state.unreturned += count
-        if state.unreturned + state.receive_credit > state.window:
-            raise LocalProtocolError(f"more consumed on stream {stream} than was received")
-        if state.unreturned * 2 >= state.window:
-            self._push(_HEADER.pack(stream, CREDIT, _U32.size) + _U32.pack(state.unreturned))
-            state.receive_credit += state.unreturned
-            state.unreturned = 0
+        grant = state.count_consumed(stream, count)
+        if grant:
+            self._queue.push(frame(stream, CREDIT, U32.pack(grant)))
 
     # --- memory that both sides see --------------------------------------------------------------------------------
 
     @property
     def may_offer_memory(self) -> bool:
         """Whether the guest knows what that is, and was not offered any in this epoch."""
-        return self._is_host and self.in_sync and self.version >= _MEMORY_VERSION and not self._token
+        return self._is_host and self.in_sync and self.version >= mux_frames.MEMORY_VERSION and not self._token
 
     @property
     def has_memory(self) -> bool:
@@ -470,7 +322,7 @@ class Mux:
         if not self.may_offer_memory or len(token) != bulk.TOKEN_SIZE:
             raise LocalProtocolError("no memory can be offered")
         self._token = token
-        self._push(_HEADER.pack(0, MEMORY, len(token)) + token)
+        self._queue.push(frame(0, MEMORY, token))
 
     def accept_memory(self, token: bytes) -> None:
         """The guest's: it has the memory; an offer of an earlier epoch is not answered any more."""
@@ -478,7 +330,7 @@ class Mux:
             raise LocalProtocolError("a host offers")
         if token == self._token and self._slots is None:
             self._slots = bulk.Slots(is_host=False)
-            self._push(_HEADER.pack(0, MEMORY, len(token)) + token)
+            self._queue.push(frame(0, MEMORY, token))
 
     def reserve_slot(self) -> int:
         """One that may be written, to be sent by :meth:`send_shared` or released; 0: none, so send bytes."""
@@ -491,7 +343,7 @@ class Mux:
 
     def credit(self, stream: int) -> int:
         """Bytes that may be sent before more credit comes, maybe not at once; 0: the stream is closed for sending."""
-        state = self._streams.get(stream)
+        state = self._streams.by_number.get(stream)
         return 0 if state is None or state.fin_sent else state.send_credit
 
     def send_shared(self, stream: int, slot: int, size: int) -> None:
@@ -502,30 +354,30 @@ class Mux:
         if self._slots is None or not 0 < size <= min(self.writable(stream), bulk.SLOT_SIZE):
             raise LocalProtocolError(f"{size} shared bytes for stream {stream}, writable {self.writable(stream)}")
         self._slots.lend(slot, stream)
-        self._open_stream(stream).send_credit -= size
-        self._push(_HEADER.pack(stream, SHARED, _TWO_U32.size) + _TWO_U32.pack(slot, size))
+        self._streams.ours(stream).send_credit -= size
+        self._queue.push(frame(stream, SHARED, TWO_U32.pack(slot, size)))
 
     def free(self, slot: int) -> None:
         """What was in the peer's slot has been dealt with, or copied."""
         if self._slots is not None and self._slots.give_back(slot):
-            self._push(_HEADER.pack(0, FREED, _U32.size) + _U32.pack(slot))
+            self._queue.push(frame(0, FREED, U32.pack(slot)))
 
     def _memory_frame(self, stream: int, kind: int, body: memoryview, events: list[MuxEvent]) -> None:
-        if self.version < _MEMORY_VERSION:
+        if self.version < mux_frames.MEMORY_VERSION:
             raise RemoteProtocolError(f"frame of type {kind} in version {self.version}")
         if kind == MEMORY:
             self._memory_named(stream, bytes(body), events)
         elif self._slots is None:
             raise RemoteProtocolError(f"frame of type {kind} without memory")
         elif kind == SHARED:
-            slot, size = _TWO_U32.unpack(body)
+            slot, size = TWO_U32.unpack(body)
             self._slots.take(slot, size)
             self._count_received(stream, size)
             events.append(SharedReceived(stream, slot, size))
         else:
             if stream:
                 raise RemoteProtocolError(f"FREED on stream {stream}")
-            events.append(SlotFreed(self._slots.returned(_U32.unpack(body)[0])))
+            events.append(SlotFreed(self._slots.returned(U32.unpack(body)[0])))
 
     def _memory_named(self, stream: int, token: bytes, events: list[MuxEvent]) -> None:
         if stream:
@@ -599,33 +451,33 @@ class Mux:
 
         :return: its size, 0 if it is incomplete.
         """
-        if left < _HEADER_SIZE:
+        if left < HEADER_SIZE:
             return 0
-        stream, kind, length = _HEADER.unpack_from(view, position)
+        stream, kind, length = HEADER.unpack_from(view, position)
         if kind == DATA:
             self._begin_data(stream, length)
-            return _HEADER_SIZE
-        if _BODY_SIZES.get(kind) != length:
+            return HEADER_SIZE
+        if mux_frames.BODY_SIZES.get(kind) != length:
             raise RemoteProtocolError(f"frame of type {kind} with length {length}")
-        if left < _HEADER_SIZE + length:
+        if left < HEADER_SIZE + length:
             return 0
-        body = position + _HEADER_SIZE
+        body = position + HEADER_SIZE
         self._control(stream, kind, view[body : body + length], events)
-        return _HEADER_SIZE + int(length)
+        return HEADER_SIZE + int(length)
 
     def _hunt(self, untrusted_data: Buffer, position: int, events: list[MuxEvent]) -> int:
         """Skip to the next HELLO and handle it; return the position behind it, or -1 if there is none yet."""
         untrusted_data = bytes(untrusted_data)
-        found = untrusted_data.find(_HELLO_PREFIX, position)
-        keep = found if found >= 0 else max(position, len(untrusted_data) - len(_HELLO_PREFIX) + 1)
+        found = untrusted_data.find(mux_frames.HELLO_PREFIX, position)
+        keep = found if found >= 0 else max(position, len(untrusted_data) - len(mux_frames.HELLO_PREFIX) + 1)
         self._hunted += keep - position
         if self._hunted > limits.MUX_MAX_HUNT:
             raise RemoteProtocolError(f"no HELLO in {self._hunted} bytes")
-        if found < 0 or len(untrusted_data) - found < _HELLO_SIZE:
+        if found < 0 or len(untrusted_data) - found < mux_frames.HELLO_SIZE:
             self._partial = untrusted_data[keep:]
             return -1
-        self._hello_received(_HELLO_BODY.unpack_from(untrusted_data, found + _HEADER.size), events)
-        return found + _HELLO_SIZE
+        self._hello_received(mux_frames.HELLO_BODY.unpack_from(untrusted_data, found + HEADER.size), events)
+        return found + mux_frames.HELLO_SIZE
 
     def _begin_data(self, stream: int, length: int) -> None:
         if not 0 < length <= limits.MUX_MAX_DATA:
@@ -635,76 +487,58 @@ class Mux:
         self._body_left = length
 
     def _count_received(self, stream: int, length: int) -> None:
-        state = self._streams.get(stream) or self._find(stream)
+        state = self._streams.named(stream)
         if state is not None:
-            if state.fin_received:
-                raise RemoteProtocolError(f"DATA after FIN on stream {stream}")
-            if length > state.receive_credit:
-                raise RemoteProtocolError(f"stream {stream} sends beyond its credit")
-            state.receive_credit -= length
+            state.count_received(stream, length)
 
     def _take_body(self, part: memoryview, events: list[MuxEvent]) -> int:
         size = len(part)
         self._body_left -= size
-        if self._body_stream in self._streams:
+        if self.is_open(self._body_stream):
             # A copy: a small view would keep the whole read alive for as long as the stream's reader pleases.
             data = part if self._views else bytes(part)
             events.append(DataReceived(self._body_stream, data))  # type: ignore[arg-type] # a view reads like bytes
         return size
 
-    def _find(self, stream: int) -> _Stream | None:
-        """The state of a stream a frame names; None if it was closed (frames may still be under way then)."""
-        state = self._streams.get(stream)
-        if state is not None:
-            return state
-        known = stream <= self._last_peer_stream if self._is_peers(stream) else 0 < stream < self._next_stream
-        if not known:
-            raise RemoteProtocolError(f"stream {stream} was never opened")
-        return None
-
     def _control(self, stream: int, kind: int, body: memoryview, events: list[MuxEvent]) -> None:
-        if kind in (PAD, HELLO):
-            if stream or (kind == PAD and self._is_host):
+        if kind in (mux_frames.PAD, mux_frames.HELLO):
+            if stream or (kind == mux_frames.PAD and self._is_host):
                 raise RemoteProtocolError(f"frame of type {kind} on stream {stream}")
-            if kind == PAD:
+            if kind == mux_frames.PAD:
                 # The host starts over and a HELLO follows, at any alignment.
                 self._begin_epoch(events)
                 self._state = _HUNTING
                 return
-            if body[:_NONCE_SIZE] != MAGIC:
+            if body[: mux_frames.NONCE_SIZE] != mux_frames.MAGIC:
                 raise RemoteProtocolError("HELLO without its magic")
-            self._hello_received(_HELLO_BODY.unpack(body), events)
+            self._hello_received(mux_frames.HELLO_BODY.unpack(body), events)
         elif kind == OPEN:
-            port, window = _TWO_U32.unpack(body)
+            port, window = TWO_U32.unpack(body)
             self._opened(stream, port, window, events)
         elif kind == CREDIT:
-            self._credited(stream, _U32.unpack(body)[0], events)
+            self._credited(stream, U32.unpack(body)[0], events)
         elif kind == FIN:
             self._finished(stream, events)
-        elif kind in _OF_MEMORY:
+        elif kind in mux_frames.OF_MEMORY:
             self._memory_frame(stream, kind, body, events)
-        elif self._find(stream) is not None:
-            self._close(stream)
-            events.append(StreamReset(stream, _U32.unpack(body)[0]))
+        elif self._streams.named(stream) is not None:
+            self._streams.close(stream)
+            events.append(StreamReset(stream, U32.unpack(body)[0]))
 
     def _opened(self, stream: int, port: int, window: int, events: list[MuxEvent]) -> None:
-        if not self._is_peers(stream) or stream <= self._last_peer_stream:
-            raise RemoteProtocolError(f"stream {stream} cannot be opened")
+        self._streams.number_seen(stream)
         if not 0 < port <= limits.MUX_MAX_PORT or not 0 < window <= self._max_window:
             raise RemoteProtocolError(f"OPEN of port {port} with window {window}")
-        self._last_peer_stream = stream
-        if self._peer_streams >= self._max_peer_streams:
-            self._push_control(stream, RESET, _U32.pack(RESET_BUSY))
+        if self._streams.count_of_peer >= self._max_peer_streams:
+            self._push_control(stream, RESET, U32.pack(mux_frames.RESET_BUSY))
             return
-        self._peer_streams += 1
-        own_window = self._new_window()
-        self._streams[stream] = _Stream(own_window, window, own_window)
+        own_window = self._streams.add(stream, window, self._max_window)
         if own_window > limits.MUX_INITIAL_CREDIT:
-            self._push_control(stream, CREDIT, _U32.pack(own_window - limits.MUX_INITIAL_CREDIT))
+            self._push_control(stream, CREDIT, U32.pack(own_window - limits.MUX_INITIAL_CREDIT))
         events.append(StreamOpened(stream, port))
 
     def _credited(self, stream: int, amount: int, events: list[MuxEvent]) -> None:
-        state = self._find(stream)
+        state = self._streams.named(stream)
         if amount == 0:
             raise RemoteProtocolError(f"empty CREDIT on stream {stream}")
         if state is None:
@@ -716,12 +550,12 @@ class Mux:
             events.append(CreditReceived(stream))
 
     def _finished(self, stream: int, events: list[MuxEvent]) -> None:
-        state = self._find(stream)
+        state = self._streams.named(stream)
         if state is None:
             return
         if state.fin_received:
             raise RemoteProtocolError(f"second FIN on stream {stream}")
         state.fin_received = True
         if state.fin_sent:
-            self._close(stream)
+            self._streams.close(stream)
         events.append(FinReceived(stream))

@@ -8,14 +8,16 @@ import struct
 
 import harness
 
-from insula_proto import limits, mux, mux_events
+from insula_proto import limits, mux, mux_events, mux_frames
 from insula_proto.errors import RemoteProtocolError
 
 NONCE = b"n" * 16
 
 
 def hello(answer_to: bytes) -> bytes:
-    return struct.pack("<III16sI16s16s", 0, mux.HELLO, 52, mux.MAGIC, mux.VERSION, NONCE, answer_to)
+    return struct.pack(
+        "<III16sI16s16s", 0, mux_frames.HELLO, 52, mux_frames.MAGIC, mux_frames.VERSION, NONCE, answer_to
+    )
 
 
 def frame(stream: int, kind: int, body: bytes = b"") -> bytes:
@@ -23,15 +25,27 @@ def frame(stream: int, kind: int, body: bytes = b"") -> bytes:
 
 
 SEEDS = [
-    b"\1" + frame(1, mux.OPEN, struct.pack("<II", 512, 65536)) + frame(1, mux.DATA, b"x" * 70) + frame(1, mux.FIN),
-    b"\1" + frame(2, mux.CREDIT, struct.pack("<I", 1000)) + frame(2, mux.RESET, struct.pack("<I", 1)),
-    b"\1" + frame(2, mux.DATA, b"abc") + frame(2, mux.FIN) + hello(bytes(16)),
-    b"\0" + hello(bytes(16)) + frame(2, mux.OPEN, struct.pack("<II", 513, 65536)) + frame(2, mux.DATA, b"abc"),
-    b"\1" + frame(0, mux.MEMORY, NONCE) + frame(2, mux.SHARED, struct.pack("<II", 1, 99)) + frame(2, mux.FIN),
-    b"\1" + frame(0, mux.MEMORY, NONCE) + frame(0, mux.FREED, struct.pack("<I", 15)) + frame(2, mux.RESET, bytes(4)),
-    b"\0" + hello(bytes(16)) + frame(0, mux.MEMORY, NONCE) + frame(0, mux.FREED, struct.pack("<I", 1)),
+    b"\1"
+    + frame(1, mux_frames.OPEN, struct.pack("<II", 512, 65536))
+    + frame(1, mux_frames.DATA, b"x" * 70)
+    + frame(1, mux_frames.FIN),
+    b"\1" + frame(2, mux_frames.CREDIT, struct.pack("<I", 1000)) + frame(2, mux_frames.RESET, struct.pack("<I", 1)),
+    b"\1" + frame(2, mux_frames.DATA, b"abc") + frame(2, mux_frames.FIN) + hello(bytes(16)),
+    b"\0"
+    + hello(bytes(16))
+    + frame(2, mux_frames.OPEN, struct.pack("<II", 513, 65536))
+    + frame(2, mux_frames.DATA, b"abc"),
+    b"\1"
+    + frame(0, mux_frames.MEMORY, NONCE)
+    + frame(2, mux_frames.SHARED, struct.pack("<II", 1, 99))
+    + frame(2, mux_frames.FIN),
+    b"\1"
+    + frame(0, mux_frames.MEMORY, NONCE)
+    + frame(0, mux_frames.FREED, struct.pack("<I", 15))
+    + frame(2, mux_frames.RESET, bytes(4)),
+    b"\0" + hello(bytes(16)) + frame(0, mux_frames.MEMORY, NONCE) + frame(0, mux_frames.FREED, struct.pack("<I", 1)),
     b"\0" + bytes(90) + hello(bytes(16)) + bytes(13) + hello(bytes(16)),
-    b"\2" + b"junk" * 9 + hello(NONCE) + frame(1, mux.OPEN, struct.pack("<II", 111, 1)),
+    b"\2" + b"junk" * 9 + hello(NONCE) + frame(1, mux_frames.OPEN, struct.pack("<II", 111, 1)),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula_proto import limits, mux
+from insula_proto import limits, mux, mux_frames
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 from insula_proto.mux import GUEST, HOST, Mux
 from insula_proto.mux_events import (
@@ -124,10 +124,10 @@ def test_reset_closes_both_directions_and_late_frames_are_ignored(pair: Pair) ->
     stream = pair.host.open(513)
     pair.settle()
     pair.guest.send(stream, b"late")
-    pair.host.reset(stream, mux.RESET_BUSY)
+    pair.host.reset(stream, mux_frames.RESET_BUSY)
     other = pair.host.open(514)
     assert pair.to_host() == []
-    assert pair.to_guest() == [StreamReset(stream, mux.RESET_BUSY), StreamOpened(other, 514)]
+    assert pair.to_guest() == [StreamReset(stream, mux_frames.RESET_BUSY), StreamOpened(other, 514)]
     assert pair.guest.writable(stream) == 0
 
 
@@ -177,7 +177,7 @@ def test_windows_sum_is_bounded() -> None:
         pair.guest.open(111)
     pair.settle()
     for end in (pair.host, pair.guest):
-        windows = [state.window for state in end._streams.values()]
+        windows = [state.window for state in end._streams.by_number.values()]
         assert len(windows) == 600
         assert sum(windows) <= limits.MUX_WINDOW_POOL + 600 * limits.MUX_SMALL_WINDOW
         assert windows[:4] == 4 * [limits.MUX_MAX_WINDOW]
@@ -190,8 +190,8 @@ def test_streams_opened_and_closed_give_their_budget_back(pair: Pair) -> None:
         pair.settle()
         pair.host.reset(stream)
         pair.settle()
-    assert pair.guest._granted == pair.host._granted == 0
-    assert pair.guest._peer_streams == 0
+    assert pair.guest._streams.granted == pair.host._streams.granted == 0
+    assert pair.guest._streams.count_of_peer == 0
 
 
 def test_too_many_streams_refused_as_busy_others_stay() -> None:
@@ -200,7 +200,7 @@ def test_too_many_streams_refused_as_busy_others_stay() -> None:
     streams = [pair.host.open(513) for _ in range(3)]
     at_host, at_guest = pair.settle()
     assert [event.stream for event in at_guest if isinstance(event, StreamOpened)] == streams[:2]
-    assert StreamReset(streams[2], mux.RESET_BUSY) in at_host
+    assert StreamReset(streams[2], mux_frames.RESET_BUSY) in at_host
     assert pair.host.is_open(streams[0])
 
 
@@ -222,33 +222,35 @@ def test_fin_twice_or_operations_on_closed_stream_do_nothing(pair: Pair) -> None
 
 
 HOSTILE = {
-    "data_of_length_0": frame(1, mux.DATA),
-    "data_longer_than_limit": frame(1, mux.DATA, length=limits.MUX_MAX_DATA + 1),
-    "data_of_negative_length": frame(1, mux.DATA, length=0xFFFFFFFF),
-    "data_on_unopened_stream": frame(3, mux.DATA, b"x"),
-    "data_on_stream_of_ours_not_opened": frame(4, mux.DATA, b"x"),
-    "data_on_stream_0": frame(0, mux.DATA, b"x"),
-    "data_beyond_credit": frame(1, mux.DATA, bytes(65536)) * (limits.MUX_MAX_WINDOW // 65536 + 1),
-    "data_after_fin": frame(1, mux.FIN) + frame(1, mux.DATA, b"x"),
-    "fin_twice": frame(1, mux.FIN) * 2,
-    "fin_with_body": frame(1, mux.FIN, b"x"),
+    "data_of_length_0": frame(1, mux_frames.DATA),
+    "data_longer_than_limit": frame(1, mux_frames.DATA, length=limits.MUX_MAX_DATA + 1),
+    "data_of_negative_length": frame(1, mux_frames.DATA, length=0xFFFFFFFF),
+    "data_on_unopened_stream": frame(3, mux_frames.DATA, b"x"),
+    "data_on_stream_of_ours_not_opened": frame(4, mux_frames.DATA, b"x"),
+    "data_on_stream_0": frame(0, mux_frames.DATA, b"x"),
+    "data_beyond_credit": frame(1, mux_frames.DATA, bytes(65536)) * (limits.MUX_MAX_WINDOW // 65536 + 1),
+    "data_after_fin": frame(1, mux_frames.FIN) + frame(1, mux_frames.DATA, b"x"),
+    "fin_twice": frame(1, mux_frames.FIN) * 2,
+    "fin_with_body": frame(1, mux_frames.FIN, b"x"),
     "unknown_type": frame(1, 7),
     "unknown_type_large": frame(1, 0xFFFFFFFF),
-    "open_twice": frame(1, mux.OPEN, struct.pack("<II", 1, 1)),
-    "open_of_our_parity": frame(8, mux.OPEN, struct.pack("<II", 1, 1)),
-    "open_port_0": frame(3, mux.OPEN, struct.pack("<II", 0, 1)),
-    "open_port_too_large": frame(3, mux.OPEN, struct.pack("<II", 65536, 1)),
-    "open_window_0": frame(3, mux.OPEN, struct.pack("<II", 1, 0)),
-    "open_window_too_large": frame(3, mux.OPEN, struct.pack("<II", 1, limits.MUX_MAX_WINDOW + 1)),
-    "credit_0": frame(1, mux.CREDIT, bytes(4)),
-    "credit_overflow": frame(1, mux.CREDIT, b"\xff" * 4),
-    "credit_wrong_length": frame(1, mux.CREDIT, bytes(3)),
-    "reset_of_unopened": frame(3, mux.RESET, bytes(4)),
-    "hello_without_magic": frame(0, mux.HELLO, bytes(52)),
-    "hello_on_a_stream": frame(1, mux.HELLO, bytes(52)),
-    "answer_not_asked": struct.pack("<III16sI16s16s", 0, mux.HELLO, 52, mux.MAGIC, 1, b"n" * 16, b"x" * 16),
-    "version_0": struct.pack("<III16sI16s16s", 0, mux.HELLO, 52, mux.MAGIC, 0, b"n" * 16, bytes(16)),
-    "pad_from_guest": frame(0, mux.PAD),
+    "open_twice": frame(1, mux_frames.OPEN, struct.pack("<II", 1, 1)),
+    "open_of_our_parity": frame(8, mux_frames.OPEN, struct.pack("<II", 1, 1)),
+    "open_port_0": frame(3, mux_frames.OPEN, struct.pack("<II", 0, 1)),
+    "open_port_too_large": frame(3, mux_frames.OPEN, struct.pack("<II", 65536, 1)),
+    "open_window_0": frame(3, mux_frames.OPEN, struct.pack("<II", 1, 0)),
+    "open_window_too_large": frame(3, mux_frames.OPEN, struct.pack("<II", 1, limits.MUX_MAX_WINDOW + 1)),
+    "credit_0": frame(1, mux_frames.CREDIT, bytes(4)),
+    "credit_overflow": frame(1, mux_frames.CREDIT, b"\xff" * 4),
+    "credit_wrong_length": frame(1, mux_frames.CREDIT, bytes(3)),
+    "reset_of_unopened": frame(3, mux_frames.RESET, bytes(4)),
+    "hello_without_magic": frame(0, mux_frames.HELLO, bytes(52)),
+    "hello_on_a_stream": frame(1, mux_frames.HELLO, bytes(52)),
+    "answer_not_asked": struct.pack(
+        "<III16sI16s16s", 0, mux_frames.HELLO, 52, mux_frames.MAGIC, 1, b"n" * 16, b"x" * 16
+    ),
+    "version_0": struct.pack("<III16sI16s16s", 0, mux_frames.HELLO, 52, mux_frames.MAGIC, 0, b"n" * 16, bytes(16)),
+    "pad_from_guest": frame(0, mux_frames.PAD),
 }
 
 
@@ -282,7 +284,7 @@ def test_guest_fault_in_sync_hunts_from_there_and_asks(pair: Pair) -> None:
 
 def test_guest_provokes_answers_and_never_reads_dropped(pair: Pair) -> None:
     """MC-14."""
-    opens = b"".join(frame(stream, mux.OPEN, struct.pack("<II", 1, 1)) for stream in range(1, 400001, 2))
+    opens = b"".join(frame(stream, mux_frames.OPEN, struct.pack("<II", 1, 1)) for stream in range(1, 400001, 2))
     with pytest.raises(RemoteProtocolError):
         pair.host.receive(opens)
 
@@ -331,7 +333,7 @@ ACTIONS = st.lists(
 def perform(pair: Pair, actions: list[tuple[str, bool, int, bytes]]) -> None:
     for action, by_host, choice, data in actions:
         end = pair.host if by_host else pair.guest
-        streams = sorted(end._streams)
+        streams = sorted(end._streams.by_number)
         if action == "open":
             end.open(500 + choice)
         elif streams:
@@ -432,7 +434,7 @@ def test_resync_cut_anywhere_in_a_largest_frame_padding_suffices(cut: int) -> No
     pair.settle()
     assert pair.host.in_sync
     assert pair.guest.in_sync
-    assert not pair.guest._streams
+    assert not pair.guest._streams.by_number
 
 
 def test_resync_new_guest_in_the_middle_of_a_frame_both_agree(pair: Pair) -> None:
@@ -487,9 +489,11 @@ def test_pieces_go_in_one_frame_where_they_fit(pair: Pair) -> None:
     stream = pair.host.open(513)
     pair.settle()
     pair.host.send(stream, b"head", b"x" * 5000, b"", b"tail")
-    assert take(pair.host) == frame(stream, mux.DATA, b"head" + b"x" * 5000 + b"tail")
+    assert take(pair.host) == frame(stream, mux_frames.DATA, b"head" + b"x" * 5000 + b"tail")
     pair.host.send(stream, b"head", bytes(limits.MUX_MAX_DATA))
-    assert take(pair.host) == frame(stream, mux.DATA, b"head") + frame(stream, mux.DATA, bytes(limits.MUX_MAX_DATA))
+    assert take(pair.host) == frame(stream, mux_frames.DATA, b"head") + frame(
+        stream, mux_frames.DATA, bytes(limits.MUX_MAX_DATA)
+    )
     pair.host.send(stream, b"", b"")
     assert pair.host.queued == 0
 
@@ -526,7 +530,7 @@ def test_frame_brought_by_other_means_counts_and_is_completed_before_a_handshake
     assert pair.guest.writable(stream) == before - 1000
     pair.guest.complete(b"y" * 600)
     pair.guest.start()
-    assert take(pair.guest).startswith(b"y" * 600 + frame(0, mux.HELLO, length=52))
+    assert take(pair.guest).startswith(b"y" * 600 + frame(0, mux_frames.HELLO, length=52))
     assert merged(pair.host.receive(begun + b"y" * 600)) == [DataReceived(stream, b"x" * 400 + b"y" * 600)]
 
 
@@ -678,36 +682,52 @@ def test_new_epoch_has_no_memory_until_it_is_offered_again_and_old_slots_are_nob
 def test_peer_of_version_1_is_offered_nothing() -> None:
     host = Mux(mux.HOST, nonce=lambda size: b"n" * size)
     host.start()
-    host.receive(frame(0, mux.HELLO, struct.pack("<16sI16s16s", mux.MAGIC, 1, b"g" * 16, b"n" * 16)))
+    host.receive(frame(0, mux_frames.HELLO, struct.pack("<16sI16s16s", mux_frames.MAGIC, 1, b"g" * 16, b"n" * 16)))
     assert host.in_sync
     assert not host.may_offer_memory
     with pytest.raises(RemoteProtocolError):
-        host.receive(frame(0, mux.MEMORY, TOKEN))
+        host.receive(frame(0, mux_frames.MEMORY, TOKEN))
 
 
 HOSTILE_MEMORY = {
-    "another token": [frame(0, mux.MEMORY, bytes(16))],
-    "memory accepted twice": [frame(0, mux.MEMORY, TOKEN), frame(0, mux.MEMORY, TOKEN)],
-    "memory on a stream": [frame(2, mux.MEMORY, TOKEN)],
-    "shared before it was accepted": [frame(2, mux.SHARED, struct.pack("<II", 1, 5))],
-    "freed before it was accepted": [frame(0, mux.FREED, struct.pack("<I", 8))],
-    "a slot of the host's": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.SHARED, struct.pack("<II", 8, 5))],
-    "the slot of the token": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.SHARED, struct.pack("<II", 0, 5))],
-    "beyond the memory": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.SHARED, struct.pack("<II", 16, 5))],
-    "nothing": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.SHARED, struct.pack("<II", 1, 0))],
+    "another token": [frame(0, mux_frames.MEMORY, bytes(16))],
+    "memory accepted twice": [frame(0, mux_frames.MEMORY, TOKEN), frame(0, mux_frames.MEMORY, TOKEN)],
+    "memory on a stream": [frame(2, mux_frames.MEMORY, TOKEN)],
+    "shared before it was accepted": [frame(2, mux_frames.SHARED, struct.pack("<II", 1, 5))],
+    "freed before it was accepted": [frame(0, mux_frames.FREED, struct.pack("<I", 8))],
+    "a slot of the host's": [frame(0, mux_frames.MEMORY, TOKEN), frame(2, mux_frames.SHARED, struct.pack("<II", 8, 5))],
+    "the slot of the token": [
+        frame(0, mux_frames.MEMORY, TOKEN),
+        frame(2, mux_frames.SHARED, struct.pack("<II", 0, 5)),
+    ],
+    "beyond the memory": [frame(0, mux_frames.MEMORY, TOKEN), frame(2, mux_frames.SHARED, struct.pack("<II", 16, 5))],
+    "nothing": [frame(0, mux_frames.MEMORY, TOKEN), frame(2, mux_frames.SHARED, struct.pack("<II", 1, 0))],
     "more than a slot": [
-        frame(0, mux.MEMORY, TOKEN),
-        frame(2, mux.SHARED, struct.pack("<II", 1, limits.BULK_SLOT_SIZE + 1)),
+        frame(0, mux_frames.MEMORY, TOKEN),
+        frame(2, mux_frames.SHARED, struct.pack("<II", 1, limits.BULK_SLOT_SIZE + 1)),
     ],
-    "the same slot twice": [frame(0, mux.MEMORY, TOKEN), *2 * [frame(2, mux.SHARED, struct.pack("<II", 1, 5))]],
-    "for a stream never opened": [frame(0, mux.MEMORY, TOKEN), frame(4, mux.SHARED, struct.pack("<II", 1, 5))],
-    "after FIN": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.FIN), frame(2, mux.SHARED, struct.pack("<II", 1, 5))],
+    "the same slot twice": [
+        frame(0, mux_frames.MEMORY, TOKEN),
+        *2 * [frame(2, mux_frames.SHARED, struct.pack("<II", 1, 5))],
+    ],
+    "for a stream never opened": [
+        frame(0, mux_frames.MEMORY, TOKEN),
+        frame(4, mux_frames.SHARED, struct.pack("<II", 1, 5)),
+    ],
+    "after FIN": [
+        frame(0, mux_frames.MEMORY, TOKEN),
+        frame(2, mux_frames.FIN),
+        frame(2, mux_frames.SHARED, struct.pack("<II", 1, 5)),
+    ],
     "beyond the credit": [
-        frame(0, mux.MEMORY, TOKEN),
-        *[frame(2, mux.SHARED, struct.pack("<II", slot, limits.BULK_SLOT_SIZE)) for slot in (1, 2, 3)],
+        frame(0, mux_frames.MEMORY, TOKEN),
+        *[frame(2, mux_frames.SHARED, struct.pack("<II", slot, limits.BULK_SLOT_SIZE)) for slot in (1, 2, 3)],
     ],
-    "freed what it was not lent": [frame(0, mux.MEMORY, TOKEN), frame(0, mux.FREED, struct.pack("<I", 9))],
-    "freed on a stream": [frame(0, mux.MEMORY, TOKEN), frame(2, mux.FREED, struct.pack("<I", 9))],
+    "freed what it was not lent": [
+        frame(0, mux_frames.MEMORY, TOKEN),
+        frame(0, mux_frames.FREED, struct.pack("<I", 9)),
+    ],
+    "freed on a stream": [frame(0, mux_frames.MEMORY, TOKEN), frame(2, mux_frames.FREED, struct.pack("<I", 9))],
 }
 
 

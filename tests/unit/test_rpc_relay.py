@@ -101,7 +101,7 @@ async def test_window_filled_in_small_pieces_for_a_caller_that_does_not_read_is_
                     guest.mux.send(stream, PIECE)
                     sent += len(PIECE)
                 await guest.flush()
-            while channel._mux._streams[stream].receive_credit >= len(PIECE):
+            while channel._mux._streams.by_number[stream].receive_credit >= len(PIECE):
                 await asyncio.sleep(0.001)
             assert limits.MUX_MAX_WINDOW // 2 < len(relay._pending) <= limits.MUX_MAX_WINDOW
             assert sys.getsizeof(relay._pending) < 1.25 * limits.MUX_MAX_WINDOW

@@ -36,7 +36,7 @@ from insula.rpc.control import (
     Shutdown,
     ToSession,
 )
-from insula_proto import bulk, limits, mux, mux_events, qrexec, qubesdb
+from insula_proto import bulk, limits, mux, mux_events, mux_frames, qrexec, qubesdb
 from insula_proto.mux import Mux
 from insula_proto.mux_events import DataReceived, MemoryOffered, MuxEvent, StreamOpened, StreamReset, Synced
 from insula_proto.qrexec import (
@@ -190,13 +190,13 @@ async def test_agent_of_version_3_is_taken(world: World) -> None:
 
 
 HOSTILE_FRAMES = {
-    "length_0": frame(1, mux.DATA),
-    "length_negative": frame(1, mux.DATA, length=0xFFFFFFFF),
-    "length_over_limit": frame(1, mux.DATA, length=65537),
+    "length_0": frame(1, mux_frames.DATA),
+    "length_negative": frame(1, mux_frames.DATA, length=0xFFFFFFFF),
+    "length_over_limit": frame(1, mux_frames.DATA, length=65537),
     "unknown_type": frame(1, 99),
-    "stream_never_opened": frame(9, mux.DATA, b"x"),
-    "second_control_channel": frame(77, mux.OPEN, struct.pack("<II", 512, 1)),
-    "fin_of_control_channel": frame(1, mux.FIN),
+    "stream_never_opened": frame(9, mux_frames.DATA, b"x"),
+    "second_control_channel": frame(77, mux_frames.OPEN, struct.pack("<II", 512, 1)),
+    "fin_of_control_channel": frame(1, mux_frames.FIN),
 }
 
 
@@ -441,7 +441,7 @@ async def test_flood_of_requests_is_read_slowly(world: World, name: bytes, monke
 async def test_stream_to_another_port_is_refused_without_dropping(world: World) -> None:
     await world.open_control()
     stream = world.mux.open(513)
-    await world.until(lambda: StreamReset(stream, mux.RESET_REFUSED) in world.events)
+    await world.until(lambda: StreamReset(stream, mux_frames.RESET_REFUSED) in world.events)
     assert not world.lost
 
 
@@ -609,7 +609,7 @@ async def test_cancelled_call_resets_the_stream_even_if_the_guest_reads_nothing(
         )
     )
     call.cancel()
-    await world.until(lambda: StreamReset(stream, mux.RESET_CANCELLED) in world.events)
+    await world.until(lambda: StreamReset(stream, mux_frames.RESET_CANCELLED) in world.events)
     with pytest.raises(asyncio.CancelledError):
         await call
 

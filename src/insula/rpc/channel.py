@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from insula.rpc.pacing import Backoff
 from insula_proto import bulk
 from insula_proto.errors import RemoteProtocolError
-from insula_proto.mux import HOST, RESET_CANCELLED, RESET_REFUSED, Mux
+from insula_proto.mux import HOST, Mux
 from insula_proto.mux_events import (
     CreditReceived,
     DataReceived,
@@ -30,6 +30,7 @@ from insula_proto.mux_events import (
     Synced,
     current,
 )
+from insula_proto.mux_frames import RESET_CANCELLED, RESET_REFUSED
 
 READ_SIZE = 262144
 WRITE_SIZE = 262144
