@@ -51,12 +51,19 @@ from insula_proto.qrexec import (
 )
 from insula_proto.qrexec_channel import CallerEnd
 
-READ_SIZE = 262144
+READ_SIZE = 524288
 """Bytes taken from the channel at once."""
+SEND_BUFFER = 1048576
+"""Bytes the channel's socket is asked to hold of stdin, as far as this machine lets it: the session is woken once for much
+of it, and fills a piece of shared memory."""
 CHUNK_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
 """Bytes of stdin under one header: with it one frame of the channel to the guest, which then has nothing to join."""
+SOURCE_CHUNKS = 4
+"""So many of them are read and sent at once."""
 PIPE_WRITE = select.PIPE_BUF
 """Bytes that a pipe or terminal reported writable takes without blocking (pipe(7)); its mode is the caller's to set."""
+MAX_PIECES = 1024
+"""That sendmsg(2) takes at once (IOV_MAX); an old version has small messages."""
 HANDSHAKE_TIMEOUT = 60.0
 """Seconds the session has to answer, and then the agent to say HELLO: it is software-emulated and may be busy."""
 READY_PATIENCE_S = 3.0
@@ -254,8 +261,8 @@ class _Source:
     def read(self) -> bytes | memoryview:
         """Return some bytes, none at the end. :raise BlockingIOError: none now."""
         if self._fd is not None:
-            return os.read(self._fd, CHUNK_SIZE)
-        part, self._data = self._data[:CHUNK_SIZE], self._data[CHUNK_SIZE:]
+            return os.read(self._fd, SOURCE_CHUNKS * CHUNK_SIZE)
+        part, self._data = self._data[: SOURCE_CHUNKS * CHUNK_SIZE], self._data[SOURCE_CHUNKS * CHUNK_SIZE :]
         return part
 
     def close(self) -> None:
@@ -337,7 +344,9 @@ class _Exchange:
     ) -> None:
         """``sinks`` are those of stdout and stderr; ``on_greeted`` is called once the agent has said HELLO."""
         connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._connection = connection
+        self._buffer = memoryview(bytearray(READ_SIZE))
         # The number, because asyncio words an error with the socket's addresses for each one it does not know yet.
         self._fd = connection.fileno()
         self._waits_for_room = False
@@ -345,7 +354,7 @@ class _Exchange:
         self._sinks = sinks
         self._loop = asyncio.get_running_loop()
         self._protocol = CallerEnd()
-        self._outgoing = self._protocol.hello()
+        self._outgoing: list[bytes | memoryview] = [self._protocol.hello()]
         self._stdin_open = True
         self._writing: set[_Sink] = set()
         self._result: asyncio.Future[int] = self._loop.create_future()
@@ -379,17 +388,17 @@ class _Exchange:
 
     def _receive(self) -> None:
         try:
-            untrusted_data = self._connection.recv(READ_SIZE)
+            size = self._connection.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:
-            untrusted_data = b""
-        if not untrusted_data:
+            size = 0
+        if not size:
             self._finish(EXIT_CHANNEL_LOST)
             return
         try:
-            view = memoryview(untrusted_data)
-            for message in self._protocol.receive(view):  # type: ignore[arg-type] # a view reads like bytes
+            untrusted_view = self._buffer[:size]
+            for message in self._protocol.receive(untrusted_view):  # type: ignore[arg-type] # a view reads like bytes
                 self._take(message)
         except RemoteProtocolError:
             self._finish(EXIT_CHANNEL_LOST)
@@ -461,25 +470,36 @@ class _Exchange:
             data = b""
         self._unwatch_source()
         if data:
-            self._outgoing = b"".join(self._protocol.stdin(data))
+            self._outgoing = self._messages(memoryview(data))
         else:
             self._stdin_open = False
-            self._outgoing = self._protocol.stdin_end()
+            self._outgoing = [self._protocol.stdin_end()]
         self._send()
+
+    def _messages(self, data: memoryview) -> list[bytes | memoryview]:
+        """As messages, not copied."""
+        pieces: list[bytes | memoryview] = []
+        size = min(CHUNK_SIZE, self._protocol.max_chunk)
+        for start in range(0, len(data), size):
+            part = data[start : start + size]
+            pieces += (self._protocol.stdin_header(len(part)), part)
+        return pieces
 
     def _send(self) -> None:
         try:
-            sent = self._connection.send(self._outgoing)
+            sent = self._connection.sendmsg(self._outgoing[:MAX_PIECES])
         except BlockingIOError:
             sent = 0
         except OSError:
             # The channel is gone; reading says so, after everything that came before.
-            self._outgoing = b""
+            self._outgoing = []
             self._stdin_open = False
             self._stop_waiting()
             return
-        self._outgoing = self._outgoing[sent:]
+        while self._outgoing and sent >= len(self._outgoing[0]):
+            sent -= len(self._outgoing.pop(0))
         if self._outgoing:
+            self._outgoing[0] = self._outgoing[0][sent:]
             self._waits_for_room = True
             self._loop.add_writer(self._fd, self._send)
             return

@@ -16,6 +16,9 @@ from insula.rpc.channel import Channel, Slot, StreamHandler
 READ_SIZE = 65536
 BULK = 2097152
 """Bytes after which a call counts as large, and memory is asked for that qube and session share."""
+BULK_BUFFER = 1114112
+"""Bytes the socket of a large call is asked to hold, as far as this machine lets it: a slot of the memory with what the
+kernel needs for it, so that a slot is sent once and nothing of it is kept here."""
 SMALL = 4096
 """Bytes from the guest up to which they wait for what else came with them: a caller is woken once."""
 
@@ -128,6 +131,7 @@ class Relay(StreamHandler):
         self.to_qube += to_qube
         if not self._is_bulk and self.from_qube + self.to_qube >= BULK:
             self._is_bulk = True
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BULK_BUFFER)
             self._channel.want_memory()
 
     def caller_gone(self) -> None:
