@@ -25,6 +25,16 @@ REQUEST_SIZE = 32
 TIMEOUT_S = 120
 PIPE_SIZE = 524288
 
+PIECE = 32768
+"""Bytes the program writes at once: as many as the port's driver takes."""
+SOURCE = f"""
+import os, sys
+count, block = int(sys.argv[1]), bytes({PIECE})
+while count:
+    count -= os.write(1, block[:count])
+"""
+"""The same program as a command: what it writes to the port there it writes to its standard output."""
+
 _PROGRAM = f"""
 import fcntl, glob, os, select
 for name in glob.glob("/sys/class/virtio-ports/*/name"):
@@ -35,7 +45,7 @@ def read(size):
     while len(data) < size:
         data += os.read(port, size - len(data))
     return data
-block = bytes(32768)
+block = bytes({PIECE})
 def pipe():
     ends = os.pipe()
     fcntl.fcntl(ends[1], 1031, {PIPE_SIZE})

@@ -54,8 +54,8 @@ from insula_proto.qrexec_channel import CallerEnd
 READ_SIZE = 524288
 """Bytes taken from the channel at once."""
 SEND_BUFFER = 1048576
-"""Bytes the channel's socket is asked to hold of stdin, as far as this machine lets it: the session is woken once for much
-of it, and fills a piece of shared memory."""
+"""Bytes the channel's socket is asked to hold of stdin, as far as this machine lets it: the session is woken once for
+much of it, and fills a piece of shared memory."""
 CHUNK_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
 """Bytes of stdin under one header: with it one frame of the channel to the guest, which then has nothing to join."""
 SOURCE_CHUNKS = 4
