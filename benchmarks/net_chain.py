@@ -149,7 +149,8 @@ async def main() -> None:
         [
             Case(
                 "net_chain: throughput through two net qubes", rate["app", 1], "MiB/s", rate["net", 1],
-                "net qube alone", f"≥ {BAR_THROUGHPUT} × net qube alone", rate["app", 1] >= BAR_THROUGHPUT * rate["net", 1], RUNS,
+                "net qube alone", f"≥ {BAR_THROUGHPUT} × net qube alone",
+                rate["app", 1] >= BAR_THROUGHPUT * rate["net", 1], RUNS,
             ),
             Case(
                 f"net_chain: throughput of {MANY} connections", rate["app", MANY], "MiB/s", rate["net", MANY],
