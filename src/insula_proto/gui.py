@@ -475,6 +475,20 @@ class ClipboardRequest(Fixed):
         self._fill(window=window)
 
 
+class ClipboardImage(Message):
+    """Ours, where frame memory is used: a clipboard that holds an image, in place of CLIPBOARD_DATA, both ways. Red,
+    green, blue, alpha for each pixel, row by row: what an image file is, no host looks at."""
+
+    __slots__ = ("height", "pixels", "width")
+    kind = 0x8005
+    width: int
+    height: int
+    pixels: bytes
+
+    def __init__(self, window: int, width: int, height: int, pixels: bytes) -> None:
+        self._fill(window=window, width=width, height=height, pixels=pixels)
+
+
 class KeymapNotify(Message):
     """Which keys are down now, a bit for each of 256 codes; the agent lets go of all others (§8)."""
 
@@ -551,9 +565,9 @@ class Unknown(Message):
 
 FROM_AGENT = (
     Create, Destroy, Map, Unmap, Configure, Damage, ClipboardData, Title, Dock, WindowHints, WindowFlags, WindowClass,
-    GrantPicture, FramePicture, Cursor, Icon,
+    GrantPicture, FramePicture, Cursor, Icon, ClipboardImage,
 )  # fmt: skip
 FROM_HOST = (
     Key, Button, Motion, Crossing, Focus, Destroy, Map, Configure, Close, ClipboardRequest, ClipboardData, KeymapNotify,
-    WindowFlags, DumpAcknowledged, Painted, Keyboard, Screens,
+    WindowFlags, DumpAcknowledged, Painted, Keyboard, Screens, ClipboardImage,
 )  # fmt: skip

@@ -20,6 +20,7 @@ from insula_proto import gui, gui_wire, limits
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 from insula_proto.gui import (
     ClipboardData,
+    ClipboardImage,
     Destroy,
     DumpAcknowledged,
     FramePicture,
@@ -91,7 +92,7 @@ def _without(classes: tuple[type[Message], ...], *unwanted: type[Message]) -> tu
 
 def _not_from_agent(uses_frames: bool) -> tuple[type[Message], ...]:
     """What an agent does not say: the other kind of picture, and without frame memory nothing that is ours."""
-    return (GrantPicture,) if uses_frames else (FramePicture, Icon)
+    return (GrantPicture,) if uses_frames else (FramePicture, Icon, ClipboardImage)
 
 
 class _End:
@@ -178,7 +179,7 @@ class HostEnd(_End):
         """The host's half of the handshake; messages may be sent after it."""
         if self.minor is None:
             raise LocalProtocolError("the agent has not said its version yet")
-        unwanted: list[type[Message]] = [] if self._uses_frames else [Painted, Keyboard, Screens]
+        unwanted: list[type[Message]] = [] if self._uses_frames else [Painted, Keyboard, Screens, ClipboardImage]
         if self.minor < DESTROY_IS_ACKNOWLEDGED:
             unwanted.append(Destroy)
         if self.minor < DUMPS_ARE_ACKNOWLEDGED:

@@ -14,6 +14,7 @@ from insula_proto import gui, limits
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
 from insula_proto.gui import (
     ClipboardData,
+    ClipboardImage,
     Configure,
     Create,
     Cursor,
@@ -74,7 +75,8 @@ def _text(value: bytes, size: int) -> bytes:
     return value.ljust(size, b"\0")
 
 
-def _encode_body(message: Message) -> bytes:
+def encode_body(message: Message) -> bytes:
+    """A message without its header. :raise LocalProtocolError, struct.error: values that no field holds."""
     if isinstance(message, Fixed):
         return _encode_fixed(message)
     if isinstance(message, ClipboardData):
@@ -91,7 +93,7 @@ def _encode_body(message: Message) -> bytes:
     if isinstance(message, FramePicture):
         dump = _DUMP.pack(gui.DUMP_FRAME, message.width, message.height, _BITS_PER_PIXEL)
         return dump + _FRAME.pack(message.offset, message.width * limits.GUI_BYTES_PER_PIXEL)
-    if isinstance(message, Icon):
+    if isinstance(message, (Icon, ClipboardImage)):
         return _ICON.pack(message.width, message.height) + message.pixels
     if isinstance(message, Keyboard):
         size = limits.GUI_KEYBOARD_SIZE
@@ -104,7 +106,7 @@ def _encode_body(message: Message) -> bytes:
 def encode(message: Message) -> bytes:
     """Return header and body. :raise LocalProtocolError: the other side would refuse it."""
     try:
-        body = _encode_body(message)
+        body = encode_body(message)
         header = HEADER.pack(message.kind, message.window, len(body))
     except struct.error as error:
         raise LocalProtocolError(f"{message!r}: {error}") from error
@@ -193,6 +195,17 @@ def _decode_icon(window: int, untrusted_body: bytes) -> Message:
     return Icon(window, width, height, pixels)
 
 
+def decode_image(window: int, untrusted_body: bytes) -> ClipboardImage:
+    """Of any bytes. :raise RemoteProtocolError: and nothing else."""
+    if len(untrusted_body) < _ICON.size:
+        raise RemoteProtocolError(f"image in {len(untrusted_body)} bytes")
+    width, height = _ICON.unpack_from(untrusted_body)
+    size = len(untrusted_body) - _ICON.size
+    if not (width and height) or width * height > limits.GUI_MAX_IMAGE_PIXELS or size != picture_size(width, height):
+        raise RemoteProtocolError(f"image of {width} x {height} in {size} bytes")
+    return ClipboardImage(window, width, height, untrusted_body[_ICON.size :])
+
+
 def _decode_keyboard(window: int, untrusted_body: bytes) -> Message:
     size = limits.GUI_KEYBOARD_SIZE
     fields = untrusted_body[:size], untrusted_body[size : 2 * size], untrusted_body[2 * size :]
@@ -231,6 +244,8 @@ def decode_body(kind: int, window: int, untrusted_body: bytes) -> Message:
         return _decode_dump(window, untrusted_body)
     if kind == ClipboardData.kind:
         return ClipboardData(window, untrusted_body)
+    if kind == ClipboardImage.kind:
+        return decode_image(window, untrusted_body)
     if kind == Title.kind:
         return Title(window, _untrusted_text(untrusted_body))
     if kind == WindowClass.kind:
@@ -251,6 +266,7 @@ _FRAME_LENGTHS = (_DUMP.size + _FRAME.size,) * 2
 _GRANT_LENGTHS = (_DUMP.size, _DUMP.size + limits.GUI_MAX_GRANTS * _REFERENCE_SIZE)
 _LENGTHS: dict[type[Message], tuple[int, int]] = {
     ClipboardData: (0, limits.GUI_MAX_CLIPBOARD),
+    ClipboardImage: (_ICON.size + picture_size(1, 1), _ICON.size + picture_size(limits.GUI_MAX_IMAGE_PIXELS, 1)),
     Title: (limits.GUI_TITLE_SIZE,) * 2,
     WindowClass: (2 * limits.GUI_CLASS_SIZE,) * 2,
     KeymapNotify: (_KEYMAP_SIZE,) * 2,

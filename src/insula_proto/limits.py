@@ -123,6 +123,9 @@ GUI_KEYBOARD_SIZE = 64
 GUI_MAX_CLIPBOARD = 256000
 """Bytes of a clipboard from version 1.8 on."""
 
+GUI_MAX_IMAGE_PIXELS = 1 << 21
+"""Of an image in a clipboard: a little more than a screen of 1920×1080. Eight MiB on their way."""
+
 GUI_MAX_CLIPBOARD_BEFORE_8 = 65000
 """Bytes of a clipboard in versions 1.4 to 1.7."""
 

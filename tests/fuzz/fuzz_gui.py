@@ -26,10 +26,12 @@ SEEDS = [
     b"\2" + HOST_HELLO + gui_wire.encode(gui.KeymapNotify(0, bytes(32))) + gui_wire.encode(gui.Painted(1)),
     b"\2" + HOST_HELLO + gui_wire.encode(gui.Crossing(1, True, 0, 0, 0)) + gui_wire.encode(gui.Close(1)),
     b"\0" + AGENT_HELLO + gui_wire.encode(gui.Icon(1, 2, 3, bytes(24))) + gui_wire.encode(gui.Icon(1, 0, 0, b"")),
+    b"\0" + AGENT_HELLO + gui_wire.encode(gui.ClipboardImage(1, 2, 3, bytes(24))),
+    b"\2" + HOST_HELLO + gui_wire.encode(gui.ClipboardImage(1, 2, 3, bytes(24))),
     b"\2" + HOST_HELLO + gui_wire.encode(gui.Keyboard(0, b"de,us", b"neo,", b"ctrl:nocaps")),
     b"\2" + HOST_HELLO + gui_wire.encode(gui.Screens(0, 96, ((0, 0, 1280, 800, 300, 190), (1280, 0, 800, 600, 0, 0)))),
 ]  # fmt: skip
-LONGEST = gui_wire.HEADER.size + gui_wire.lengths((gui.GrantPicture,))[gui.GrantPicture.kind][1]
+LONGEST = gui_wire.HEADER.size + gui_wire.lengths((gui.ClipboardImage,))[gui.ClipboardImage.kind][1]
 
 
 def make_end(choice: int) -> HostEnd | AgentEnd:

@@ -40,12 +40,20 @@ ICON = st.tuples(U32, st.integers(1, 64), st.integers(1, 64)).map(
     )
 ) | st.builds(gui.Icon, U32, st.just(0), st.just(0), st.just(b""))
 
+
+@st.composite
+def images(draw: st.DrawFn) -> Message:
+    width, height = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    size = 4 * width * height
+    return gui.ClipboardImage(draw(U32), width, height, draw(st.binary(min_size=size, max_size=size)))
+
+
 KEYBOARD = st.builds(gui.Keyboard, U32, *[st.text("abc_,:-", max_size=size).map(str.encode) for size in (63, 63, 255)])
 MONITOR = st.tuples(st.integers(0, 16384), st.integers(0, 6144), st.integers(1, 16384), st.integers(1, 6144), U32, U32)
 SCREENS = st.builds(
     gui.Screens, U32, st.integers(48, 480), st.lists(MONITOR, min_size=1, max_size=16).map(tuple)
 )  # fmt: skip
-OURS_FROM_HOST: st.SearchStrategy[Message] = KEYBOARD | SCREENS
+OURS_FROM_HOST: st.SearchStrategy[Message] = KEYBOARD | SCREENS | images()
 
 FROM_AGENT: st.SearchStrategy[Message] = st.one_of(
     st.builds(gui.Create, WINDOW, I32, I32, SIDE, SIDE, U32, FLAG),

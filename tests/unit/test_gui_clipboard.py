@@ -23,7 +23,7 @@ from insula.gui.clipboard import (
     is_before,
 )
 from insula.gui.desktop import AskPaste, Command, FailCopy, OfferCopy, Send, StartCopy, Tell
-from insula_proto import gui
+from insula_proto import gui, gui_wire
 
 LIMIT = 1000
 
@@ -83,6 +83,61 @@ def test_answer_as_long_as_may_be_is_offered_unchanged() -> None:
     data = "\0\n\u202e€".encode() * 125
     assert len(data) == LIMIT
     assert asked().received(data, 1.0) == [OfferCopy(1, data)]
+
+
+IMAGE = gui.ClipboardImage(7, 3, 2, bytes(range(24)))
+IMAGE_FILE = gui_wire.encode_body(IMAGE)
+
+
+def test_image_is_offered_as_one_and_delivered_as_it_was() -> None:
+    [offer] = asked().received_image(IMAGE, 1.0)
+    assert offer == OfferCopy(1, IMAGE_FILE, is_image=True)
+    target = QubeClipboard(LIMIT)
+    target.paste(7, 101, 0.0)
+    assert target.deliver(1, IMAGE_FILE, 1.0, is_image=True) == [Send(IMAGE)]
+
+
+def test_image_nobody_asked_for_late_or_a_second_time_is_dropped() -> None:
+    """MC-51."""
+    assert QubeClipboard(LIMIT).received_image(IMAGE, 0.0) == []
+    assert asked().received_image(IMAGE, COPY_TIMEOUT) == []
+    clipboard = asked()
+    clipboard.received(b"text", 1.0)
+    assert clipboard.received_image(IMAGE, 1.0) == []
+
+
+@pytest.mark.parametrize("limit", [0, 5])
+def test_image_with_more_pixels_than_may_be_is_refused_where_it_comes_from_and_where_it_goes(limit: int) -> None:
+    """MC-52."""
+    source, target = QubeClipboard(LIMIT, limit), QubeClipboard(LIMIT, limit)
+    source.copy(7, 100, 0.0)
+    [failed] = source.received_image(IMAGE, 1.0)
+    assert isinstance(failed, FailCopy)
+    target.paste(7, 101, 0.0)
+    [told] = target.deliver(1, IMAGE_FILE, 1.0, is_image=True)
+    assert isinstance(told, Tell)
+
+
+@pytest.mark.parametrize("data", [b"", IMAGE_FILE[:-1], IMAGE_FILE + b"x", bytes(12), b"text", b"\xff" * 24])
+def test_what_is_no_image_is_not_pasted_whatever_the_sources_process_says(data: bytes) -> None:
+    """MC-52."""
+    target = QubeClipboard(LIMIT)
+    target.paste(7, 101, 0.0)
+    [told] = target.deliver(1, data, 1.0, is_image=True)
+    assert isinstance(told, Tell)
+
+
+def test_image_on_the_board_is_judged_as_one_and_no_limit_of_text_holds_for_it() -> None:
+    """MC-55."""
+    board: Board[str] = Board()
+    board.copy_started("work", 1, 100, 0.0)
+    assert board.copy_offered("work", 1, "image", 9000, 1.0, is_image=True) == [
+        Notice("an image of 9000 bytes copied from work")
+    ]
+    assert board.paste_asked("mail", 5, 101, 2.0, limit=256) == [Judge(1, "work", "mail", True)]
+    [deliver, notice] = board.judged(1, True, 2.0)
+    assert deliver == Deliver("mail", 5, "image", True)
+    assert notice == Notice("an image of 9000 bytes pasted from work into mail; the clipboard is empty")
 
 
 NO_TEXTS = [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"cut \xe2\x82", b"\x80"]

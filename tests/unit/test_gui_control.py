@@ -97,7 +97,7 @@ def test_printable_any_text_can_be_told(text: str) -> None:
 
 def test_configure_says_all_that_settings_hold() -> None:
     """A setting that could not be told would stay at its default in silence."""
-    odd = Configure("work", 1, True, False, True, 256, 2, "Mod4-Alt-C", "none", "de+neo+")
+    odd = Configure("work", 1, True, False, True, 256, 2, "Mod4-Alt-C", "none", "de+neo+", image_limit=100)
     settings = odd.settings()
     assert settings == Settings(
         "work",
@@ -106,6 +106,7 @@ def test_configure_says_all_that_settings_hold() -> None:
         allows_popups=False,
         allows_utf8=True,
         clipboard_limit=256,
+        image_limit=100,
         background=2,
         copy=Sequence(SUPER | ALT, "c"),
         paste=None,

@@ -11,7 +11,7 @@ from insula.gui.features import configure
 
 NAMES = (
     "allow-fullscreen", "override-redirect", "allow-utf8-titles", "secure-copy-sequence", "secure-paste-sequence",
-    "max-clipboard-size", "window-background-color",
+    "max-clipboard-size", "max-clipboard-image", "window-background-color",
 )  # fmt: skip
 
 
@@ -37,11 +37,12 @@ def test_every_feature_is_read() -> None:
         "gui-override-redirect": "disable",
         "gui-allow-utf8-titles": "1",
         "gui-max-clipboard-size": "256000",
+        "gui-max-clipboard-image": "0",
         "gui-window-background-color": "0x102030",
         "gui-secure-paste-sequence": "Ctrl-Alt-v",
     }
     expected = Configure(
-        "work", 1, False, False, True, 256000, 0x102030, "Ctrl-Shift-c", "Ctrl-Alt-v"
+        "work", 1, False, False, True, 256000, 0x102030, "Ctrl-Shift-c", "Ctrl-Alt-v", image_limit=0
     )  # fmt: skip
     assert made(given_features) == (expected, ())
 

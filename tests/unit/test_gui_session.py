@@ -163,6 +163,23 @@ async def test_guest_that_never_reads_is_given_up_at_a_bound_motion_left_out_lon
     assert bench.backend.screen.windows == {}
 
 
+async def test_pasted_image_is_beside_the_bound_of_what_a_guest_leaves_unread(bench: Bench) -> None:
+    """MC-14: and only while it is on its way."""
+    await bench.greet()
+    await bench.show()
+    bench.happened(FocusGained(1))
+    image = gui.ClipboardImage(1, 1024, 1024, bytes(4 << 20))
+    bench.session._send(image)
+    assert len(bench.session._queued) > MAX_QUEUED
+    await bench.hear(lambda: image in bench.heard)
+    assert bench.session._queued == b""
+    for n in range(100_000):
+        bench.happened(KeyChanged(1, n % 2 == 0, 38, "a", 0, 1, 2, False, n))
+        if bench.reason is not None:
+            break
+    assert bench.reason == "the guest does not read"
+
+
 async def test_flood_is_read_at_the_screens_pace(bench: Bench) -> None:
     """MC-43: between two pictures of the screen the loop is free for others."""
     await bench.greet()

@@ -32,7 +32,7 @@ AGENT_MAY_IMPORT = frozenset(
     {
         "insula_agent",
         "insula_proto",
-        "PIL",  # images are taken apart in disposables, by the service that does nothing else
+        "PIL",  # images are taken apart by a program that does nothing else
         "xcffib",  # the X server's protocol, by the agent of windows
     }
 )

@@ -1,4 +1,5 @@
-"""Whether text may go from one qube's clipboard to another's: what policy says of ``qubes.ClipboardPaste``.
+"""Whether text or an image may go from one qube's clipboard to another's: what policy says of
+``qubes.ClipboardPaste``, of an image with the argument ``+image``.
 
 The key the user pressed in the target's window is the consent, so ``ask`` is as good as ``allow`` (gui-protocol §9). A
 rule that sends the call elsewhere than to the qube of that window does not allow it there.
@@ -24,8 +25,9 @@ class PasteJudge:
         self._policy = policy
         self._snapshot = snapshot
 
-    async def __call__(self, source: str, target: str) -> bool:
+    async def __call__(self, source: str, target: str, argument: str = "") -> bool:
         policy = await self._policy()
         snapshot = self._snapshot()
-        decision = settle(evaluate(Request(SERVICE, "+", source, target), policy, snapshot), snapshot, assume_yes=True)
+        request = Request(SERVICE, f"+{argument}", source, target)
+        decision = settle(evaluate(request, policy, snapshot), snapshot, assume_yes=True)
         return isinstance(decision, Allow) and decision.qube == target and decision.objection is None

@@ -9,7 +9,17 @@ from __future__ import annotations
 import fcntl
 import os
 
+from insula_proto import gui_wire, limits
+from insula_proto.gui import ClipboardImage
+
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+def limit(*, is_image: bool) -> int:
+    """Bytes that one may have."""
+    if is_image:
+        return gui_wire.lengths([ClipboardImage])[ClipboardImage.kind][1]
+    return limits.GUI_MAX_CLIPBOARD
 
 
 def make(data: bytes) -> int:
@@ -40,7 +50,7 @@ def read(descriptor: int, limit: int) -> bytes:
     """Return what is in it. :raise ValueError, OSError: as :func:`size`."""
     length = size(descriptor, limit)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    data = b""
+    data = bytearray()
     while len(data) < length:
         data += os.read(descriptor, length - len(data))
-    return data
+    return bytes(data)

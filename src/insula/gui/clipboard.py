@@ -1,8 +1,10 @@
-"""The two keys that move text: the part of one qube's process, and the board between qubes. Pure.
+"""The two keys that move text and images: the part of one qube's process, and the board between qubes. Pure.
 
 The host shows and logs nothing of what is copied; in :class:`Board` it is not even bytes, but whatever its owner
 passes (a sealed memory file, so that the daemon reads nothing a guest wrote). The sandboxed processes of the source and
-of the target each look whether it is valid UTF-8, the second because the first may be the guest's by now. Rules:
+of the target each look whether it is valid UTF-8, the second because the first may be the guest's by now. An image is
+its size and its pixels: files of images are taken apart in the qube they come from and made in the one they go to, so
+nobody else meets what is in them. Rules:
 
 - Nothing happens without a key pressed by the user in a window of the qube (MC-53). One press, one answer: what a guest
   sends unasked, twice, after the time, or after the user went on, is dropped (MC-51).
@@ -20,10 +22,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from insula.gui.desktop import AskPaste, Command, FailCopy, OfferCopy, Send, StartCopy, Tell
-from insula_proto import gui, limits
+from insula_proto import gui, gui_wire, limits
+from insula_proto.errors import RemoteProtocolError
 
-COPY_TIMEOUT = 5.0
-"""Seconds a guest has to answer: an emulated one that swaps takes two."""
+COPY_TIMEOUT = 12.0
+"""Seconds a guest has to answer: an emulated one that swaps takes two, and some more to take an image apart. (Who goes
+on to another qube meanwhile is told that nothing was copied.)"""
 PASTE_TIMEOUT = 5.0
 """Seconds policy has to say whether it may be pasted; it asks nobody."""
 DELIVERY_TIMEOUT = PASTE_TIMEOUT + 1.0
@@ -46,9 +50,10 @@ def is_text(untrusted_data: bytes) -> bool:
 class QubeClipboard:
     """One qube's part."""
 
-    def __init__(self, limit: int) -> None:
-        """``limit``: bytes."""
+    def __init__(self, limit: int, image_limit: int = limits.GUI_MAX_IMAGE_PIXELS) -> None:
+        """``limit``: bytes of text; ``image_limit``: pixels of an image."""
         self._limit = limit
+        self._image_limit = image_limit
         self._number = 0
         self._copy: tuple[int, float] | None = None
         """Number and deadline of the copy the guest was asked for."""
@@ -63,10 +68,9 @@ class QubeClipboard:
 
     def received(self, untrusted_data: bytes, now: float) -> list[Command]:
         """The guest sent CLIPBOARD_DATA."""
-        if self._copy is None or now >= self._copy[1]:
-            self._copy = None
+        number = self._answered(now)
+        if number is None:
             return []
-        number, self._copy = self._copy[0], None
         if len(untrusted_data) > self._limit:
             return [FailCopy(number, f"the text is longer than {self._limit} bytes")]
         if not untrusted_data:
@@ -75,6 +79,25 @@ class QubeClipboard:
             return [FailCopy(number, "what it gave is no text")]
         return [OfferCopy(number, untrusted_data)]
 
+    def received_image(self, image: gui.ClipboardImage, now: float) -> list[Command]:
+        """The guest sent an image instead."""
+        number = self._answered(now)
+        if number is None:
+            return []
+        if image.width * image.height > self._image_limit:
+            return [FailCopy(number, self._too_large(image))]
+        return [OfferCopy(number, gui_wire.encode_body(image), is_image=True)]
+
+    def _too_large(self, image: gui.ClipboardImage) -> str:
+        if not self._image_limit:
+            return "no images may be copied or pasted there"
+        return f"the image of {image.width} x {image.height} has more than {self._image_limit} pixels"
+
+    def _answered(self, now: float) -> int | None:
+        """The number of the copy that this answers; None: nobody asked, or not any more."""
+        copy, self._copy = self._copy, None
+        return None if copy is None or now >= copy[1] else copy[0]
+
     def paste(self, window: int, stamp: int, now: float) -> list[Command]:
         """The user pressed the keys that paste."""
         self._number += 1
@@ -82,18 +105,29 @@ class QubeClipboard:
         self._paste = (self._number, window, now + DELIVERY_TIMEOUT)
         return [AskPaste(self._number, stamp)]
 
-    def deliver(self, number: int, untrusted_data: bytes, now: float) -> list[Command]:
-        """The board's answer to a paste: nothing is sent if it is not the last one asked for, late, too long or no
-        text."""
+    def deliver(self, number: int, untrusted_data: bytes, now: float, *, is_image: bool = False) -> list[Command]:
+        """The board's answer to a paste: nothing is sent if it is not the last one asked for, late, too long, or not
+        what it is said to be."""
         paste = self._paste
         if paste is None or paste[0] != number:
             return []
         self._paste = None
         if now >= paste[2]:
             return []
+        if is_image:
+            return self._deliver_image(paste[1], untrusted_data)
         if len(untrusted_data) > self._limit or not is_text(untrusted_data):
             return [Tell("what was to be pasted is too long for it, or no text; nothing was pasted")]
         return [Send(gui.ClipboardData(paste[1], untrusted_data))]
+
+    def _deliver_image(self, window: int, untrusted_data: bytes) -> list[Command]:
+        try:
+            image = gui_wire.decode_image(window, untrusted_data)
+        except RemoteProtocolError:
+            return [Tell("what was to be pasted is no image; nothing was pasted")]
+        if image.width * image.height > self._image_limit:
+            return [Tell(f"{self._too_large(image)}; nothing was pasted")]
+        return [Send(image)]
 
 
 # --- between qubes -------------------------------------------------------------------------------------------------
@@ -116,6 +150,7 @@ class Judge(BoardCommand):
     number: int
     source: str
     target: str
+    is_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +160,7 @@ class Deliver(BoardCommand, Generic[Content]):
     target: str
     number: int
     content: Content
+    is_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +183,15 @@ class _Held(Generic[Content]):
     content: Content
     size: int
     until: float
+    is_image: bool = False
+
+    @property
+    def what(self) -> str:
+        return "the image" if self.is_image else "the text"
+
+    @property
+    def amount(self) -> str:
+        return f"an image of {self.size} bytes" if self.is_image else f"{self.size} bytes"
 
 
 @dataclass(frozen=True)
@@ -165,7 +210,7 @@ class _Pasting:
 
 
 class Board(Generic[Content]):
-    """What all qubes' processes share: at most one text, in nobody's reach but the user's keys'."""
+    """What all qubes' processes share: at most one text or image, in nobody's reach but the user's keys'."""
 
     def __init__(self) -> None:
         self._held: _Held[Content] | None = None
@@ -198,7 +243,9 @@ class Board(Generic[Content]):
         self._copying = _Copying(source, number, now + COPY_TIMEOUT)
         return self._clear()
 
-    def copy_offered(self, source: str, number: int, content: Content, size: int, now: float) -> list[BoardCommand]:
+    def copy_offered(
+        self, source: str, number: int, content: Content, size: int, now: float, *, is_image: bool = False
+    ) -> list[BoardCommand]:
         """What the guest answered."""
         copying = self._copying
         if copying is None or (copying.source, copying.number) != (source, number):
@@ -207,8 +254,8 @@ class Board(Generic[Content]):
         if self._copying is None:
             return [Drop(content), *late]
         self._copying = None
-        self._held = _Held(source, content, size, now + KEPT)
-        return [Notice(f"{size} bytes copied from {source}")]
+        self._held = _Held(source, content, size, now + KEPT, is_image)
+        return [Notice(f"{self._held.amount} copied from {source}")]
 
     def copy_failed(self, source: str, number: int, reason: str) -> list[BoardCommand]:
         """``reason``: the host's words."""
@@ -229,7 +276,8 @@ class Board(Generic[Content]):
     def paste_asked(
         self, target: str, number: int, stamp: int, now: float, *, limit: int = limits.GUI_MAX_CLIPBOARD
     ) -> list[BoardCommand]:
-        """The user pastes in a window of ``target``, which takes ``limit`` bytes."""
+        """The user pastes in a window of ``target``, which takes ``limit`` bytes of text (of an image: what its process
+        allows)."""
         if self._is_late(stamp):
             return []
         self._copying = None
@@ -237,13 +285,13 @@ class Board(Generic[Content]):
         if self._held is None:
             return [*expired, Notice("there is nothing to paste")]
         if self._held.source == target:
-            return [Notice(f"the text is from {target} itself; paste it there as within any computer")]
-        if self._held.size > limit:
+            return [Notice(f"{self._held.what} is from {target} itself; paste it there as within any computer")]
+        if self._held.size > limit and not self._held.is_image:
             return [Notice(f"the text has {self._held.size} bytes, {target} takes {limit}; nothing was pasted")]
         self._judgements += 1
         # (A key that is pressed again asks again; what the first was for is void.)
         self._pasting = {self._judgements: _Pasting(target, number, now + PASTE_TIMEOUT)}
-        return [Judge(self._judgements, self._held.source, target)]
+        return [Judge(self._judgements, self._held.source, target, self._held.is_image)]
 
     def judged(self, number: int, is_allowed: bool, now: float) -> list[BoardCommand]:  # noqa: FBT001, RUF100 - a fact
         """What policy said about a :class:`Judge`."""
@@ -253,11 +301,12 @@ class Board(Generic[Content]):
         if pasting is None or held is None:
             return expired
         if not is_allowed:
-            return [Notice(f"policy does not let text go from {held.source} to {pasting.target}")]
+            what = "an image" if held.is_image else "text"
+            return [Notice(f"policy does not let {what} go from {held.source} to {pasting.target}")]
         self._held = None
         self._pasting.clear()
-        notice = Notice(f"{held.size} bytes pasted from {held.source} into {pasting.target}; the clipboard is empty")
-        return [Deliver(pasting.target, pasting.number, held.content), notice]
+        notice = Notice(f"{held.amount} pasted from {held.source} into {pasting.target}; the clipboard is empty")
+        return [Deliver(pasting.target, pasting.number, held.content, held.is_image), notice]
 
     def expire(self, now: float) -> list[BoardCommand]:
         """Wipe what has been there long enough, and give up what takes too long."""

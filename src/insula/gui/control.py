@@ -61,6 +61,7 @@ class Configure(_Message, frozen=True, tag=True):
     keyboard: Annotated[str, Meta(max_length=400)] = ""
     is_emulated: bool = False
     """The channel is no agent's but the machine's own screen (``emulated``)."""
+    image_limit: Annotated[int, Meta(ge=0, le=limits.GUI_MAX_IMAGE_PIXELS)] = limits.GUI_MAX_IMAGE_PIXELS
 
     def settings(self) -> Settings:
         """:raise ValueError: keys that cannot be."""
@@ -71,6 +72,7 @@ class Configure(_Message, frozen=True, tag=True):
             allows_popups=self.allows_popups,
             allows_utf8=self.allows_utf8,
             clipboard_limit=self.clipboard_limit,
+            image_limit=self.image_limit,
             background=self.background,
             copy=Sequence.parse(self.copy),
             paste=Sequence.parse(self.paste),
@@ -86,6 +88,7 @@ class Deliver(_Message, frozen=True, tag=True):
     """What may be pasted, for PasteAsked of that number; with a descriptor."""
 
     number: Number
+    is_image: bool = False
 
 
 # --- process to daemon -------------------------------------------------------------------------------------------
@@ -104,6 +107,8 @@ class CopyOffered(_Message, frozen=True, tag=True):
     """With a descriptor."""
 
     number: Number
+    is_image: bool = False
+    """Else text."""
 
 
 class CopyFailed(_Message, frozen=True, tag=True):

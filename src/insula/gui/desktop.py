@@ -220,7 +220,9 @@ class StartCopy(Command):
 class OfferCopy(Command):
     number: int
     data: bytes
-    """Text; never shown, never logged."""
+    """Never shown, never logged."""
+    is_image: bool = False
+    """A body of :class:`insula_proto.gui.ClipboardImage`; else text."""
 
 
 @dataclass(frozen=True)

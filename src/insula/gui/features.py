@@ -11,6 +11,7 @@ default, which never allows more, and the problem is told.
 ``secure-copy-sequence``  keys like ``Ctrl-Shift-c``, or ``none``
 ``secure-paste-sequence`` the same
 ``max-clipboard-size``    bytes that may be copied from it or pasted into it
+``max-clipboard-image``   pixels of an image that may be, as above; 0: no images (ours)
 ``window-background-color`` of a window without picture: ``0xRRGGBB``, or ``white`` and the like
 ========================= ======================================================================
 """
@@ -60,6 +61,7 @@ def configure(qube: str, colour: int, of_qube: Find, of_host: Find) -> tuple[Con
         allows_popups=value("override-redirect", True, _allows_popups),
         allows_utf8=value("allow-utf8-titles", False, _flag),
         clipboard_limit=value("max-clipboard-size", DEFAULT_CLIPBOARD, _clipboard),
+        image_limit=value("max-clipboard-image", limits.GUI_MAX_IMAGE_PIXELS, _image),
         background=value("window-background-color", WHITE, _colour),
         copy=value("secure-copy-sequence", COPY_KEYS, _keys),
         paste=value("secure-paste-sequence", PASTE_KEYS, _keys),
@@ -81,6 +83,13 @@ def _clipboard(text: str) -> int:
     number = int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
     if not MIN_CLIPBOARD <= number <= limits.GUI_MAX_CLIPBOARD:
         raise ValueError(f"{MIN_CLIPBOARD} to {limits.GUI_MAX_CLIPBOARD} bytes, not {text[:20]!a}")
+    return number
+
+
+def _image(text: str) -> int:
+    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
+    if not 0 <= number <= limits.GUI_MAX_IMAGE_PIXELS:
+        raise ValueError(f"0 to {limits.GUI_MAX_IMAGE_PIXELS} pixels, not {text[:20]!a}")
     return number
 
 

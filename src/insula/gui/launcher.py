@@ -34,7 +34,6 @@ from insula.gui.spawn import GUI_PROGRAM, spawn_gui
 from insula.preload.forks import ForkedProcess, PreloadedParent
 from insula.preload.last_words import LastWords
 from insula.rpc.pacing import RateLimit
-from insula_proto import limits
 from insula_proto.errors import RemoteProtocolError
 
 NOTICES_BURST = 10
@@ -44,7 +43,9 @@ KEYS_BURST = 30
 KEYS_PER_SECOND = 5.0
 """Messages about copying and pasting that are listened to, of one qube: four or five for each key people press."""
 
-MayPaste = Callable[[str, str], Awaitable[bool]]
+IMAGE = "image"
+"""Argument of the call that policy is asked about, if it is one."""
+MayPaste = Callable[[str, str, str], Awaitable[bool]]
 Notify = Callable[[str | None, str], None]
 
 log = logging.getLogger("insula.gui")
@@ -102,10 +103,10 @@ class RunningGui:
         with suppress(OSError):
             self._daemon.send(control.encode(control.Expect()))
 
-    def deliver(self, number: int, clip: int) -> None:
+    def deliver(self, number: int, clip: int, *, is_image: bool = False) -> None:
         """Pass on what may be pasted; the descriptor stays the caller's. One that does not take it gets nothing."""
         with suppress(OSError):
-            socket.send_fds(self._daemon, [control.encode(control.Deliver(number))], [clip])
+            socket.send_fds(self._daemon, [control.encode(control.Deliver(number, is_image))], [clip])
 
     def _readable(self) -> None:
         descriptors: list[int] = []
@@ -147,7 +148,8 @@ class GuiLauncher:
     """Owns the preloaded parent of all processes that show windows, those processes, and the board."""
 
     def __init__(self, judge: MayPaste, notify: Notify, environment: Mapping[str, str] = os.environ) -> None:
-        """``judge(source, target)``: whether text may go so. ``notify(qube, text)``: tell the user, in a corner;
+        """``judge(source, target, argument)``: whether it may go so; the argument is :data:`IMAGE` or empty.
+        ``notify(qube, text)``: tell the user, in a corner;
         the qube is None where the host speaks for itself.
         ``environment``: names the desktop."""
         self._judge = judge
@@ -245,8 +247,8 @@ class GuiLauncher:
         elif isinstance(message, CopyStarted):
             commands = board.copy_started(name, message.number, message.stamp, now)
         elif isinstance(message, CopyOffered):
-            size = clip_file.size(descriptors[0], limits.GUI_MAX_CLIPBOARD)
-            commands = board.copy_offered(name, message.number, descriptors.pop(), size, now)
+            size = clip_file.size(descriptors[0], clip_file.limit(is_image=message.is_image))
+            commands = board.copy_offered(name, message.number, descriptors.pop(), size, now, is_image=message.is_image)
         elif isinstance(message, CopyFailed):
             commands = board.copy_failed(name, message.number, message.reason)
         elif isinstance(message, PasteAsked):
@@ -263,7 +265,7 @@ class GuiLauncher:
             elif isinstance(command, Deliver):
                 running = self._running.get(command.target)
                 if running is not None:
-                    running.deliver(command.number, command.content)
+                    running.deliver(command.number, command.content, is_image=command.is_image)
                 os.close(command.content)
             elif isinstance(command, Drop):
                 os.close(command.content)
@@ -273,7 +275,7 @@ class GuiLauncher:
 
     async def _ask(self, judge: Judge) -> None:
         try:
-            is_allowed = await self._judge(judge.source, judge.target)
+            is_allowed = await self._judge(judge.source, judge.target, IMAGE if judge.is_image else "")
         except OSError as error:
             log.warning("clipboard from %s to %s: policy cannot be asked: %s", judge.source, judge.target, error)
             is_allowed = False

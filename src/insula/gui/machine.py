@@ -36,7 +36,7 @@ class Machine:
     def __init__(self, settings: Settings, desk: Desk, *, memory_size: int, minor: int = gui_channel.MINOR) -> None:
         """As :class:`insula.gui.windows.Windows`: one for each connection of the guest's agent."""
         limit = min(settings.clipboard_limit, gui_channel.max_clipboard(minor))
-        self._clipboard = QubeClipboard(limit)
+        self._clipboard = QubeClipboard(limit, settings.image_limit)
         self._windows = Windows(settings, desk, memory_size=memory_size, minor=minor)
         self._keyboard = Keyboard(settings, self._clipboard, self._windows.is_icon)
         self._desk = desk
@@ -97,6 +97,8 @@ class Machine:
         """Take a message of the guest. :raise RemoteProtocolError: :meth:`clear` is all that is left to do."""
         if isinstance(message, gui.ClipboardData):
             return self._clipboard.received(message.data, now)
+        if isinstance(message, gui.ClipboardImage):
+            return self._clipboard.received_image(message, now)
         self._windows.receive(message)
         return []
 
@@ -117,9 +119,9 @@ class Machine:
         """The user has started a program in this qube."""
         self._windows.expect(now)
 
-    def deliver(self, number: int, data: bytes, now: float) -> list[Command]:
+    def deliver(self, number: int, data: bytes, now: float, *, is_image: bool = False) -> list[Command]:
         """What may be pasted, as the answer to :class:`insula.gui.desktop.AskPaste`."""
-        return self._clipboard.deliver(number, data, now)
+        return self._clipboard.deliver(number, data, now, is_image=is_image)
 
     def settle(self, now: float) -> list[Command]:
         """Return what there is to do."""

@@ -43,7 +43,6 @@ from insula.gui.frame_memory import FrameMemory
 from insula.gui.session import End, Session
 from insula.gui.settings import Settings
 from insula.preload import title
-from insula_proto import limits
 from insula_proto.errors import RemoteProtocolError
 
 EXIT_OK = 0
@@ -134,7 +133,8 @@ class Process:
                 return
             if not isinstance(message, Deliver) or not descriptors or self._session is None:
                 raise RemoteProtocolError(f"{type(message).__name__} now")  # noqa: TRY301 - handled as the decoder's
-            self._session.deliver(message.number, clip_file.read(descriptors[0], limits.GUI_MAX_CLIPBOARD))
+            untrusted_data = clip_file.read(descriptors[0], clip_file.limit(is_image=message.is_image))
+            self._session.deliver(message.number, untrusted_data, is_image=message.is_image)
         except (RemoteProtocolError, ValueError) as error:
             print(f"insula-gui: {error}", file=sys.stderr, flush=True)
             self._finish(EXIT_DAEMON_PROTOCOL)
@@ -173,7 +173,7 @@ class Process:
         if isinstance(command, StartCopy):
             self._tell(CopyStarted(command.number, command.stamp))
         elif isinstance(command, OfferCopy):
-            self._tell(CopyOffered(command.number), clip_file.make(command.data))
+            self._tell(CopyOffered(command.number, command.is_image), clip_file.make(command.data))
         elif isinstance(command, FailCopy):
             self._tell(CopyFailed(command.number, printable(command.reason)))
         elif isinstance(command, AskPaste):

@@ -27,7 +27,8 @@ READ_SIZE = 65536
 MESSAGES_PER_FRAME = 500
 """A busy program sends a few dozen; a flood of this many costs some two milliseconds."""
 MAX_QUEUED = 1 << 20
-"""Bytes a guest may leave unread: the longest paste, and a minute of keys. One that leaves more is not there."""
+"""Bytes a guest may leave unread: the longest text, and a minute of keys; and an image that is pasted. One that leaves
+more is not there."""
 MOTION_STOPS = 65536
 """Bytes unread above which the pointer's way is left out; where it is comes with the next click."""
 
@@ -138,6 +139,8 @@ class Session:
         self._end = end or AgentsEnd(uses_frames=True)
         self._machine: Machine | None = None
         self._queued = bytearray()
+        self._bound = MAX_QUEUED
+        """Of what is queued now."""
         self._waits_for_room = False
         self._messages_left = MESSAGES_PER_FRAME
         self._pause: Handle | None = None
@@ -254,10 +257,15 @@ class Session:
                     self._look()
                 self._obey(self._machine.happened(event, self._loop.time()))
 
-    def deliver(self, number: int, data: bytes) -> None:
+    def deliver(self, number: int, data: bytes, *, is_image: bool = False) -> None:
         """What may be pasted, as the answer to :class:`insula.gui.desktop.AskPaste`."""
         if self._machine is not None and not self._is_over:
-            self._obey(self._machine.deliver(number, data, self._loop.time()))
+            commands = self._machine.deliver(number, data, self._loop.time(), is_image=is_image)
+            # (An agent from before images is told nothing it would not understand.)
+            self._obey([each for each in commands if not self._is_unspoken(each)])
+
+    def _is_unspoken(self, command: Command) -> bool:
+        return isinstance(command, Send) and not self._end.may_send(type(command.message))
 
     @property
     def has_focus(self) -> bool:
@@ -311,13 +319,16 @@ class Session:
             return
         if not self._end.may_send(type(message)):
             raise LocalProtocolError(f"{type(message).__name__} in version 1.{self._end.minor}")
-        self._queue(self._end.send(message))
+        data = self._end.send(message)
+        if isinstance(message, gui.ClipboardImage):
+            self._bound = MAX_QUEUED + len(data)
+        self._queue(data)
 
     def _queue(self, data: bytes) -> None:
         if self._is_over:
             return
         self._queued += data
-        if len(self._queued) > MAX_QUEUED:
+        if len(self._queued) > self._bound:
             self._finish("the guest does not read")
         elif not self._waits_for_room:
             self._flush()
@@ -326,6 +337,7 @@ class Session:
         try:
             while self._queued:
                 del self._queued[: self._channel.send(self._queued)]
+            self._bound = MAX_QUEUED
         except BlockingIOError:
             if not self._waits_for_room:
                 self._waits_for_room = True

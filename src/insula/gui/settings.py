@@ -80,6 +80,8 @@ class Settings:
     paste: Sequence | None = PASTE
     clipboard_limit: int = DEFAULT_CLIPBOARD
     """Bytes that may be copied from it or pasted into it."""
+    image_limit: int = limits.GUI_MAX_IMAGE_PIXELS
+    """Pixels of an image that may be copied from it or pasted into it; 0: none may."""
     keyboard: str = ""
     """As the property ``keyboard_layout`` has it; empty: as the desktop says."""
     background: int = WHITE
@@ -91,3 +93,5 @@ class Settings:
             raise ValueError(
                 f"a clipboard has {MIN_CLIPBOARD} to {limits.GUI_MAX_CLIPBOARD} bytes, not {self.clipboard_limit}"
             )
+        if not 0 <= self.image_limit <= limits.GUI_MAX_IMAGE_PIXELS:
+            raise ValueError(f"an image has up to {limits.GUI_MAX_IMAGE_PIXELS} pixels, not {self.image_limit}")

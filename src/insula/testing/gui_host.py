@@ -26,8 +26,8 @@ def _notify(qube: str | None, text: str) -> None:
 
 
 async def serve(policy: str, qubes: Sequence[tuple[str, str, str]]) -> None:
-    async def judge(source: str, target: str) -> bool:
-        print(f"judged: {source} to {target}", flush=True)
+    async def judge(source: str, target: str, argument: str) -> bool:
+        print(f"judged: {source} to {target}{argument and ', ' + argument}", flush=True)
         return policy == "allow"
 
     async with GuiLauncher(judge, _notify) as launch:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from insula_agent.gui.display import Display
+    from insula_agent.gui.images import Conversion
     from insula_agent.gui.keyboard import KeyboardLayout
     from insula_agent.gui.monitors import Monitors
     from insula_agent.gui.selection import Selection
@@ -69,6 +70,8 @@ class GuiAgent:
         self._keyboard: KeyboardLayout | None = None
         self._monitors: Monitors | None = None
         self._copy_for = gui.NO_WINDOW
+        self._conversions: dict[Sequence[str], Conversion] = {}
+        """Of an image that is copied, and of one to be pasted: the last each, by its program."""
 
     def enter(self, name: str) -> None:
         """Connect to that X server and be its window manager. :raise NoDisplay:"""
@@ -81,7 +84,7 @@ class GuiAgent:
 
         display = self._display = Display(name)
         display.set_resources(RESOURCES)
-        self._selection = Selection(display, self._loop, self._copied)
+        self._selection = Selection(display, self._loop, self._copied, self._image_copied)
         self._windows = Windows(display, self._send)
         self._windows.enter({self._selection.window})
         self._keyboard = KeyboardLayout(display, name)
@@ -152,13 +155,8 @@ class GuiAgent:
     def _take(self, message: Hello | Message) -> None:
         if isinstance(message, Hello):
             self._start(message)
-        elif isinstance(message, gui.ClipboardRequest):
-            self._copy_for = message.window
-            if self._selection is not None:
-                self._selection.request()
-        elif isinstance(message, gui.ClipboardData):
-            if self._selection is not None:
-                self._selection.offer(message.data)
+        elif isinstance(message, (gui.ClipboardRequest, gui.ClipboardData, gui.ClipboardImage)):
+            self._take_clipboard(message)
         elif isinstance(message, gui.Keyboard):
             if self._keyboard is not None:
                 self._keyboard.set(message)
@@ -172,11 +170,60 @@ class GuiAgent:
                 self._keyboard.take_state(message.state)
             self._windows.take_message(message)
 
+    def _take_clipboard(self, message: Message) -> None:
+        if isinstance(message, gui.ClipboardRequest):
+            self._copy_for = message.window
+            self._cancel_copy()
+            if self._selection is not None:
+                self._selection.request()
+        elif isinstance(message, gui.ClipboardData):
+            if self._selection is not None:
+                self._selection.offer(message.data)
+        elif isinstance(message, gui.ClipboardImage):
+            self._image_pasted(message)
+
+    def _cancel_copy(self) -> None:
+        """What was copied before is not the answer to what is copied now."""
+        from insula_agent.gui import images  # noqa: PLC0415 - with the rest that takes long
+
+        if images.DECODER in self._conversions:
+            self._conversions.pop(images.DECODER).cancel()
+
     def _copied(self, data: bytes | None) -> None:
         if data is None:
             self._queued += self._end.refuse_clipboard(self._copy_for)
         else:
             self._send(gui.ClipboardData(self._copy_for, data))
+
+    def _image_copied(self, file: bytes) -> None:
+        def converted(answer: bytes | None) -> None:
+            image = None if answer is None else images.image_of(answer)
+            self._send(
+                gui.ClipboardData(self._copy_for, b"") if image is None else gui.ClipboardImage(self._copy_for, *image)
+            )
+
+        from insula_agent.gui import images  # noqa: PLC0415 - with the rest that takes long
+
+        self._convert(images.DECODER, images.request(file), images.MAX_PIXELS_FILE, converted)
+
+    def _image_pasted(self, message: gui.ClipboardImage) -> None:
+        from insula_agent.gui import images  # noqa: PLC0415 - with the rest that takes long
+
+        selection, source = self._selection, images.pixels_of(message.width, message.height, message.pixels)
+        if selection is not None and source is not None:
+            selection.offer_image(None)
+            self._convert(images.ENCODER, source, images.MAX_FILE, selection.offer_image)
+
+    def _convert(self, argv: Sequence[str], data: bytes, most: int, done: Callable[[bytes | None], None]) -> None:
+        from insula_agent.gui.images import Conversion  # noqa: PLC0415 - with the rest that takes long
+
+        if argv in self._conversions:
+            self._conversions.pop(argv).cancel()
+        try:
+            self._conversions[argv] = Conversion(self._loop, argv, data, most, done)
+        except OSError as error:
+            log(f"an image could not be converted: {error}")
+            done(None)
 
     def _work(self) -> None:
         """All that the X server said, then copies, then what there is to say; nothing is left in a queue of a library
@@ -208,6 +255,9 @@ class GuiAgent:
                 self._selection.notified(event)
             elif name == "SelectionRequestEvent":
                 self._selection.requested(event)
+            return
+        if self._selection is not None and name == "PropertyNotifyEvent" and event.window == self._selection.window:  # type: ignore[attr-defined] # of xcffib
+            self._selection.property_changed(event)
             return
         if self._keyboard is not None and name == "MappingNotifyEvent":
             self._keyboard.changed()

@@ -20,11 +20,13 @@ _BYTES_PER_PIXEL = 4
 class PngWriter:
     """``write`` takes bytes of the file, in order. Exactly 4·width·height bytes of :meth:`pixels` must come."""
 
-    def __init__(self, write: Callable[[bytes], None], width: int, height: int) -> None:
+    def __init__(
+        self, write: Callable[[bytes], object], width: int, height: int, *, compression: int = COMPRESSION
+    ) -> None:
         self._write = write
         self._row_size = width * _BYTES_PER_PIXEL
         self._rest = b""
-        self._compressor = zlib.compressobj(COMPRESSION)
+        self._compressor = zlib.compressobj(compression)
         self._write(_SIGNATURE)
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, *_RGBA_8))
 
