@@ -30,8 +30,8 @@ ENCODER = (PYTHON, "-I", "-S", os.path.join(_FOLDER, "png_encoder.py"))
 MAX_FILE = 1 << 24
 """Bytes of a file; the pixels of the largest image have half of that."""
 MAX_PIXELS_FILE = gui_wire.picture_size(limits.GUI_MAX_IMAGE_PIXELS, 1) + limits.PIXELS_MAX_LINE
-TIMEOUT_S = 8.0
-"""Seconds of a program: in an emulated machine Pillow takes one to load."""
+TIMEOUT_S = 30.0
+"""Seconds of a program: in an emulated machine Pillow takes one to load. (Who copies waits less.)"""
 _SIGKILL = 9
 
 
