@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER = "/run/insula/keys"
 SEED_KEY = "/qubes-random-seed"
 """Used once by the identity step, then forgotten on both sides (agent-services §11)."""
+CLOCK_KEY = "/insula-clock"
+"""Over as soon as it is told; a file of it would be written when a machine goes on, before its first command."""
+NOT_SHOWN = frozenset((SEED_KEY, CLOCK_KEY))
 
 
 def file_name(path: str) -> str:
@@ -156,7 +159,7 @@ class Keys(StreamHandler):
             self._hide(name)
 
     def _show(self, path: str, value: bytes, *, is_new: bool = False) -> None:
-        if not qubesdb.is_valid_path(path) or path == SEED_KEY:
+        if not qubesdb.is_valid_path(path) or path in NOT_SHOWN:
             return
         try:
             if is_new:

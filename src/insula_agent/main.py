@@ -165,11 +165,11 @@ class Identity:
         identity.complete(self._who)
 
     def set_clock(self, value: bytes) -> None:
-        """The host says what time it is: this machine stood still, and its clock with it."""
+        """The host says what time it is: this machine stood still, and its clock with it, or was told late."""
         from insula_agent import renewal  # noqa: PLC0415
 
         try:
-            clock = renewal.plan_clock(value)
+            clock = renewal.plan_setting(value, time.time_ns())
         except renewal.RenewalError as error:
             log(str(error))
             return

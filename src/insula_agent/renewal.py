@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 SEED_KEY = "/qubes-random-seed"
 CLOCK_KEY = "/insula-clock"
-"""Time of the host when it served the keys or let this machine go on, decimal nanoseconds since the epoch."""
+"""Time of the host when it served the keys or let this machine go on, decimal nanoseconds since the epoch. With
+:data:`CHECK` at its end it was sent to check the clock, not to set it."""
+CHECK = b"?"
+SLACK_NS = 20_000_000
+"""A clock that is late by less is left alone: whoever watches it is woken by a change."""
+DELAY_NS = 10_000_000_000
+"""A word that sets the clock is no longer under way than this, on a very busy host. What is later is meant so."""
 MACHINE_ID_KEY = "/insula-machine-id"
 SEED_MAX = 3072
 """Bytes of a key's value."""
@@ -63,6 +69,18 @@ def plan_clock(value: bytes) -> int | None:
     if not value.isdigit() or len(value) > 20 or not EARLIEST <= int(value) // 1_000_000_000 < LATEST:
         raise RenewalError(f"{CLOCK_KEY} is no time: {value!r}")
     return int(value)
+
+
+def plan_setting(value: bytes, now: int) -> int | None:
+    """What to set the clock to, which says ``now``; None: it stays.
+
+    A word of the time is obeyed late, by what it took to get here. A word that checks makes good for an earlier one
+    that took longer; it never sets a clock back, nor one that somebody has set otherwise. :raise RenewalError:
+    """
+    if not value.endswith(CHECK):
+        return plan_clock(value)
+    told = plan_clock(value[: -len(CHECK)])
+    return told if told is not None and SLACK_NS < told - now < DELAY_NS else None
 
 
 def plan_boot_id(random: bytes) -> str:

@@ -75,6 +75,14 @@ def test_change_and_removal_by_host_are_followed(tmp_path: Path) -> None:
     assert pipe.removed == ["/name", "/name"]
 
 
+def test_clock_is_handed_on_each_time_and_never_a_file(tmp_path: Path) -> None:
+    pipe, seen = connected(tmp_path, {"/name": b"work", "/insula-clock": b"1"})
+    pipe.deliver(pipe.server.write("/insula-clock", b"2"))
+    assert seen[0]["/insula-clock"] == b"1"
+    assert pipe.changes == [("/insula-clock", b"2")]
+    assert shown(tmp_path) == {"name": b"work"}
+
+
 def test_files_of_an_earlier_connection_are_removed(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("x")
     connected(tmp_path, {"/name": b"work"})

@@ -8,7 +8,14 @@ import uuid
 
 import pytest
 
-from insula_agent.renewal import RenewalError, plan_boot_id, plan_clock, plan_entropy, plan_machine_id
+from insula_agent.renewal import (
+    RenewalError,
+    plan_boot_id,
+    plan_clock,
+    plan_entropy,
+    plan_machine_id,
+    plan_setting,
+)
 
 
 def test_entropy_counts_every_bit_of_the_seed() -> None:
@@ -37,6 +44,29 @@ def test_clock_is_nanoseconds_since_the_epoch() -> None:
 def test_clock_that_is_no_time_of_ours_is_refused(value: bytes) -> None:
     with pytest.raises(RenewalError):
         plan_clock(value)
+
+
+NOW = 1795461647357201300
+SECOND = 1_000_000_000
+
+
+@pytest.mark.parametrize("late", [-SECOND * 3600, -SECOND, 0, SECOND, SECOND * 3600])
+def test_word_of_the_time_is_obeyed_whatever_the_clock_says(late: int) -> None:
+    assert plan_setting(b"%d" % NOW, NOW - late) == NOW
+
+
+@pytest.mark.parametrize(
+    ("late", "is_set"),
+    [(SECOND // 3, True), (SECOND * 9, True), (SECOND // 100, False), (-SECOND // 3, False), (SECOND * 3600, False)],
+)
+def test_check_puts_right_what_is_late_by_the_way_a_word_took_and_nothing_else(*, late: int, is_set: bool) -> None:
+    assert plan_setting(b"%d?" % NOW, NOW - late) == (NOW if is_set else None)
+
+
+@pytest.mark.parametrize("value", [b"soon?", b"1?", b"1795461647357201300??", b"?1795461647357201300"])
+def test_check_that_is_no_time_is_refused(value: bytes) -> None:
+    with pytest.raises(RenewalError):
+        plan_setting(value, NOW)
 
 
 @pytest.mark.parametrize("random", [bytes(16), b"\xff" * 16, bytes(range(16))])

@@ -48,7 +48,7 @@ from insula_proto.qrexec import (
     Stdout,
     TriggerService,
 )
-from insula_proto.qrexec_channel import AgentControl
+from insula_proto.qrexec_channel import AgentControl, DaemonControl
 from insula_proto.qrexec_channel import ServiceRequested as ServiceRequest
 
 PATIENCE = 30.0
@@ -303,6 +303,44 @@ async def test_clock_is_the_time_at_which_the_keys_are_read(world: World) -> Non
         if isinstance(event, DataReceived):
             keys.receive(event.data)
     assert before <= int(keys.keys["/insula-clock"]) <= time.time_ns()
+
+
+async def test_clock_is_checked_after_the_agent_is_ready(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "CLOCK_CHECKS_S", (0.0, 0.05))
+    keys = qubesdb.KeyClient()
+    await world.sync()
+    stream = world.mux.open(qubesdb.PORT)
+    world.mux.send(stream, keys.read_all())
+    before = time.time_ns()
+    await world.open_control()
+
+    def checks() -> list[bytes]:
+        data = b"".join(e.data for e in world.events if isinstance(e, DataReceived) and e.stream == stream)
+        messages = qubesdb.Decoder().receive(data)
+        return [m.value for m in messages if m.kind == qubesdb.WRITE and m.path == guest.CLOCK_KEY]
+
+    await world.until(lambda: len(checks()) == 2)
+    times = [int(value.removesuffix(guest.CLOCK_CHECK)) for value in checks()]
+    assert before <= times[0] < times[1] <= time.time_ns()
+
+
+async def test_clock_is_not_checked_any_more_when_the_agent_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "CLOCK_CHECKS_S", (0.0,))
+    services = guest.GuestServices(_Deaf())
+    protocol = DaemonControl()
+    protocol.receive(AgentControl().hello())
+    services.ready(protocol)
+    services.control_closed()
+    await asyncio.sleep(0.01)
+    assert services.keys == {}
+    services.ready(protocol)
+    await asyncio.sleep(0.01)
+    assert list(services.keys) == [guest.CLOCK_KEY]
+
+
+class _Deaf(guest.GuestListener):
+    def agent_ready(self, version: int) -> None:
+        del version
 
 
 async def test_key_writes_without_end_are_answered_with_errors_not_passed_on(world: World) -> None:

@@ -32,6 +32,11 @@ SLOW_DOWN = 0.05
 CLOCK_KEY = "/insula-clock"
 """This host's time, decimal nanoseconds since the epoch, as of when the keys are read: a machine's own clock chip has
 whole seconds, and a fork's system clock stands where its seed was frozen."""
+CLOCK_CHECK = b"?"
+"""After such a time: it is for checking a clock that was set already."""
+CLOCK_CHECKS_S = (2.0, 8.0)
+"""Seconds after an agent is ready: the word that set its clock took part in a start, and that of a busy host takes
+tenths of a second. Later, words take their time only by chance, and of two one is likely to be quick."""
 
 
 class GuestListener(Protocol):
@@ -186,6 +191,7 @@ class GuestServices:
         self._control: _ControlStream | None = None
         self._is_ready = False
         self._key_limit = RateLimit(KEY_WRITES_BURST, KEY_WRITES_PER_SECOND)
+        self._clock_checks: list[asyncio.TimerHandle] = []
 
     # --- for the session -----------------------------------------------------------------------------------------
 
@@ -251,10 +257,17 @@ class GuestServices:
         assert protocol.version is not None
         self._is_ready = True
         self.listener.agent_ready(protocol.version)
+        loop = asyncio.get_running_loop()
+        self._clock_checks = [loop.call_later(seconds, self._check_clock) for seconds in CLOCK_CHECKS_S]
+
+    def _check_clock(self) -> None:
+        self.set_key(CLOCK_KEY, str(time.time_ns()).encode("ascii") + CLOCK_CHECK)
 
     def control_closed(self) -> None:
         self._control = None
         self._is_ready = False
+        for check in self._clock_checks:
+            check.cancel()
 
     def may_write(self, path: str, value: bytes) -> bool:
         """Whether the daemon can be told of one more key."""
