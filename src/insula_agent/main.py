@@ -452,7 +452,10 @@ class Agent:
             if epoch == self.link.epoch:
                 self.commands.start()
 
-        self._identity.rehearse_windows(say_hello)
+        if rehearsal.has_window(all_keys):
+            self._identity.rehearse_windows(say_hello)
+        else:
+            say_hello()
 
     def _look_at_gate(self) -> None:
         if self._may_open_gate(time.monotonic()):

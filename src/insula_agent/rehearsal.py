@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 KEY = "/insula-rehearsal"
+START = b"start"
+WITH_WINDOW = b"window"
+"""A start, and a first window after it."""
 LIMIT = 20
 """Seconds for all of it: two on an idle machine."""
 RELEASE_LIMIT = 2.0
@@ -62,7 +65,12 @@ class RehearsalFailed(Exception):
 
 
 def is_wanted(keys: Mapping[str, bytes]) -> bool:
-    return keys.get(KEY) == b"1"
+    return keys.get(KEY) in (START, WITH_WINDOW)
+
+
+def has_window(keys: Mapping[str, bytes]) -> bool:
+    """Whether a first window belongs to it."""
+    return keys.get(KEY) == WITH_WINDOW
 
 
 def run(keys: Mapping[str, bytes], act: Callable[[int], None]) -> None:

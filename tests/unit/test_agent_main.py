@@ -205,8 +205,11 @@ def test_fork_that_is_nobodys_rehearses_its_start_and_a_window_and_says_hello_th
 ) -> None:
     monkeypatch.setattr(rehearsal, "run", lambda keys, act: happened.append("rehearsed"))
     monkeypatch.setattr(seed, "mount_once", lambda: happened.append("mounts"))
-    agent._keys_read({"/insula-seed": b"1", rehearsal.KEY: b"1"})
+    agent._keys_read({"/insula-seed": b"1", rehearsal.KEY: rehearsal.WITH_WINDOW})
     assert happened == ["rehearsed", "mounts", "windows rehearsed", "commands"]
+    happened.clear()
+    agent._keys_read({"/insula-seed": b"1", rehearsal.KEY: b"start"})
+    assert happened == ["rehearsed", "mounts", "commands"]
 
 
 @pytest.mark.usefixtures("seeded")

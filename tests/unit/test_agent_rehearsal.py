@@ -93,9 +93,13 @@ def test_random_seed_is_forgotten_by_the_player_too(tmp_path: Path, services: Pa
     assert "/qubes-random-seed" not in keys
 
 
-@pytest.mark.parametrize(("value", "is_wanted"), [(b"1", True), (b"0", False), (b"", False)])
-def test_wanted_by_key_only(value: bytes, is_wanted: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "is_wanted", "has_window"),
+    [(b"start", True, False), (b"window", True, True), (b"0", False, False), (b"", False, False)],
+)
+def test_wanted_by_key_only(value: bytes, is_wanted: bool, has_window: bool) -> None:
     assert rehearsal.is_wanted({rehearsal.KEY: value}) is is_wanted
+    assert rehearsal.has_window({rehearsal.KEY: value}) is has_window
     assert not rehearsal.is_wanted({})
 
 

@@ -110,10 +110,24 @@ async def test_its_disks_are_the_qubes_and_the_root_goes_on(bench: Bench) -> Non
     assert not {disk.source.layers[0].path for disk in others} & {disk.source.layers[0].path for disk in own}
 
 
+async def test_second_rehearsal_begins_as_a_start_will(bench: Bench) -> None:
+    """Paused, with disks to be looked at again, and a session that comes anew."""
+    await one_waits(bench)
+    of_power = [
+        method
+        for machine, method in bench.computer.script.calls
+        if machine == WAITS and method in ("resume", "pause", "resize_disk", "open_channel")
+    ]
+    looks_again = ["resize_disk", "resize_disk"]
+    assert of_power == [*looks_again, "open_channel", "resume", "pause"] * 2
+    plays = [session.keys["/insula-rehearsal"] for name, session in bench.sessions.launched if name == WAITS]
+    assert plays == ["window", "start"]
+
+
 async def test_nobody_is_told_nothing_of_anybody(bench: Bench) -> None:
     await one_waits(bench)
     keys = bench.sessions.of(WAITS).keys
-    assert (keys["/insula-seed"], keys["/insula-rehearsal"], keys["/name"]) == ("1", "1", "nobody-yet")
+    assert (keys["/insula-seed"], keys["/insula-rehearsal"], keys["/name"]) == ("1", "start", "nobody-yet")
     values = set(keys.values())
     for qube in bench.host.store.system.sorted_qubes():
         assert not {qube.name, qube.uuid.hex} & values

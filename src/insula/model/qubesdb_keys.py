@@ -97,14 +97,14 @@ def seed_keys() -> dict[str, str]:
     return {SEED_KEY: "1"}
 
 
-def rehearsal_keys(random_seed: bytes) -> dict[str, str]:
+def rehearsal_keys(random_seed: bytes, *, has_window: bool) -> dict[str, str]:
     """All keys of a fork that nobody has asked for yet: it plays a start with them, and forgets it.
 
-    An app qube like any other, and like no qube there is.
+    An app qube like any other, and like no qube there is. ``has_window``: a first window is played after the start.
     """
     return {
         SEED_KEY: "1",
-        REHEARSAL_KEY: "1",
+        REHEARSAL_KEY: "window" if has_window else "start",
         "/name": "nobody-yet",
         MACHINE_ID_KEY: "f" * 32,
         "/type": str(Klass.APPVM),
