@@ -1,8 +1,8 @@
 """Starting a qube: the steps, in order, each undone if a later one fails.
 
 Nothing else in the project makes a qube run. The order is what makes it safe: the volumes are ours before a machine
-has them, the machine is paused until its session process and its keys are there, the record is on disk before the
-guest runs its first instruction.
+has them, the machine is paused until its keys and its channel are there, the record is on disk before the guest runs
+its first instruction. What it says while its session process is being made, it says to a socket nobody reads yet.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import os
 import shutil
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -186,19 +187,10 @@ async def _run_steps(
     host.publish(plan.name, "domain-spawn", start_guid="None")
 
     steps.begin("starting its session process")
-    session = await open_session(host, machine)
+    session = await open_session(host, machine, partial(_let_run, host, plan, machine, steps, undo))
     undo.push_async_callback(session.close)
-    host.publish(plan.name, "domain-qdb-create")
 
-    if host.links is not None and plan.nic is not None:
-        steps.begin("linking it to its network")
-        undo.push_async_callback(host.links.end, plan.name)
-        await host.links.begin(plan.name, machine)
-
-    steps.begin("letting it run" if plan.kernel is None else "waiting for its agent")
-    host.publish(plan.name, "domain-pre-unpaused")
-    await machine.resume()
-    host.publish(plan.name, "domain-unpaused")
+    steps.begin("waiting for its agent")
     if plan.kernel is None:
         pass  # nobody in it would answer
     elif seed is None:
@@ -216,6 +208,19 @@ async def _run_steps(
         is_synced=any(volume.save_on_stop for volume in plan.volumes),
     )
     return running, session
+
+
+async def _let_run(host: Host, plan: StartPlan, machine: Machine, steps: _Steps, undo: AsyncExitStack) -> None:
+    host.publish(plan.name, "domain-qdb-create")
+    if host.links is not None and plan.nic is not None:
+        steps.begin("linking it to its network")
+        undo.push_async_callback(host.links.end, plan.name)
+        await host.links.begin(plan.name, machine)
+    steps.begin("letting it run")
+    host.publish(plan.name, "domain-pre-unpaused")
+    await machine.resume()
+    host.publish(plan.name, "domain-unpaused")
+    steps.begin("starting its session process")
 
 
 async def _activate(host: Host, plan: StartPlan, steps: _Steps, undo: AsyncExitStack) -> dict[str, BlockSource]:
@@ -246,8 +251,13 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True)
 
 
-async def open_session(host: Host, machine: Machine) -> Session:
-    """Start the session process of a machine that runs or is about to."""
+async def open_session(
+    host: Host, machine: Machine, meanwhile: Callable[[], Awaitable[None]] | None = None
+) -> Session:  # fmt: skip
+    """Start the session process of a machine.
+
+    :param meanwhile: is done while the process is being made; the machine's channel is connected then.
+    """
     spec = machine.spec
     name = QubeName(spec.name)
     keys = boot_keys(host.store.system, name, os.urandom(RANDOM_SEED_BYTES), host_timezone())
@@ -255,9 +265,10 @@ async def open_session(host: Host, machine: Machine) -> Session:
         keys |= host.links.keys_of(name)
     if host.windows is not None:
         keys |= host.windows.keys_of(name)
-    channel = await machine.open_channel(RPC_CHANNEL)
-    try:
-        return await host.launch_session(
+    async with AsyncExitStack() as undo:
+        channel = await machine.open_channel(RPC_CHANNEL)
+        undo.callback(channel.close)
+        launch = host.launch_session(
             name=spec.name,
             qid=spec.qid,
             channel=channel,
@@ -265,9 +276,20 @@ async def open_session(host: Host, machine: Machine) -> Session:
             keys=keys,
             open_memory=partial(_open_memory, machine),
         )
-    except BaseException:
-        channel.close()
-        raise
+        launching = asyncio.create_task(launch, name=f"session process of {spec.name}")
+        undo.push_async_callback(_give_up, launching)
+        if meanwhile is not None:
+            await meanwhile()
+        session = await launching
+        undo.pop_all()
+    return session
+
+
+async def _give_up(launching: asyncio.Task[Session]) -> None:
+    launching.cancel()
+    for made in await asyncio.gather(launching, return_exceptions=True):
+        if not isinstance(made, BaseException):
+            await made.close()
 
 
 async def _open_memory(machine: Machine) -> int | None:

@@ -71,6 +71,8 @@ DRAIN_LIMIT_S = 1.0
 CHANNEL_LIMIT_S = 2.0
 """For QEMU to take a channel's new client, or to notice that the last one left."""
 CHANNEL_POLL_S = 0.002
+LEFTOVERS_DELAY_S = 1.0
+"""After a machine that waited goes on as a qube: a start, and a first command, are over by then."""
 
 LOGGED_OUTPUT = 2000
 """Characters of what a VMM printed that go to the log; the first are the ones that tell something."""
@@ -291,7 +293,12 @@ class QemuMachine:
             self._state = MachineState.RUNNING
         leftovers, self._leftovers = self._leftovers, None
         if leftovers is not None:
-            self._spawn(close_leftovers(self._monitor, leftovers), "placeholders")
+            self._spawn(self._close_later(leftovers), "placeholders")
+
+    async def _close_later(self, leftovers: Leftovers) -> None:
+        """QEMU's main loop, which a guest waits for when it reads or writes, has better to do at first."""
+        await asyncio.sleep(LEFTOVERS_DELAY_S)
+        await close_leftovers(self._monitor, leftovers)
 
     async def pause(self) -> None:
         self._require_started()
