@@ -38,7 +38,16 @@ from insula.gui.desktop import (
 )
 from insula.gui.geometry import POPUP_FRAME, Desk, Rect
 from insula.gui.settings import Settings
-from insula.gui.windows import EXPECTED_S, ICONS_BURST, MAX_DEPTH, MAX_SHOWN, MAX_WINDOWS, SHOWS_PER_SECOND, Windows
+from insula.gui.windows import (
+    EARLY,
+    EXPECTED_S,
+    ICONS_BURST,
+    MAX_DEPTH,
+    MAX_SHOWN,
+    MAX_WINDOWS,
+    SHOWS_PER_SECOND,
+    Windows,
+)
 from insula_proto import gui
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.gui import Message
@@ -951,13 +960,34 @@ def test_at_most_one_paint_for_each_picture_of_the_screen() -> None:
     assert of(Paint, windows.settle(now))
     windows.receive(gui.Damage(1, 0, 0, 6, 6))
     assert windows.settle(now + 0.001) == []
-    assert windows.wake_at == pytest.approx(now + DESK.frame_s)
+    assert windows.wake_at == pytest.approx(now + (1 - EARLY) * DESK.frame_s)
     windows.receive(gui.Damage(1, 10, 10, 5, 5))
     assert windows.settle(now + DESK.frame_s) == [
         Paint(1, (Rect(0, 0, 6, 6), Rect(10, 10, 5, 5))),
         Send(gui.Painted(1)),
     ]
     assert windows.wake_at is None
+
+
+@pytest.mark.parametrize("step", [0.0, 0.001, 0.009, 0.0166])
+def test_flood_of_damage_is_painted_at_the_screens_pace_however_early_it_may_come(step: float) -> None:
+    """MC-43."""
+    book = pictured()
+    windows, now, paints = book.windows, 100.0, 0
+    while now < 101.0:
+        windows.receive(gui.Damage(1, 0, 0, 5, 5))
+        paints += len(of(Paint, windows.settle(now)))
+        now = max(now + step, windows.wake_at or 0.0)
+    assert paints <= 1 / DESK.frame_s + 2
+
+
+def test_program_that_is_not_punctual_misses_no_picture() -> None:
+    book = pictured()
+    windows, now = book.windows, 100.0
+    for late in (0.0, 0.004, -0.003, 0.002, 0.0035, -0.004, 0.0) * 20:
+        now += DESK.frame_s
+        windows.receive(gui.Damage(1, 0, 0, 5, 5))
+        assert of(Paint, windows.settle(now + late)), late
 
 
 def test_window_nobody_sees_is_not_painted_and_its_guest_waits() -> None:

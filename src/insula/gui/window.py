@@ -51,7 +51,8 @@ class Window:
     owes_paint: bool = False
     """The guest waits for PAINTED."""
     is_exposed: bool = False
-    painted_at: float = NEVER
+    paint_due: float = NEVER
+    """When the screen has its next picture, after that of the last paint."""
     changed_at: float = NEVER
     """When the desktop was last told of another place, title or the like."""
     shown: Show | None = None

@@ -77,6 +77,10 @@ DOCKS_BURST, DOCKS_PER_SECOND = MAX_ICONS, 0.2
 """Icons of a qube that may appear there: each moves those of others."""
 DOCK_AGAIN_S = 30.0
 """After which a tray is looked for again where there was none."""
+EARLY = 0.5
+"""Part of the time between two pictures of the screen by which a paint may come early: programs are not punctual. One
+that had to wait for its picture would make the next one wait too, and be a picture behind now and then. On average it
+is one for each picture all the same."""
 MAX_DEPTH = 16
 """Windows that belong to one another in a row; a relation that would make more is dropped (MC-42)."""
 
@@ -385,7 +389,7 @@ class Windows:
     def _exposed(self, window: Window, event: Event) -> None:
         del event
         window.is_exposed = True
-        window.painted_at = NEVER
+        window.paint_due = NEVER
         window.damage.add(window.content)
 
     def _obscured(self, window: Window, event: Event) -> None:
@@ -650,12 +654,13 @@ class Windows:
             return
         if not window.is_exposed or not (window.damage or window.owes_paint):
             return
-        ready_at = window.painted_at + self._desk.frame_s
+        frame_s = self._desk.frame_s
+        ready_at = window.paint_due - EARLY * frame_s
         if now < ready_at:
             self._wake(ready_at)
             return
         rects = window.damage.take(window.content)
-        window.painted_at = now
+        window.paint_due = max(window.paint_due, now) + frame_s
         if rects:
             self._out.append(Paint(window.number, rects))
         if window.owes_paint:
