@@ -16,6 +16,7 @@ from insula.events.types import Event
 from insula.hal.driver import MachineStats
 from insula.hal.errors import DriverError
 from insula.model import errors
+from insula.model.applications import MAX_LIST
 from insula.model.names import QubeName
 from insula.model.state import PowerState
 from insula.storage.pool import StorageError
@@ -901,8 +902,27 @@ async def test_built_template_is_taken_in(daemon: AdminDaemon, client: AdminClie
 
 
 @pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        (b"xterm.desktop:Name=XTerm\nxterm.desktop:Exec=qubes-desktop-run xterm.desktop\n", ["XTerm"]),
+        (b"no list at all\n", []),
+        (b"x" * (MAX_LIST + 1), []),
+    ],
+)
+async def test_applications_of_a_built_template_are_known_at_once(
+    daemon: AdminDaemon, client: AdminClient, image: dict[str, str], tmp_path: Path, said: bytes, known: list[str]
+) -> None:
+    said_by = tmp_path / "said"
+    said_by.write_bytes(said)
+    await client.install_template("debian-12", {**image, "applications": str(said_by)})
+    assert [each["name"] for each in await client.applications("work")] == known
+    assert len(daemon.templates.installed) == 1
+
+
+@pytest.mark.parametrize(
     ("changes", "error"),
     [
+        ({"applications": "/nonexistent"}, errors.QubesValueError),
         ({"root_image": "/nonexistent"}, errors.QubesValueError),
         ({"kernel": "relative"}, errors.QubesValueError),
         ({"initrd": "/"}, errors.QubesValueError),

@@ -108,3 +108,24 @@ def test_applications_are_told_where_what_is_installed_stays(qube: Qube) -> None
     qube.env["INSULA_UPDATEABLE"] = "True"
     assert qube.run(script) == 0
     assert qube.said == ["dom0 qubes.SyncAppMenus", "a.desktop:Name=x"]
+
+
+def test_what_is_known_of_fonts_is_kept_by_the_tool_or_without_it(qube: Qube) -> None:
+    script = SCRIPTS / "20-insula-fonts.sh"
+    cache = qube.folder / "cache/fontconfig"
+    qube.env["INSULA_FONT_CACHE"] = str(cache)
+    (qube.folder / "bin/python3").write_text(f'#!/bin/sh\necho "$1 $2" >>"{qube.folder}/said"\n')
+    (qube.folder / "bin/python3").chmod(0o755)
+    qube.env["PATH"] = f"{qube.folder}/bin:{qube.folder}/sbin"
+    for tool in ("sh", "mkdir"):
+        (qube.folder / "bin" / tool).symlink_to(f"/bin/{tool}")
+    assert qube.run("sh", script) == 0
+    assert (qube.said, cache.exists()) == ([], False)
+    cache.parent.mkdir()
+    assert qube.run("sh", script) == 0
+    assert cache.is_dir()
+    assert qube.said == ["-I -c"]
+    (qube.folder / "bin/fc-cache").write_text(f'#!/bin/sh\necho fc-cache "$@" >>"{qube.folder}/said"\n')
+    (qube.folder / "bin/fc-cache").chmod(0o755)
+    assert qube.run("sh", script) == 0
+    assert qube.said == ["-I -c", "fc-cache --system-only"]

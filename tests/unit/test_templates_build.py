@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.model.applications import MAX_LIST
 from insula.templates import build as builds
 from insula.templates.build import BuildProgress, BuiltTemplate, build, build_distribution, clean, load
 from insula.templates.errors import BuildFailed, TemplateError, Unbuildable
@@ -42,6 +43,20 @@ async def test_build_publishes_a_template(folders: tuple[Path, Path]) -> None:
     assert built.root_image.stat().st_blocks * 512 < built.size // 20
     assert (built.distribution, built.release) == ("tiny", "1")
     check(built.root_image)
+
+
+async def test_what_a_system_says_of_its_applications_is_beside_the_image(folders: tuple[Path, Path]) -> None:
+    assert (await build_distribution(TinyDistribution(), *folders)).applications is None
+    script = TinyDistribution().script + '; echo a.desktop:Name=A > "$1/.insula-applications"'
+    built = await build_distribution(TinyDistribution(script=script), *folders)
+    assert built.applications is not None
+    assert built.applications.read_text() == "a.desktop:Name=A\n"
+    assert ".insula-applications" not in debugfs(built.root_image, "ls /")
+
+
+async def test_endless_list_of_applications_is_left_out(folders: tuple[Path, Path]) -> None:
+    script = TinyDistribution().script + f'; truncate --size {MAX_LIST + 1} "$1/.insula-applications"'
+    assert (await build_distribution(TinyDistribution(script=script), *folders)).applications is None
 
 
 async def test_owners_survive_into_the_image(folders: tuple[Path, Path]) -> None:

@@ -19,13 +19,14 @@ from insula.model.errors import QubesException, QubesNoDesktopError
 from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
 from insula.testing.desktop import Desktop, Picture, Window, desktop
-from insula.testing.guest import create_app_qube, run, sh
+from insula.testing.guest import TEMPLATE, create_app_qube, run, sh
 from insula.testing.prompt_program import running_prompt
 
 from .conftest import discard
 
 pytestmark = [pytest.mark.vm, pytest.mark.desktop]
 
+INSULA = str(Path(sys.executable).with_name("insula"))
 SHOWN_TIMEOUT_S = 90.0
 """From asking until a program has drawn itself: seconds, more on a busy machine."""
 POLL_S = 0.1
@@ -314,6 +315,42 @@ async def test_launcher_starts_what_is_typed(daemon: DaemonProcess, screen: Desk
     await until(lambda: bool(screen.windows(rf"^\[{blue}\]")), f"no window of {blue}")
     await run(daemon, blue, "pkill xterm")
     await until(lambda: not screen.windows(rf"^\[{blue}\]"), "the window stays")
+
+
+async def test_program_in_a_disposable_is_shown_and_all_of_it_gone_with_the_command(
+    daemon: DaemonProcess, screen: Desktop
+) -> None:
+    """``insula run --dispvm --gui``."""
+
+    async def names() -> set[str]:
+        return {row.name for row in await daemon.client.list_qubes()}
+
+    before = await names()
+    command = await asyncio.create_subprocess_exec(
+        *(INSULA, "run", "--gui", f"--dispvm={TEMPLATE}", "xterm", "-bg", "#203010", "-fg", "#203010", "-b", "0"),
+        *("-cr", "#203010", "-e", "sleep", "1000"),
+        env={**daemon.environment, **screen.environment},
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        window = await drawn(screen, r"disp\d+")
+        screen.park()
+        await until(lambda: content(screen.picture(), window).share(0x203010) > 0.99, "not what was drawn")
+        [name] = {name for name in await names() if screen.windows(rf"^\[{name}\]")}
+        label = (await daemon.client.get_property("label", name)).value
+        assert set(ring(screen.picture(), window)) == {int((await daemon.client.list_labels())[label], 16)}
+    finally:
+        command.terminate()
+        _, said = await command.communicate()
+    await until(lambda: not screen.windows(r"^\[disp"), f"its window stays: {said!r}")
+    async with asyncio.timeout(SHOWN_TIMEOUT_S):
+        while await names() - before:
+            await asyncio.sleep(POLL_S)
+
+
+async def test_applications_of_a_template_are_known_before_it_was_ever_started(daemon: DaemonProcess) -> None:
+    assert "XTerm" in [each["name"] for each in await daemon.client.applications(TEMPLATE)]
 
 
 async def test_no_desktop_and_no_windows_are_said(

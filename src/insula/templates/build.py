@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from insula.model.applications import MAX_LIST
 from insula.templates import image, initramfs, kernel, namespace
 from insula.templates.agent_package import agent_package, boot_package, build_package
 from insula.templates.distribution import Distribution, OsInfo, Progress, Workroom, find_distribution
@@ -79,6 +80,8 @@ class BuiltTemplate:
     """Bytes of the root volume."""
     os: OsInfo
     agent_version: str
+    applications: Path | None = None
+    """What it says of its applications (``qubes.GetAppmenus``); None: nothing, for it was built when nobody asked."""
 
     @property
     def distribution(self) -> str:
@@ -136,6 +139,7 @@ def load(folder: Path) -> BuiltTemplate | None:
         size=record["size"],
         os=OsInfo(**record["os"]),
         agent_version=record["agent_version"],
+        applications=applications if (applications := folder / "applications").is_file() else None,
     )
 
 
@@ -209,13 +213,14 @@ class _Build:
         for folder in (room.path, room.path / "tmp", room.path / "archives"):
             folder.mkdir(exist_ok=True)
             namespace.hand_over(folder, ids)
-        bootstrap, tree, root_image = (
+        bootstrap, tree, applications, root_image = (
             f"bootstrap-{self._bootstrap_key}.tar",
             f"system-{self._system_key}",
+            f"applications-{self._system_key}",
             f"root-{self._system_key}.img",
         )
         # What an interrupted or older build left and this one cannot use.
-        usable = {_LOCK, "tmp", "archives", bootstrap, tree, root_image}
+        usable = {_LOCK, "tmp", "archives", bootstrap, tree, applications, root_image}
         await image.remove(room, "tmp", *(item.name for item in room.path.iterdir() if item.name not in usable))
         (room.path / "tmp").mkdir()
         namespace.hand_over(room.path / "tmp", ids)
@@ -226,7 +231,7 @@ class _Build:
             await self._distribution.bootstrap(room, bootstrap, self._step("bootstrap"))
         if not (room.path / tree).is_dir():
             part = f"{tree}.part"
-            await image.make_tree(room, self._distribution, bootstrap, part, self._step("system"))
+            await image.make_tree(room, self._distribution, bootstrap, part, applications, self._step("system"))
             (room.path / part).rename(room.path / tree)
         with self._publication() as folder:
             version = await self._take_kernel(room.path / tree, folder)
@@ -235,8 +240,9 @@ class _Build:
                 await image.make_image(room, tree, part, self._system_key, self._step("image"))
                 (room.path / part).rename(room.path / root_image)
             self._step("publish")(0.0, "publishing")
+            _copy_list(room.path / applications, folder / "applications")
             await asyncio.to_thread(self._publish, room.path / root_image, folder, version)
-        await image.remove(room, tree, root_image)
+        await image.remove(room, tree, applications, root_image)
         self._step("publish")(1.0, "done")
         built = load(self._out_dir / self.key)
         assert built is not None
@@ -314,6 +320,12 @@ class _Build:
             self._report(BuildProgress(step, self._fraction, text))
 
         return report
+
+
+def _copy_list(untrusted_list: Path, target: Path) -> None:
+    """Take what the system says of its applications, if it says anything and no more than is listened to."""
+    if untrusted_list.is_file() and untrusted_list.stat().st_size <= MAX_LIST:
+        target.write_bytes(untrusted_list.read_bytes())
 
 
 def _unpack_kernel(packed: Path, target: Path) -> None:

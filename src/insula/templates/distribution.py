@@ -20,6 +20,9 @@ from insula.templates.namespace import IdMap
 Progress = Callable[[float, str], None]
 """Called with the finished part of the step (0…1) and one line for the user."""
 
+APPLICATIONS = ".insula-applications"
+"""File in the root of an adapted system, which is no part of the image: its applications, as ``qubes.GetAppmenus``."""
+
 
 @dataclass(frozen=True)
 class OsInfo:

@@ -21,7 +21,7 @@ from pathlib import Path
 from insula.storage import qemu_img
 from insula.storage.pool import StorageError
 from insula.templates import foreign_tree, namespace
-from insula.templates.distribution import OsInfo, Progress, Workroom
+from insula.templates.distribution import APPLICATIONS, OsInfo, Progress, Workroom
 from insula.templates.distributions.debian import DEFAULT_USER, DEFAULT_USER_ID
 from insula.templates.errors import TemplateError
 from insula.templates.foreign_archive import HEAD_BYTES, is_archive, unpack_disk
@@ -73,6 +73,10 @@ find boot -size +{kernel_limit}M -delete
 rm -rf usr/bin/busybox
 cp /usr/bin/busybox usr/bin/busybox
 dpkg-deb --extract /agent.deb .
+# Of the agent what is run is a copy that is nowhere in this system.
+dpkg-deb --extract /agent.deb /agent
+rm -rf {applications}
+python3 -I -S /agent/usr/lib/insula/insula_agent/desktop/menus.py --root /tree > {applications}
 if ! grep -q "^{user}:" etc/passwd; then
     echo "{user}:x:{uid}:{uid}::/home/{user}:/bin/bash" >> etc/passwd
     echo "{user}:x:{uid}:" >> etc/group
@@ -172,7 +176,7 @@ class ForeignSystem:
     def adapt_script(self) -> str:
         return _ADAPT.format(
             shut_in=" ".join(SHUT_IN), units=" ".join(MASKED_UNITS), user=DEFAULT_USER, uid=DEFAULT_USER_ID,
-            kernel_limit=_KERNEL_LIMIT_MIB,
+            kernel_limit=_KERNEL_LIMIT_MIB, applications=APPLICATIONS,
         )  # fmt: skip
 
 

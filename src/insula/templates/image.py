@@ -13,7 +13,7 @@ import uuid
 from pathlib import Path
 
 from insula.templates import namespace
-from insula.templates.distribution import Distribution, Progress, Workroom
+from insula.templates.distribution import APPLICATIONS, Distribution, Progress, Workroom
 
 SIZE = 10 << 30
 """Bytes a root file system may grow to; the qube's volume can be resized later."""
@@ -39,6 +39,8 @@ tar --extract --file "$1" --directory "$3" --preserve-permissions --same-owner -
     --delay-directory-restore --exclude './dev/*'
 echo "unpacked"
 sh -e "$4" "$3" "$2"
+rm -f "$5"
+[ ! -f "$3/$6" ] || mv "$3/$6" "$5"
 """
 
 
@@ -46,8 +48,12 @@ AGENT = "insula-agent.deb"
 """Name of the agent's package in the room."""
 
 
-async def make_tree(room: Workroom, distribution: Distribution, archive: str, tree: str, progress: Progress) -> None:
+async def make_tree(
+    room: Workroom, distribution: Distribution, archive: str, tree: str, applications: str, progress: Progress
+) -> None:
     """Unpack the system's tar ``archive`` to the folder ``tree`` and adapt it. Names are relative to the room.
+
+    What it says of its applications becomes the file ``applications``, if it says anything.
 
     :raise BuildFailed: the folder is left for :func:`remove`.
     """
@@ -56,7 +62,11 @@ async def make_tree(room: Workroom, distribution: Distribution, archive: str, tr
     progress(0.0, "unpacking the system")
     inside = namespace.INSIDE
     await namespace.run(
-        ["sh", "-c", _TREE_SCRIPT, "sh", *(str(inside / item) for item in (archive, AGENT, tree, adapt.name))],
+        [
+            *("sh", "-c", _TREE_SCRIPT, "sh"),
+            *(str(inside / item) for item in (archive, AGENT, tree, adapt.name, applications)),
+            APPLICATIONS,
+        ],
         work_dir=room.path,
         ids=room.ids,
         on_line=lambda line: progress(0.6, line[:100]),

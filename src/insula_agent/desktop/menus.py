@@ -2,6 +2,8 @@
 
 A line ``FILE.desktop:Key=Value`` for each key, ``Exec`` replaced by the command that starts it here, a blank line after
 each file. A qube whose root is thrown away lists only what lies on its private volume: the rest is its template's.
+
+With ``--root FOLDER`` it is another system, which is being built: that folder is the root from then on.
 """
 
 from __future__ import annotations
@@ -60,8 +62,13 @@ def _home() -> str:
     return home
 
 
-def main() -> int:
-    folders = entries.data_folders(os.environ, _home())
+def main(arguments: Sequence[str]) -> int:
+    home = _home()
+    if arguments[:1] == ["--root"]:
+        os.chroot(arguments[1])
+        os.chdir("/")
+        home = "/root"
+    folders = entries.data_folders(os.environ, home)
     seen = set()
     for folder in kept_folders(folders, files.read(f"{KEYS}/qubes-vm-persistence") or "full"):
         for file_id, path in entries.find_files(f"{folder}/applications"):
@@ -79,4 +86,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

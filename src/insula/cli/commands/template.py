@@ -268,6 +268,7 @@ def as_image(built: BuiltTemplate) -> dict[str, str]:
         "content_key": built.content_key,
         "distribution": built.os.distribution,
         "release": built.os.version,
+        "applications": str(built.applications or ""),
     }
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from insula.templates import namespace
 from insula.templates.apt_sources import KEYRING, machine_mirrors, machine_proxies
-from insula.templates.distribution import Distribution, OsInfo, Progress, Workroom
+from insula.templates.distribution import APPLICATIONS, Distribution, OsInfo, Progress, Workroom
 from insula.templates.errors import Unbuildable
 
 PACKAGES = (
@@ -118,6 +118,14 @@ mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 chroot "$root" useradd --create-home --uid {uid} --shell /bin/bash --comment "" {user}
 chroot "$root" dpkg --install /tmp/agent.deb
+# What programs with windows would each find out about fonts for themselves, a second under software emulation. It holds
+# as long as folders have the times they have now, of which an image keeps whole seconds.
+find "$root/usr/share/fonts" -type d | while read -r folder; do
+    touch --date="@$(stat --format=%Y "$folder")" "$folder"
+done
+chroot "$root" sh /etc/qubes/post-install.d/20-insula-fonts.sh
+# For the host's menus, which hear of it otherwise when packages change.
+chroot "$root" /etc/qubes-rpc/qubes.GetAppmenus > "$root/{applications}"
 umount "$root/proc"
 umount --lazy "$root/dev"
 rm "$root/tmp/agent.deb" "$root/usr/sbin/policy-rc.d"
@@ -230,7 +238,11 @@ class DebianRelease:
     def adapt_script(self) -> str:
         edits = [f'sed -i {shlex.quote(edit)} "$root{path}"' for path, edit in SHELL_START]
         return _ADAPT.format(
-            units=" ".join(MASKED_UNITS), user=DEFAULT_USER, uid=DEFAULT_USER_ID, shell_start="\n".join(edits)
+            applications=APPLICATIONS,
+            units=" ".join(MASKED_UNITS),
+            user=DEFAULT_USER,
+            uid=DEFAULT_USER_ID,
+            shell_start="\n".join(edits),
         )
 
 
