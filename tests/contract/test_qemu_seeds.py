@@ -27,6 +27,7 @@ from insula.hal.hostinfo import HostInfo, probe
 from insula.hal.qemu.driver import QemuDriver
 from insula.hal.qemu.seed_files import MANIFEST_NAME, MEMORY_NAME, STATE_NAME, copy_sparse
 from insula.model.block import MIB, BlockLayer, BlockSource, LayerFormat, new_key
+from insula.storage.luks import new_header
 from insula.storage.qcow2_image import write_encrypted_overlay
 from insula.testing import tiny_guest
 from insula.testing.daemon import open_files
@@ -370,7 +371,7 @@ def with_encrypted(spec: MachineSpec, key: bytes, content: bytes) -> MachineSpec
     folder = spec.runtime_dir.parent
     base, top = folder / "base.raw", folder / "top.qcow2"
     base.write_bytes(content.ljust(MIB, b"\0"))
-    write_encrypted_overlay(top, MIB, KEY)
+    write_encrypted_overlay(top, MIB, new_header(KEY))
     layers = (BlockLayer(top, LayerFormat.QCOW2), BlockLayer(base, LayerFormat.RAW))
     return replace(spec, disks=(spec.disks[0], Disk("private", BlockSource(layers, MIB, writable=True, key=key))))
 

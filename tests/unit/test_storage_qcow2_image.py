@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from insula.model.block import GIB, MIB, BlockLayer, BlockSource, LayerFormat, new_key
 from insula.storage import qcow2_image
+from insula.storage.luks import new_header
 from insula.storage.qcow2_image import BadImage
 from insula.testing import guest_disk
 
@@ -124,7 +125,7 @@ def test_changed_header_refused_or_names_nothing_else(position: int, byte: int) 
 
 def encrypted(path: Path, size: int) -> BlockSource:
     key = new_key()
-    qcow2_image.write_encrypted_overlay(path, size, key)
+    qcow2_image.write_encrypted_overlay(path, size, new_header(key))
     return BlockSource((BlockLayer(path, LayerFormat.QCOW2),), size, writable=True, key=key)
 
 
@@ -178,7 +179,7 @@ def test_two_encrypted_overlays_with_one_key_share_no_bytes_of_data(tmp_path: Pa
     key = new_key()
     ends = []
     for name in ("one", "two"):
-        qcow2_image.write_encrypted_overlay(tmp_path / name, MIB, key)
+        qcow2_image.write_encrypted_overlay(tmp_path / name, MIB, new_header(key))
         source = BlockSource((BlockLayer(tmp_path / name, LayerFormat.QCOW2),), MIB, writable=True, key=key)
         guest_disk.write(source, 0, 64 * 1024, 7)
         ends.append((tmp_path / name).read_bytes()[-64 * 1024 :])

@@ -82,12 +82,9 @@ def write_overlay(path: Path, size: int) -> None:
     _write(path, overlay_image(size))
 
 
-def write_encrypted_overlay(path: Path, size: int, key: bytes) -> None:
-    """As :func:`write_overlay`, with what is written to it encrypted (LUKS).
-
-    :param key: the passphrase (:func:`insula.model.block.new_key`).
-    """
-    _write(path, overlay_image(size, luks.new_header(key)))
+def write_encrypted_overlay(path: Path, size: int, encryption: luks.Header) -> None:
+    """As :func:`write_overlay`, with what is written to it encrypted (LUKS); the header is of no other image."""
+    _write(path, overlay_image(size, encryption))
 
 
 def _write(path: Path, image: Image) -> None:

@@ -19,11 +19,12 @@ from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
-from insula.model.block import BlockLayer, BlockSource, LayerFormat, VolumeSpec, new_key
+from insula.model.block import BlockLayer, BlockSource, LayerFormat, VolumeSpec
 from insula.storage import files, qcow2_image, transfer
 from insula.storage.housekeeping import Housekeeper
 from insula.storage.manifest import LAYERS_MAX, LAYERS_WANTED, REVISIONS_MAX, Manifest, check_size
 from insula.storage.pool import NoSuchVolume, PoolUsage, Prepare, Revision, StorageError, VolumeBusy
+from insula.storage.spare_headers import SpareHeaders
 from insula.storage.transfer import blocking
 from insula.storage.turns import Turns
 from insula.storage.volume_folder import Clock, PoolFolder, VolumeFolder
@@ -83,6 +84,7 @@ class Qcow2Pool:
         self._turns = Turns()
         self._active: dict[str, BlockSource] = {}
         """vid → what its machine has."""
+        self._spare_headers = SpareHeaders()
         self._readers: dict[object, frozenset[Path]] = {}
         """Files that exports read."""
         self._importing: set[str] = set()
@@ -169,6 +171,8 @@ class Qcow2Pool:
                 undo=partial(self._close, spec, commit=False),
             )
             self._active[spec.vid] = source
+        if spec.ephemeral:
+            self._spare_headers.refill_later()
         return source
 
     def _base_vid(self, spec: VolumeSpec, kind: _Kind) -> str | None:
@@ -216,9 +220,10 @@ class Qcow2Pool:
         """
         layer_format = LayerFormat.QCOW2 if spec.ephemeral else plain
         path = self._folder.scratch_file(spec.vid, f".{layer_format.value}")
-        key = new_key() if spec.ephemeral else None
-        if key is not None:
-            qcow2_image.write_encrypted_overlay(path, size, key)
+        key = None
+        if spec.ephemeral:
+            key, encryption = self._spare_headers.take()
+            qcow2_image.write_encrypted_overlay(path, size, encryption)
         elif layer_format is LayerFormat.QCOW2:
             qcow2_image.write_overlay(path, size)
         else:
@@ -449,6 +454,7 @@ class Qcow2Pool:
 
     async def aclose(self) -> None:
         await self._housekeeper.aclose()
+        await self._spare_headers.aclose()
 
     # Parts of the above
 
