@@ -293,7 +293,7 @@ def test_mc50_notification_of_a_qube_has_its_frame_and_name_and_not_the_mark_of_
     other = prompt.cover(Window(0, 40, 40, 0, 0))
     screen.do("windowactivate", "--sync", other.number)
     imitation = "<b>Insula asks</b>\nvault asks to use your keys.\n<a href='https://x'>Allow</a>"
-    assert prompt.ask(told("Insula", imitation)).answer() == b""
+    assert prompt.ask(told("Insula", imitation, is_urgent=True)).answer() == b""
     window = screen.window("^Insula: untrusted$")
     screen.park()
     screen.wait(lambda: border(screen.picture(), window) == {RED}, "the frame is not the qube's")
@@ -308,7 +308,6 @@ def test_mc50_notification_of_a_qube_has_its_frame_and_name_and_not_the_mark_of_
     assert moved.y + moved.height <= notice.y
     screen.click(*moved.centre)
     screen.wait(lambda: not screen.windows("^Insula: "), "a click does not put it away")
-    assert screen.windows("^Insula$")
 
 
 def test_notification_takes_the_place_of_the_one_of_its_number_and_is_withdrawn(prompt: PromptProgram) -> None:

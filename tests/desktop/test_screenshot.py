@@ -12,7 +12,7 @@ from PySide6.QtGui import QImage
 
 from insula.gui.geometry import WINDOW_FRAME, Rect
 from insula.policy.agent import Question
-from insula.testing.desktop import WAIT_S, Desktop, desktop
+from insula.testing.desktop import Desktop, desktop
 from insula.testing.gui_guest import program, real_guest, scripted_guests
 from insula.testing.prompt_program import running_prompt
 
@@ -23,6 +23,8 @@ HOST = 0x161A22
 LOWER, UPPER = Rect(100, 100, 300, 200), Rect(250, 200, 300, 200)
 UPPER_MIDDLE = (400, 300)
 CHOOSER = "^Insula: choose"
+PATIENCE_S = 60.0
+"""For a command: it loads Qt twice, on a busy machine."""
 SPY = """\
 from PySide6.QtGui import QGuiApplication
 app = QGuiApplication([])
@@ -36,6 +38,13 @@ print(" ".join(f"{colour:06x}" for colour in seen), flush=True)
 def screen() -> Iterator[Desktop]:
     with desktop(1000, 700) as shown:
         yield shown
+
+
+@pytest.fixture(autouse=True)
+def left_empty(screen: Desktop) -> Iterator[None]:
+    """No test takes a window of the one before for its own."""
+    yield
+    screen.wait(lambda: not screen.windows(r"^\["), "a window stays")
 
 
 @pytest.fixture
@@ -65,7 +74,7 @@ def start(screen: Desktop, home: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> QImage:
-    out, err = process.communicate(timeout=WAIT_S)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     image = QImage(out.strip())
     assert not image.isNull()
@@ -125,7 +134,7 @@ def test_window_is_chosen_by_a_click_or_by_keys_and_escape_chooses_none(screen: 
     choosing = start(screen, home, "--window")
     screen.window(CHOOSER)
     screen.key("Escape")
-    assert choosing.wait(WAIT_S) == 130
+    assert choosing.wait(PATIENCE_S) == 130
 
 
 @pytest.mark.usefixtures("two")
@@ -148,14 +157,14 @@ def test_mc40_mark_of_the_host_is_in_no_picture(screen: Desktop, home: Path) -> 
 
 def test_no_window_and_a_file_that_is_there_are_said(screen: Desktop, home: Path) -> None:
     missing = start(screen, home, "vault")
-    assert "no window of vault can be seen" in missing.communicate(timeout=WAIT_S)[1]
+    assert "no window of vault can be seen" in missing.communicate(timeout=PATIENCE_S)[1]
     assert missing.returncode == 1
     (home / "mine.png").write_text("something dear")
     taken = start(screen, home, "-o", str(home / "mine.png"))
-    assert "cannot be kept" in taken.communicate(timeout=WAIT_S)[1]
+    assert "cannot be kept" in taken.communicate(timeout=PATIENCE_S)[1]
     assert (home / "mine.png").read_text() == "something dear"
     both = start(screen, home, "--window", "--region")
-    both.communicate(timeout=WAIT_S)
+    both.communicate(timeout=PATIENCE_S)
     assert both.returncode == 2
 
 

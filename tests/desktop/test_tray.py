@@ -55,7 +55,7 @@ def show():
 def hide(reason):
     icon.hide()
     print("hidden", flush=True)
-    QTimer.singleShot(2000, show)
+    QTimer.singleShot(5000, show)
 icon.activated.connect(hide)
 icon.show()
 app.exec()
@@ -67,6 +67,13 @@ app.exec()
 def screen() -> Iterator[Desktop]:
     with desktop(1000, 700) as shown:
         yield shown
+
+
+@pytest.fixture(autouse=True)
+def left_empty(screen: Desktop) -> Iterator[None]:
+    """No test takes a window of the one before for its own."""
+    yield
+    screen.wait(lambda: not screen.windows(r"^\["), "a window stays")
 
 
 @contextlib.contextmanager

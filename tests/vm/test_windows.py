@@ -267,7 +267,8 @@ async def test_mc50_notification_of_a_program_is_shown_under_the_name_of_its_qub
     await daemon.client.show_windows(blue, desktop_of(screen))
     service = "org.freedesktop.Notifications"
     words = ["busctl", "--user", "call", service, "/org/freedesktop/Notifications", service, "Notify", "susssasa{sv}i"]
-    words += ["mail", "0", "", "New letter", "<b>from</b> somebody", "0", "0", "--", "-1"]
+    words += ["mail", "0", "", "New letter", "<b>from</b> somebody", "0", "1", "urgency", "y", "2"]
+    words += ["--", "-1"]
     imitation = f"printf '1 critical\\0{blue}\\0[{blue}] says\\0x' | qrexec-client-vm dom0 insula.Notify"
     with running_prompt(screen, daemon.paths.runtime.parent):
         code, out, err = await run_collect(

@@ -33,8 +33,6 @@ from insula.manager.screenshot import NothingToShow, Shot, ShotWindow
 TITLE = "Insula: choose what is in the picture"
 _SHADE = QColor(0, 0, 0, 90)
 _EDGE = QColor(0xF2, 0xF4, 0xF8)
-_FRAMES = {b"insula-gui"}
-"""Instances of windows that show a qube; their class begins with its name."""
 
 
 class Choice(Enum):
@@ -91,9 +89,9 @@ def pictures_folder() -> str:
 
 
 def _window(instance: bytes, class_name: bytes, place: Rect, is_managed: bool) -> ShotWindow:
+    """Only classes of windows that show a qube have a colon: it ends the qube's name."""
     qube, colon, _ = class_name.decode("ascii", "replace").partition(":")
-    is_qubes = bool(colon) and instance in _FRAMES
-    return ShotWindow(place, qube if is_qubes else "", is_managed, has_mark=PROMPT_CLASS in (instance, class_name))
+    return ShotWindow(place, qube if colon else "", is_managed, has_mark=PROMPT_CLASS in (instance, class_name))
 
 
 def _qrect(rect: Rect, origin: Rect) -> QRect:
