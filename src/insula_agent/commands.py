@@ -16,7 +16,7 @@ from insula_agent.loop import Loop
 from insula_agent.plans import Configuration, Order, StartFailed
 from insula_agent.relay import Ends, Relay
 from insula_agent.requests import Requests
-from insula_agent.session_wait import SessionWait
+from insula_agent.session_wait import SessionWait, is_session_up
 from insula_agent.single_socket import SingleSocketRequests
 from insula_agent.streams import RESET_FAILED, StreamHandler, Streams, StreamWriter
 from insula_proto import limits, qrexec
@@ -299,6 +299,9 @@ class Commands(StreamHandler):
 
     def _wait_for_session(self, order: Order, begin: Callable[[], None]) -> None:
         if not self._session_wait.is_running:
+            if is_session_up():
+                begin()
+                return
             wait = plans.plan_session_wait(order, self._configuration)
             if wait is None:
                 log(f"{plans.SESSION_SERVICE} is not there: nothing to wait for")

@@ -16,8 +16,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+GATE = "/run/insula/session-gate"
+ENVIRONMENT = "/run/insula/session-env"
+"""See :mod:`insula_agent.gui.session`."""
 LIMIT = 120.0
 """Seconds until those who wait go on without a session: as long as a caller waits for its call."""
+
+
+def is_session_up() -> bool:
+    """Whether there is one that programs can be started in: then nobody need be asked, which takes a login shell."""
+    return os.path.exists(ENVIRONMENT) and not os.path.exists(GATE)
 
 
 class SessionWait:

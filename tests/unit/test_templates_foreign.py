@@ -75,6 +75,7 @@ def whonix_files() -> dict[str, bytes]:
         "usr/lib/os-release": b'ID=whonix\nID_LIKE="debian"\nVERSION_ID="17"\nNAME="Whonix (r) `x`"\n',
         "usr/local/bin/tool": b"",
         "usr/bin/sudo": b"sudo",
+        "usr/share/applications/browser.desktop": b"[Desktop Entry]\nType=Application\nName=Browser\nExec=x\n",
     }
 
 
@@ -150,6 +151,8 @@ async def test_published_layout_becomes_a_template(tmp_path: Path, folders: tupl
     assert '"/dev/null"' in debugfs(built.root_image, f"stat /etc/systemd/system/{MASKED_UNITS[0]}")
     assert "Mode:  04755" in debugfs(built.root_image, "stat /usr/bin/sudo")
     assert "tool" in debugfs(built.root_image, "ls -p /usr/local.orig/bin")
+    assert built.applications is not None
+    assert "browser.desktop:Name=Browser\n" in built.applications.read_text()
     tool("e2fsck", "-fn", built.root_image)
 
 
@@ -166,6 +169,24 @@ async def test_file_that_is_a_link_to_one_of_this_machine_is_not_read(
     with pytest.raises(BuildFailed, match="no kernel"):
         await build_distribution(ForeignSystem("bad", disk, "", digest_of(disk)), *folders)
     assert not list(folders[1].glob("*/template.json"))
+
+
+async def test_applications_that_are_links_to_those_of_this_machine_are_not_told(
+    tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    """MC-74"""
+    of_this_machine = tmp_path / "other.desktop"
+    of_this_machine.write_text("[Desktop Entry]\nType=Application\nName=Other\nExec=x\n")
+    shared = tmp_path / "tree/usr/share"
+    shared.mkdir(parents=True)
+    (tmp_path / "tree/usr/local/share/applications").mkdir(parents=True)
+    (tmp_path / "tree/usr/local/share/applications/other.desktop").symlink_to(of_this_machine)
+    (shared / "applications").symlink_to(tmp_path)
+    files = {name: data for name, data in whonix_files().items() if not name.startswith("usr/share/applications")}
+    disk = write_disk(tmp_path, files)
+    built = await build_distribution(ForeignSystem("links", disk, "", digest_of(disk)), *folders)
+    assert built.applications is not None
+    assert built.applications.read_text() == ""
 
 
 async def test_file_that_is_a_link_to_one_of_this_machine_is_not_written_to(
