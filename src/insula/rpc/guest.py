@@ -34,9 +34,10 @@ CLOCK_KEY = "/insula-clock"
 whole seconds, and a fork's system clock stands where its seed was frozen."""
 CLOCK_CHECK = b"?"
 """After such a time: it is for checking a clock that was set already."""
-CLOCK_CHECKS_S = (2.0, 8.0)
+CLOCK_CHECKS_S = (1.0, 3.0)
 """Seconds after an agent is ready: the word that set its clock took part in a start, and that of a busy host takes
-tenths of a second. Later, words take their time only by chance, and of two one is likely to be quick."""
+tenths of a second. Later, words take their time only by chance, and of two one is likely to be quick. Both are over
+before a disposable that is to be held ready is paused, and so are not what it hears first when it goes on."""
 
 
 class GuestListener(Protocol):
