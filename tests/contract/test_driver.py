@@ -19,6 +19,7 @@ from insula.hal.capabilities import Capability
 from insula.hal.driver import GUI_CHANNEL, RPC_CHANNEL, Driver, ExitKind, Machine, MachineSpec, MachineState, Nic
 from insula.hal.errors import DriverError, HalError, MachineGone, SeedUnusable
 from insula.hal.hostinfo import HostInfo, probe
+from insula.model.block import BlockLayer, BlockSource, LayerFormat
 from insula.testing import tiny_guest
 from insula.testing.hypervisors import GUEST_LIMIT_S, POLL_S, FakeWorld, QemuWorld, World, freeze, leftovers_of
 from insula.testing.tiny_guest import Behaviour, TinyGuest
@@ -797,6 +798,22 @@ async def test_machine_with_a_screen_shows_it_to_who_asked_last_and_none_other_h
     async with running(world, driver, world.spec("plain")) as machine:
         with pytest.raises(DriverError, match="no screen"):
             await machine.open_display()
+
+
+async def test_machine_keeps_its_cd_whatever_becomes_of_the_name_and_one_that_is_missing_is_no_start(
+    world: World, driver: Driver, tmp_path: Path
+) -> None:
+    image = tmp_path / "rescue.iso"
+    cd = BlockSource((BlockLayer(image, LayerFormat.RAW),), 4096, writable=False)
+    spec = replace(world.spec("booted"), kernel=None, initrd=None, cmdline="", has_display=True, cd=cd)
+    missing = await driver.define(spec)
+    with pytest.raises(DriverError, match=r"rescue\.iso"):
+        await missing.start_paused()
+    image.write_bytes(bytes(4096))
+    async with running(world, driver, spec) as machine:
+        image.unlink()
+        assert machine.state is MachineState.RUNNING
+        assert machine.spec.cd == cd
 
 
 # Memory that a machine shares with its session

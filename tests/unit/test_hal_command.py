@@ -148,9 +148,11 @@ def test_argv_of_a_machine_with_a_screen_has_a_pcs_hardware_and_listens_nowhere(
 def test_argv_of_a_machine_with_a_cd_boots_from_it_first_and_only_reads_it() -> None:
     """MC-49."""
     cd = source("/rescue,boot=x.raw", writable=False)
-    spec = replace(SPEC, has_display=True, cd=cd)
+    spec = replace(SPEC, kernel=None, initrd=None, cmdline="", has_display=True, cd=cd)
     check_spec(spec)
-    fds = replace(descriptors_for(spec), cd=DiskDescriptors((77,)))
+    with pytest.raises(DriverError, match="not by a kernel"):
+        check_spec(replace(SPEC, has_display=True, cd=cd))
+    fds = replace(descriptors_for(spec), kernel=None, initrd=None, cd=DiskDescriptors((77,)))
     argv = vmm_argv(spec, fds, TCG, QEMU)
     [drive] = devices(argv, "ide-cd")
     assert (drive["bootindex"], drive["drive"]) == (0, CD_NODE)
@@ -174,7 +176,7 @@ def test_argv_of_a_machine_with_a_cd_boots_from_it_first_and_only_reads_it() -> 
 )
 def test_cd_that_cannot_be_is_refused(cd: BlockSource, has_display: bool, complaint: str) -> None:
     with pytest.raises(DriverError, match=complaint):
-        check_spec(replace(SPEC, cd=cd, has_display=has_display))
+        check_spec(replace(SPEC, kernel=None, initrd=None, cd=cd, has_display=has_display))
 
 
 def test_argv_of_a_machine_that_boots_by_itself_names_no_kernel() -> None:

@@ -116,7 +116,8 @@ class MachineSpec:
     """A screen, a keyboard and a pointer, as any PC has: for systems without agent. Needs Capability.DISPLAY. Such a
     machine can neither be frozen nor be a fork."""
     cd: BlockSource | None = None
-    """In a drive of its own, read-only; the machine boots from it first. Only with a screen."""
+    """In a drive of its own, read-only; the machine boots from it first. Only with a screen and
+    without a kernel."""
     debug: bool = False
     freezable: bool = False
     """Whether :meth:`Machine.freeze` can be used: the machine's memory is a file of its own from the start."""

@@ -188,7 +188,8 @@ class FakeHost:
     def start(self, spec: MachineSpec) -> FakeGuest:
         """:raise DriverError: a file of the spec is missing."""
         boot = [path for path in (spec.kernel, spec.initrd) if path is not None]
-        files = [*boot, *(layer.path for disk in spec.disks for layer in disk.source.layers)]
+        media = [*(disk.source for disk in spec.disks), *([] if spec.cd is None else [spec.cd])]
+        files = [*boot, *(layer.path for source in media for layer in source.layers)]
         for path in files:
             if not path.is_file():
                 raise DriverError(f"machine {spec.name!r}: cannot use {path}: no such file")

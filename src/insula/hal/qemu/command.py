@@ -200,6 +200,7 @@ def _checks(spec: MachineSpec) -> Iterator[tuple[bool, str]]:
         "a machine with a screen of its own can be neither a fork nor a seed",
     )
     yield spec.cd is None or spec.has_display, "only a machine with a screen of its own has a CD"
+    yield spec.cd is None or spec.kernel is None, "a machine with a CD boots from it, not by a kernel of the host"
     if spec.cd is not None:
         yield not spec.cd.writable and spec.cd.key is None, "a CD is read-only and not encrypted"
         yield from _source_checks("the CD", spec.cd)
