@@ -2,6 +2,7 @@
 
 A program in the qube sends a datagram to this computer every :data:`EVERY_S`. It comes from a port of the process that
 leads the qube's net qube outside, another one for each net qube; the first from a new port ends the measurement.
+The qubes boot: seeds that are made in the background would be measured, too.
 """
 
 from __future__ import annotations
@@ -51,10 +52,16 @@ async def main() -> None:
 
         for name in ("one", "two"):
             await create_app_qube(daemon.client, name)
-            for prop, value in (("provides_network", "True"), ("netvm", ""), ("uplink", "host")):
+            for prop, value in (
+                ("provides_network", "True"),
+                ("netvm", ""),
+                ("uplink", "host"),
+                ("start_mode", "cold"),
+            ):
                 await put(name, prop, value)
         await create_app_qube(daemon.client, "app")
-        await put("app", "netvm", "one")
+        for prop, value in (("netvm", "one"), ("start_mode", "cold")):
+            await put("app", prop, value)
         await asyncio.gather(daemon.client.start("app"), daemon.client.start("two"))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
             receiver.bind((own_address(), 0))
