@@ -326,8 +326,9 @@ class Links:
 
     async def _tell(self, session: Session, keys: Mapping[str, str | None]) -> None:
         """Change keys of a running qube; None: gone. :raise OSError: its session process does not take them."""
-        async with asyncio.timeout(KEY_LIMIT_S):
-            for path, value in keys.items():
+        for path, value in keys.items():
+            # Each: a qube may have a thousand rules, and a key is one of them.
+            async with asyncio.timeout(KEY_LIMIT_S):
                 if value is None:
                     await session.remove_key(path)
                 else:
