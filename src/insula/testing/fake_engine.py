@@ -62,6 +62,8 @@ class FakeEngine:
         self.states: dict[QubeName, PowerState] = {}
         self.cds: dict[QubeName, Path] = {}
         """Images that qubes were started with."""
+        self.cd_contents: dict[QubeName, bytes] = {}
+        """What was in those that were there: a machine keeps its image open, whatever becomes of the name."""
         self.shown_on: dict[QubeName, Mapping[str, str] | None] = {}
         """Where windows were asked for."""
         self.killed: set[QubeName] = set()
@@ -113,6 +115,8 @@ class FakeEngine:
     async def start(self, name: QubeName, cd: Path | None = None) -> None:
         if cd is not None:
             self.cds[name] = cd
+            if cd.is_file():
+                self.cd_contents[name] = cd.read_bytes()
         qube = self.store.system.get(name)
         reason = qube.features.get("prohibit-start")
         if reason:
