@@ -59,6 +59,13 @@ def test_every_thread_is_under_the_filter_without_any_right(process: Path) -> No
         assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd")} == {"0" * 16}
 
 
+def test_no_pixel_passes_through_it(process: Path) -> None:
+    """The X server reads the frame memory itself; of what is mapped here no page was ever looked at."""
+    _, _, mapping = (process / "smaps").read_text().partition("memfd:insula-frames")
+    fields = dict(line.split(":", 1) for line in mapping.splitlines()[1:12])
+    assert fields["Rss"].split() == ["0", "kB"]
+
+
 def test_pixels_go_to_the_display_server_in_shared_memory(process: Path) -> None:
     """Else each frame is written to its socket: eight megabytes for a large window."""
     lines = (process / "maps").read_text().splitlines()
