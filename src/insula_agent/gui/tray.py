@@ -31,6 +31,11 @@ _EMBEDDED_NOTIFY = 0
 _VERSION = 0
 _MAPPED = 1
 """Of _XEMBED_INFO: version and flags."""
+_ATOMS = (
+    SELECTION, "CARDINAL", "MANAGER", "_NET_SYSTEM_TRAY_OPCODE", "_NET_SYSTEM_TRAY_ORIENTATION", "_XEMBED",
+    "_XEMBED_INFO",
+)  # fmt: skip
+"""Asked for beforehand: each is a way to the server and back, and later somebody waits for a first window."""
 _CONFIG = xcffib.xproto.ConfigWindow
 _SAVE, _FORGET = 0, 1
 """ChangeSaveSet: should we end, the icon is to outlive its embedder."""
@@ -43,6 +48,8 @@ class Tray:
         self._forget = forget
         self._embedders: dict[int, int] = {}
         """Icon → embedder; 0: it is not to be seen now."""
+        for name in _ATOMS:
+            display.atom(name)
         core = display.core
         self.window = int(display.connection.generate_id())
         core.CreateWindow(
