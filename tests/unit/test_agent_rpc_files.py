@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -140,6 +141,61 @@ def fake_resize2fs(tmp_path: Path) -> dict[str, str]:
     tool.write_text('#!/bin/sh\necho "$@"\n')
     tool.chmod(0o755)
     return {"PATH": f"{tool.parent}:{os.environ['PATH']}", "INSULA_BLOCK": str(tmp_path / "block")}
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """All of PATH: whether this machine has a chronyc is not what is tested. Tools write down what they are asked."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name in ("rm", "seq", "touch"):
+        path = shutil.which(name)
+        assert path is not None
+        (folder / name).symlink_to(path)
+    return folder
+
+
+def tool(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho {name} $* >> {folder}/asked\n{script}\n")
+    path.chmod(0o755)
+
+
+def sync_clock(tools: Path) -> tuple[int, list[str]]:
+    env = {"PATH": str(tools), "INSULA_SYNCHRONIZED": str(tools / "synchronized")}
+    ran = run("qubes.SyncNtpClock", env=env)
+    return ran.returncode, (tools / "asked").read_text().splitlines()
+
+
+def test_syncntpclock_waits_until_timesyncd_has_set_the_clock(tools: Path) -> None:
+    """What an earlier run left behind does not count, even if its time stamp is of a clock that was ahead."""
+    synchronized = tools / "synchronized"
+    synchronized.touch()
+    os.utime(synchronized, (2**31, 2**31))
+    tool(tools, "systemctl", f'[ "$1" != restart ] || {{ [ ! -e {synchronized} ] && touch {synchronized}; }}')
+    code, asked = sync_clock(tools)
+    assert code == 0
+    assert asked == ["systemctl restart systemd-timesyncd.service", "systemctl -q is-active systemd-timesyncd.service"]
+
+
+def test_syncntpclock_time_that_does_not_come_is_1(tools: Path) -> None:
+    tool(tools, "systemctl", "")
+    tool(tools, "sleep", "")
+    code, asked = sync_clock(tools)
+    assert (code, asked.count("sleep 1")) == (1, 30)
+
+
+def test_syncntpclock_where_the_service_is_off_is_2(tools: Path) -> None:
+    """The restart of a unit whose condition does not hold succeeds."""
+    tool(tools, "systemctl", '[ "$1" = restart ]')
+    assert sync_clock(tools)[0] == 2
+
+
+def test_timesyncd_runs_only_where_the_service_is_on() -> None:
+    units = FOLDER.parent / "rootfs/usr/lib/systemd/system"
+    on = "ConditionPathExists=/run/qubes-service/clocksync\n"
+    assert on in (units / "systemd-timesyncd.service.d/50-insula.conf").read_text()
+    assert on in (units / "insula-clocksync.service").read_text()
 
 
 @pytest.mark.parametrize(("disk", "device"), [(b"root", b"/dev/vdx\n"), (b"private", b"/dev/vdy\n")])

@@ -33,6 +33,7 @@ DPKG_TIMEOUT_S = 60
 
 ENABLED_UNITS = {
     "multi-user.target": (
+        "insula-clocksync.service",
         "insula-console.service",
         "insula-package-proxy.service",
         "insula-rc-local.service",

@@ -49,7 +49,7 @@ MASKED_UNITS = (
     "networking.service", "NetworkManager.service", "dhcpcd.service", "whonix-firewall.service",
     "tor.service", "tor@default.service", "openvpn.service",
     # What the host gives, and what would be the template's in every qube.
-    "systemd-timesyncd.service", "systemd-random-seed.service", "systemd-firstboot.service",
+    "systemd-random-seed.service", "systemd-firstboot.service",
     # Nobody sits at its console, and updates come when the host says so.
     "getty.target", "apt-daily.timer", "apt-daily-upgrade.timer",
 )  # fmt: skip

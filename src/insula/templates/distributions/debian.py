@@ -27,6 +27,8 @@ PACKAGES = (
     "python3", "ca-certificates", "zstd",
     # network: addresses and routes are set by the agent; nftables is the firewall of net qubes
     "iproute2", "nftables",
+    # the time of the network, in the qube that the others take it from (insula-clocksync.service)
+    "systemd-timesyncd",
     # roles of net qubes: their programs run only where the role is (docs/decisions/023)
     "wireguard-tools", "openvpn", "tor",
     # services: documents and images become pixels (docs/decisions/012); keys of GnuPG and SSH stay in a vault
@@ -72,8 +74,6 @@ MASKED_UNITS = (
     "systemd-firstboot.service", "systemd-machine-id-commit.service", "systemd-sysusers.service",
     # the host gives entropy (virtio-rng, vmgenid, a seed through the agent): a saved seed would be the template's
     "systemd-random-seed.service",
-    # the clock is the host's
-    "systemd-timesyncd.service",
     # nobody logs in on a terminal; the debug console has its own unit
     "getty.target", "systemd-ask-password-console.path", "systemd-ask-password-wall.path",
     "systemd-update-utmp.service", "systemd-update-utmp-runlevel.service", "systemd-initctl.socket",
@@ -138,6 +138,8 @@ for generator in "$root"/usr/lib/systemd/system-generators/*; do
     ln -sfn /dev/null "$root/etc/systemd/system-generators/${{generator##*/}}"
 done
 ln -sfn /usr/lib/systemd/system/multi-user.target "$units/default.target"
+# The clock is the host's; insula-clocksync.service starts it where it is the network's.
+rm -f "$units/sysinit.target.wants/systemd-timesyncd.service"
 
 # What must be each qube's own, and not the template's.
 : > "$root/etc/machine-id"
