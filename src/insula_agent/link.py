@@ -15,7 +15,7 @@ from insula_agent import bulk_memory, conveyor
 from insula_agent.log import log
 from insula_agent.loop import EDGE, HANGUP, READ, WRITE, Loop
 from insula_agent.streams import StreamHandler, Streams
-from insula_proto import bulk
+from insula_proto import bulk, limits
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.mux import GUEST, Mux
 from insula_proto.mux_events import (
@@ -140,6 +140,8 @@ class Link(Streams):
         self._blocked: set[int] = set()
         self._conveyor: conveyor.Conveyor | None = None
         """Made when there is bulk to be sent for the first time."""
+        self._drawer: conveyor.Drawer | None = None
+        """…and when bulk is lent."""
         self._devices = devices
         self._memory: memoryview | None = None
         """Shared with the host, in this epoch."""
@@ -180,10 +182,13 @@ class Link(Streams):
         available = conveyor.waiting(pipe) if conveyor.IS_POSSIBLE else 0
         if available < conveyor.SMALLEST:
             return False
-        if self._memory is not None and available >= conveyor.SMALLEST_SHARED:
-            slot = self._mux.reserve_slot() if self._mux.writable(stream) >= ENOUGH_ROOM else 0
-            if slot:
-                return self._lend(stream, slot, pipe, None if is_framed else make_header)
+        while self._may_lend(stream, available):
+            size = self._lend(stream, pipe, None if is_framed else make_header)
+            if not size:
+                break
+            available = conveyor.waiting(pipe)
+        if self._mux.lent(stream):
+            return True
         self._conveyor = self._conveyor or conveyor.Conveyor()
         self.flush()
         for _ in range(conveyor.MAX_FRAMED if is_framed else conveyor.MAX_FRAMES):
@@ -199,20 +204,30 @@ class Link(Streams):
                 self._mux.complete(rest)
         return True
 
-    def _lend(self, stream: int, slot: int, pipe: int, make_header: Callable[[int], bytes] | None) -> bool:
-        """Have the host read what waits in a pipe from shared memory."""
-        assert self._memory is not None
-        start = bulk.offset(slot)
-        room = min(self._mux.writable(stream), bulk.SLOT_SIZE)
+    def _may_lend(self, stream: int, available: int) -> bool:
+        """Whether it is worth it, now: a first slot carries what there is, a second one is to be filled."""
+        lent = self._mux.lent(stream)
+        if self._memory is None:
+            return False
+        if lent:
+            enough = conveyor.SMALLEST_AHEAD
+            return lent < limits.BULK_MAX_LENT and min(available, self._mux.credit(stream)) >= enough
+        return available >= conveyor.SMALLEST_SHARED and self._mux.writable(stream) >= ENOUGH_ROOM
+
+    def _lend(self, stream: int, pipe: int, make_header: Callable[[int], bytes] | None) -> int:
+        """Have the host read what waits in a pipe from shared memory; how many bytes of that are lent, 0: none."""
+        slot = self._mux.reserve_slot()
+        if not slot or self._memory is None:
+            return 0
+        reader = self._readers.get(slot)
+        if reader is None:
+            self._drawer = self._drawer or conveyor.Drawer()
+            start = bulk.offset(slot)
+            reader = conveyor.MessageReader(self._memory[start : start + bulk.SLOT_SIZE], self._drawer)
+            self._readers[slot] = reader
+        room = min(self._mux.credit(stream), bulk.SLOT_SIZE)
         try:
-            if make_header is None:
-                size = os.readv(pipe, [self._memory[start : start + room]])
-            else:
-                reader = self._readers.get(slot)
-                if reader is None:
-                    reader = conveyor.MessageReader(self._memory[start : start + bulk.SLOT_SIZE])
-                    self._readers[slot] = reader
-                size = reader.read(pipe, room, make_header)
+            size = reader.read_framed(pipe, room) if make_header is None else reader.read(pipe, room, make_header)
         except OSError:
             # What it is the one who reads will see.
             size = 0
@@ -220,7 +235,7 @@ class Link(Streams):
             self._mux.send_shared(stream, slot, size)
         else:
             self._mux.release_slot(slot)
-        return bool(size)
+        return size
 
     def has_room(self, stream: int) -> bool:
         """Whether enough can be sent to make it worth to produce more; if not, :meth:`notify_writable` helps."""
@@ -299,7 +314,7 @@ class Link(Streams):
                 start = bulk.offset(event.slot)
                 handler.data(event.stream, self._memory[start : start + event.size])  # type: ignore[arg-type]
         elif isinstance(event, (CreditReceived, SlotFreed)):
-            self._notify(event.stream)
+            self._notify(event.stream, may_lend=self._mux.lent(event.stream) == 1)
         elif isinstance(event, FinReceived):
             handler = self._handlers.get(event.stream)
             if not self._mux.is_open(event.stream):
@@ -333,8 +348,9 @@ class Link(Streams):
         else:
             self._handlers[event.stream] = handler
 
-    def _notify(self, stream: int) -> None:
-        if stream in self._blocked and self._mux.writable(stream):
+    def _notify(self, stream: int, *, may_lend: bool = False) -> None:
+        """``may_lend``: it may have room for more of what is lent, if for nothing else."""
+        if stream in self._blocked and (may_lend or self._mux.writable(stream)):
             self._blocked.discard(stream)
             handler = self._handlers.get(stream)
             if handler is not None:

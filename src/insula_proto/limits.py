@@ -49,9 +49,9 @@ BULK_SIZE = 16777216
 BULK_SLOT_SIZE = 1048576
 """Bytes of it that change hands at once: half a window, so that one half is written while the other is read."""
 
-BULK_MAX_LENT = 1
-"""Slots that may be under way for one stream: what comes meanwhile goes together into the next. Each costs a guest
-up to a millisecond under emulation, whatever it carries."""
+BULK_MAX_LENT = 2
+"""Slots that may be under way for one stream: a second is filled while the peer deals with the first. What would not
+fill it waits and goes together: each costs a guest up to a millisecond under emulation, whatever it carries."""
 
 # --- qrexec (published protocol, versions 3 and 4) ----------------------------------------------------------------
 

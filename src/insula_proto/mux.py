@@ -125,7 +125,7 @@ class Mux:
         state = self._streams.by_number.get(stream)
         if state is None or state.fin_sent or self._queue.size >= limits.MUX_MAX_QUEUED_DATA:
             return 0
-        if self._slots is not None and self._slots.lent_for(stream) >= limits.BULK_MAX_LENT:
+        if self._slots is not None and self._slots.lent_for(stream):
             return 0
         return state.send_credit
 
@@ -341,18 +341,25 @@ class Mux:
         if self._slots is not None:
             self._slots.release(slot)
 
+    def lent(self, stream: int) -> int:
+        """How many slots are under way for a stream."""
+        return 0 if self._slots is None else self._slots.lent_for(stream)
+
     def credit(self, stream: int) -> int:
         """Bytes that may be sent before more credit comes, maybe not at once; 0: the stream is closed for sending."""
         state = self._streams.by_number.get(stream)
         return 0 if state is None or state.fin_sent else state.send_credit
 
     def send_shared(self, stream: int, slot: int, size: int) -> None:
-        """``size`` bytes for the stream are in the slot, which is the peer's until :class:`SlotFreed`.
+        """``size`` bytes for the stream are in the slot, which is the peer's until :class:`SlotFreed`. More may be lent
+        while one is under way, nothing else may be sent.
 
         :raise LocalProtocolError: more than may be sent, or the slot or the stream cannot be used.
         """
-        if self._slots is None or not 0 < size <= min(self.writable(stream), bulk.SLOT_SIZE):
-            raise LocalProtocolError(f"{size} shared bytes for stream {stream}, writable {self.writable(stream)}")
+        if self._slots is None or not 0 < size <= min(self.credit(stream), bulk.SLOT_SIZE):
+            raise LocalProtocolError(f"{size} shared bytes for stream {stream}, credit {self.credit(stream)}")
+        if self._slots.lent_for(stream) >= limits.BULK_MAX_LENT:
+            raise LocalProtocolError(f"the peer reads {limits.BULK_MAX_LENT} slots of stream {stream}")
         self._slots.lend(slot, stream)
         self._streams.ours(stream).send_credit -= size
         self._queue.push(frame(stream, SHARED, TWO_U32.pack(slot, size)))

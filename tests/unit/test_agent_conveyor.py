@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from insula_agent import conveyor
+from insula_agent import conveyor, sockets
 from insula_agent.conveyor import (
     FRAME_SIZE,
     FULL_BODY,
     MESSAGE_SIZE,
     SMALLEST,
     Conveyor,
+    Drawer,
     MessageReader,
     enlarge,
     frame_size,
@@ -118,29 +119,131 @@ def test_framed_bytes_never_fill_our_pipe() -> None:
     assert conveyor.MAX_FRAMED * pages <= conveyor.OWN_PIPE // 4096
 
 
+@pytest.fixture
+def drawer() -> Iterator[Drawer]:
+    made = Drawer()
+    yield made
+    os.close(made._out)
+    os.close(made._in)
+
+
+def number(count: int) -> bytes:
+    return b"%08d" % count
+
+
+def messages(memory: memoryview, used: int) -> list[bytes]:
+    """Bodies of what is in the memory."""
+    found = []
+    position = 0
+    while position < used:
+        length = int(bytes(memory[position : position + 8]))
+        assert 0 < length <= FULL_BODY
+        found.append(bytes(memory[position + 8 : position + 8 + length]))
+        position += 8 + length
+    assert position == used
+    return found
+
+
 @pytest.mark.parametrize("size", [1, 5000, FULL_BODY, FULL_BODY + 1, 3 * FULL_BODY, 4 * FULL_BODY - 77])
 @pytest.mark.parametrize("room", [16384, MESSAGE_SIZE, 2 * MESSAGE_SIZE + 3, 300_000])
-def test_messages_read_into_memory_have_their_headers_and_fit(pipe: tuple[int, int], size: int, room: int) -> None:
+@pytest.mark.parametrize("is_socket", [False, True])
+def test_messages_read_into_memory_have_their_headers_and_fit(
+    drawer: Drawer, size: int, room: int, *, is_socket: bool
+) -> None:
     memory = memoryview(bytearray(300_000))
-    reader = MessageReader(memory)
+    reader = MessageReader(memory, drawer)
     payload = os.urandom(size)
-    os.write(pipe[1], payload)
+    if is_socket:
+        ends = [end.detach() for end in sockets.pair(1 << 20)]
+    else:
+        ends = list(os.pipe())
+        conveyor.enlarge(ends[1], 1 << 20)
+    os.set_blocking(ends[0], False)
+    os.write(ends[1], payload)
     got = b""
-    while waiting(pipe[0]):
-        used = reader.read(pipe[0], room, lambda count: b"%08d" % count)
-        assert used <= room
-        position = 0
-        while position < used:
-            length = int(bytes(memory[position : position + 8]))
-            assert 0 < length <= FULL_BODY
-            got += memory[position + 8 : position + 8 + length]
-            position += 8 + length
-        assert position == used
+    while waiting(ends[0]):
+        used = reader.read(ends[0], room, number)
+        assert 0 < used <= room
+        got += b"".join(messages(memory, used))
     assert got == payload
+    assert waiting(drawer._out) == 0
+    for end in ends:
+        os.close(end)
 
 
-def test_nothing_to_read_leaves_the_memory_alone(pipe: tuple[int, int]) -> None:
+def test_reader_goes_on_while_there_are_whole_messages_and_leaves_the_rest(
+    pipe: tuple[int, int], drawer: Drawer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process writes while earlier bytes are copied, as one on another CPU does."""
+    memory = memoryview(bytearray(5 * MESSAGE_SIZE + 1000))
+    sizes = [FULL_BODY, 2 * FULL_BODY, 100]
+    read = drawer.read
+
+    def read_and_write(fd: int, places: list[memoryview], size: int) -> int:
+        got = read(fd, places, size)
+        if sizes:
+            os.write(pipe[1], bytes(sizes.pop(0)))
+        return got
+
+    monkeypatch.setattr(drawer, "read", read_and_write)
+    os.write(pipe[1], bytes(FULL_BODY))
+    reader = MessageReader(memory, drawer)
+    used = reader.read(pipe[0], len(memory), number)
+    assert [len(body) for body in messages(memory, used)] == 4 * [FULL_BODY]
+    assert waiting(pipe[0]) == 100
+    used = reader.read(pipe[0], len(memory), number)
+    assert [len(body) for body in messages(memory, used)] == [100]
+
+
+def test_what_is_left_of_the_memory_is_filled_if_that_much_is_there(pipe: tuple[int, int], drawer: Drawer) -> None:
+    memory = memoryview(bytearray(MESSAGE_SIZE + 1000))
+    reader = MessageReader(memory, drawer)
+    os.write(pipe[1], bytes(FULL_BODY + 991))
+    used = reader.read(pipe[0], len(memory), number)
+    assert [len(body) for body in messages(memory, used)] == [FULL_BODY]
+    os.write(pipe[1], bytes(FULL_BODY + 2))
+    used = reader.read(pipe[0], len(memory), number)
+    assert [len(body) for body in messages(memory, used)] == [FULL_BODY, 992]
+    assert used == len(memory)
+    assert waiting(pipe[0]) == 1
+
+
+def test_framed_bytes_are_read_as_they_are(pipe: tuple[int, int], drawer: Drawer) -> None:
+    memory = memoryview(bytearray(1 << 18))
+    reader = MessageReader(memory, drawer)
+    payload = os.urandom(200_000)
+    os.write(pipe[1], payload)
+    assert reader.read_framed(pipe[0], 150_000) == 150_000
+    assert memory[:150_000] == payload[:150_000]
+    assert reader.read_framed(pipe[0], 1 << 18) == 50_000
+    assert memory[:50_000] == payload[150_000:]
+    assert reader.read_framed(pipe[0], 1 << 18) == 0
+
+
+def test_nothing_to_read_leaves_the_memory_alone(pipe: tuple[int, int], drawer: Drawer) -> None:
     memory = memoryview(bytearray(b"x" * 70000))
-    with pytest.raises(BlockingIOError):
-        MessageReader(memory).read(pipe[0], 70000, lambda count: b"%08d" % count)
+    assert MessageReader(memory, drawer).read(pipe[0], 70000, number) == 0
     assert bytes(memory) == b"x" * 70000
+
+
+def test_pipe_is_opened_anew_and_stays_as_it_was_for_others() -> None:
+    reading, writing = os.pipe()
+    own = conveyor.open_anew(reading)
+    assert not os.get_blocking(own)
+    assert os.get_blocking(reading)
+    os.write(writing, b"words")
+    assert os.read(own, 10) == b"words"
+    for fd in (reading, writing, own):
+        os.close(fd)
+
+
+def test_what_is_no_pipe_or_not_to_be_read_is_not_opened_anew() -> None:
+    """Who may write to a pipe may not have it read by root."""
+    reading, writing = os.pipe()
+    ours, theirs = sockets.pair()
+    null = os.open(os.devnull, os.O_RDONLY)
+    assert [conveyor.open_anew(fd) for fd in (writing, ours.fileno(), null)] == [-1, -1, -1]
+    for fd in (reading, writing, null):
+        os.close(fd)
+    ours.close()
+    theirs.close()

@@ -400,6 +400,40 @@ def test_bulk_goes_through_memory_once_the_host_has_offered_some(world: World, p
     os.close(pipe)
 
 
+class Waiting(Recorder):
+    def writable(self, stream: int) -> None:
+        self.log.append("writable")
+
+
+def test_second_slot_is_lent_only_with_much_and_its_stream_hears_when_the_first_is_back(world: World) -> None:
+    share(world)
+    pipe, writing = os.pipe2(os.O_NONBLOCK)
+    conveyor.enlarge(writing, 1 << 20)
+    handler = Waiting()
+    stream = world.link.open(111, handler)
+    world.until(lambda: world.link.writable(stream) > limits.MUX_INITIAL_CREDIT)
+    counts = []
+    # Whole messages go; what is left then waits while one slot is under way, until much has come.
+    for size in (100_000, 400_000, 200_000, 600_000):
+        os.write(writing, bytes(size))
+        assert world.link.convey(stream, pipe, header)
+        counts.append((world.link._mux.lent(stream), conveyor.waiting(pipe)))
+    rest = 100_000 - conveyor.FULL_BODY
+    much = (rest + 600_000) % conveyor.FULL_BODY
+    assert counts == [(1, rest), (1, rest + 400_000), (2, much), (2, much + 600_000)]
+    assert not world.link.has_room(stream)
+    world.link.notify_writable(stream)
+    slots: list[int] = []
+    world.until(lambda: slots.extend(e.slot for e in world.events if isinstance(e, SharedReceived)) or slots)
+    assert handler.log == []
+    world.mux.free(slots[0])
+    world.until(lambda: handler.log)
+    assert world.link._mux.lent(stream) == 1
+    assert world.link.writable(stream) == 0
+    os.close(pipe)
+    os.close(writing)
+
+
 def test_messages_that_are_framed_already_are_lent_as_they_are(world: World) -> None:
     memory = share(world)
     payload = os.urandom(200_000)

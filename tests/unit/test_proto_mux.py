@@ -621,15 +621,22 @@ def test_shared_bytes_come_in_order_with_others_and_count_against_the_window(sha
     assert sharing.to_guest() == [DataReceived(stream, b"after")]
 
 
-def test_stream_whose_slot_is_under_way_waits_and_others_do_not(sharing: Pair) -> None:
+def test_stream_whose_slot_is_under_way_lends_one_more_and_sends_nothing_else_and_others_do(sharing: Pair) -> None:
     first, second = sharing.host.open(513), sharing.host.open(514)
     sharing.settle()
-    for _ in range(limits.BULK_MAX_LENT):
-        assert sharing.host.writable(first)
+    for count in range(limits.BULK_MAX_LENT):
+        assert sharing.host.lent(first) == count
         sharing.host.send_shared(first, sharing.host.reserve_slot(), 1)
-    assert sharing.host.writable(first) == 0
+        assert sharing.host.writable(first) == 0
+    with pytest.raises(LocalProtocolError):
+        sharing.host.send_shared(first, sharing.host.reserve_slot(), 1)
     assert sharing.host.writable(second) > 0
-    assert sharing.host.reserve_slot()
+    slots = [event.slot for event in sharing.to_guest() if isinstance(event, SharedReceived)]
+    for slot in slots:
+        assert sharing.host.writable(first) == 0
+        sharing.guest.free(slot)
+        sharing.to_host()
+    assert sharing.host.writable(first)
 
 
 def test_shared_bytes_beyond_the_credit_or_a_slot_are_refused_locally(sharing: Pair) -> None:
