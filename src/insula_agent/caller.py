@@ -6,6 +6,9 @@
                                                                   ◄── STDERR ── stderr
                                                                   ◄── EXIT_CODE
 
+A source that has proved large is given to the agent, which reads it then and makes the messages: its bytes need not
+pass through here.
+
 Nothing is buffered without bound: the source is read only when nothing waits for the channel, the channel only when
 nothing waits for the sinks. poll(2), not epoll, because standard input may be a file.
 """
@@ -22,7 +25,7 @@ import time
 from insula_agent import conveyor, process, sockets
 from insula_agent.pieces import MAX_PIECES, drop
 from insula_agent.sink import release
-from insula_proto import qrexec
+from insula_proto import limits, qrexec
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.qrexec import EXIT_CHANNEL_LOST, OLDEST_VERSION, ExitCode, Hello, Stderr, Stdout
 from insula_proto.qrexec_channel import CallerEnd
@@ -30,6 +33,7 @@ from insula_proto.qrexec_channel import CallerEnd
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula_agent.sink import Sink
+    from insula_agent.sockets import Socket
     from insula_proto.qrexec import Message
 
 HANDSHAKE_TIMEOUT = 120.0
@@ -41,6 +45,10 @@ PIPE_SIZE = 524288
 """Bytes of the pipes of the programs on both sides of us, where that is allowed."""
 MOVES = 32
 """Messages moved before others get their turn."""
+LARGE = 2097152
+"""Bytes of the source after which it is offered to the agent."""
+GIVEN, TAKEN = b"I", b"T"
+"""To and from the agent (insula_agent.requests)."""
 SIGUSR1, SIGCHLD = 10, 17
 EXIT_BROKEN = 1
 """Published ends leave with this when the other one breaks the protocol."""
@@ -111,8 +119,10 @@ class Caller:
         errors: Sink,
         prefix: bytes = b"",
         program: LocalProgram | None = None,
+        agent: Socket | None = None,
     ) -> None:
-        """``channel``: where it is read and where it is written, which may be the same descriptor."""
+        """``channel``: where it is read and where it is written, which may be the same descriptor. ``agent``: the
+        connection over which the service was asked for, if the agent may take the source."""
         for fd in channel:
             os.set_blocking(fd, False)
         self._input, self._output = channel
@@ -124,6 +134,11 @@ class Caller:
             if pipe >= 0 and _is_pipe(pipe):
                 # A shell's pipes hold 64 KiB: each time one is full or empty its program takes turns with us.
                 conveyor.enlarge(pipe, PIPE_SIZE)
+        self._agent = agent if self._may_splice and program is None else None
+        self._is_offered = False
+        """The agent has not answered yet whether it takes the source."""
+        self._said = 0
+        """Bytes of the source that went through here."""
         self._sink = sink
         self._errors = errors
         self._prefix = prefix
@@ -186,7 +201,9 @@ class Caller:
                 want(self._sink.fd, select.POLLOUT)
             elif not self._sink.is_busy and not self._errors.is_busy and self._end.exit_code is None:
                 want(self._input, select.POLLIN)
-        if self._source >= 0 and is_idle and self._end.version is not None:
+        if self._is_offered and self._agent is not None:
+            want(self._agent.fileno(), select.POLLIN)
+        elif self._source >= 0 and is_idle and self._end.version is not None:
             want(self._source, select.POLLIN)
         for sink in (self._sink, self._errors):
             if sink.is_open:
@@ -203,6 +220,8 @@ class Caller:
             self._signalled()
         for sink in (self._sink, self._errors):
             self._look_at(sink, found.get(sink.fd, 0))
+        if self._is_offered and self._agent is not None and found.get(self._agent.fileno()):
+            self._answered(self._agent)
         if (self._out or self._splicing) and found.get(self._output):
             self._send()
         if self._is_sink_full and found.get(self._sink.fd):
@@ -340,9 +359,13 @@ class Caller:
     def _read_source(self) -> None:
         if self._source < 0 or self._out or self._splicing:
             return
+        if self._agent is not None and self._said >= LARGE and self._end.max_chunk == limits.QREXEC_MAX_CHUNK:
+            self._offer(self._agent)
+            return
         if self._may_splice:
             size = min(conveyor.waiting(self._source), self._end.max_chunk, conveyor.FRAME_SIZE)
             if size >= conveyor.SMALLEST:
+                self._said += size
                 self._out.append(self._end.stdin_header(size))
                 self._send()
                 if not self._out:
@@ -362,6 +385,26 @@ class Caller:
         elif not self._is_continued():
             self._close_source()
         self._send()
+
+    def _offer(self, agent: Socket) -> None:
+        """Have the agent read the source from here on; all that was read of it is in the channel."""
+        try:
+            sockets.send_with_descriptors(agent, GIVEN, (self._source,))
+            self._is_offered = True
+        except OSError:
+            # One that does not take any.
+            self._agent = None
+
+    def _answered(self, agent: Socket) -> None:
+        try:
+            is_taken = agent.recv(1) == TAKEN
+        except OSError:
+            is_taken = False
+        self._agent = None
+        self._is_offered = False
+        if is_taken:
+            # Its end is the agent's to say.
+            self._drop_source()
 
     def _is_continued(self) -> bool:
         """Whether input that has ended goes on over another socket: the signal may have come with its end."""

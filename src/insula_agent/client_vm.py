@@ -309,6 +309,7 @@ def call(options: Options) -> int:
         Sink(2, is_filtered=filters_stderr),
         options.prefix or b"",
         program,
+        agent if len(channel) == 2 else None,
     ).run()
 
 

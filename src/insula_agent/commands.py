@@ -209,6 +209,8 @@ class Commands(StreamHandler):
         epoch = self._link.epoch
 
         def end() -> None:
+            if client is not None:
+                client.close()
             self._terminated(message.domain, message.port, epoch)
 
         if not self._link.relays_programs:
@@ -227,8 +229,12 @@ class Commands(StreamHandler):
             # A program that has gone meanwhile leaves a channel whose other end is closed: the relay ends the call.
             client.answer(message.domain, message.port, ends.theirs)
             ends.passed()
-            client.close()
-            waiting.hand_over(Relay(self._loop, self._link, waiting.stream, ends, end))
+            relay = Relay(self._loop, self._link, waiting.stream, ends, end)
+            if client.takes_pipes:
+                client.stay_for_input(relay.take_input)
+            else:
+                client.close()
+            waiting.hand_over(relay)
             return
         if waiting is not None:
             self._link.reset(waiting.stream, RESET_FAILED)

@@ -1,6 +1,8 @@
 """A call of a local program on its way through the agent: bytes between a data stream and the program.
 
-The program (``qrexec-client-vm``) is the end of the data channel; nothing is looked at here. It has a socket, or two
+The program (``qrexec-client-vm``) is the end of the data channel; nothing is looked at here, and nothing said but what
+is read of an input that it gave us because that has proved large (:mod:`insula_agent.requests`): then the bytes need
+not pass through the program. It has a socket, or two
 pipes if it takes them: pages then go from its input to the port without being copied (:mod:`insula_agent.conveyor`),
 and each side is woken once for many of them. As in :mod:`insula_agent.calls` nothing is buffered without bound: what
 came is granted again only after the program took it, and the program is read only while the stream has room. There is
@@ -15,7 +17,7 @@ from insula_agent import conveyor, sockets
 from insula_agent.loop import HANGUP, READ, WRITE, Loop
 from insula_agent.pieces import MAX_PIECES, drop
 from insula_agent.streams import RESET_FAILED, StreamHandler, Streams
-from insula_proto import limits
+from insula_proto import limits, qrexec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +67,10 @@ def _no_header(size: int) -> bytes:
     return b""
 
 
+def _input_header(size: int) -> bytes:
+    return qrexec.HEADER.pack(qrexec.STDIN, size)
+
+
 class Relay(StreamHandler):
     """Owns our side of ``ends``; ``on_end`` is called once, when all is over."""
 
@@ -74,6 +80,8 @@ class Relay(StreamHandler):
         self._stream = stream
         self._ends = ends
         self._source = ends.source
+        self._input = -1
+        """The program's, read here."""
         self._sink = ends.sink
         """-1 when nothing more goes to the program."""
         self._on_end = on_end
@@ -102,6 +110,7 @@ class Relay(StreamHandler):
     def fin(self, stream: int) -> None:
         del stream
         self._has_host_finished = True
+        self._close_input()
         self._deliver()
         # Its end counts, whether or not the stream has room.
         self._watch_source()
@@ -118,7 +127,10 @@ class Relay(StreamHandler):
         self._is_blocked = False
         if not self._is_closed and not self._ends.is_socket and not self._has_host_finished:
             # Much may wait already: then the loop need not be asked whether anything does.
-            self._link.convey(self._stream, self._source, _no_header, is_framed=True)
+            if self._input < 0:
+                self._link.convey(self._stream, self._source, _no_header, is_framed=True)
+            elif not conveyor.waiting(self._source):
+                self._link.convey(self._stream, self._input, _input_header)
         self._watch_source()
 
     def _deliver(self, events: int = 0) -> None:
@@ -160,8 +172,11 @@ class Relay(StreamHandler):
             return
         if self._has_host_finished or self._link.has_room(self._stream):
             self._loop.watch(self._source, READ, self._read)
+            if self._input >= 0:
+                self._loop.watch(self._input, READ, self._read_input)
         else:
             self._loop.forget(self._source)
+            self._loop.forget(self._input)
             if not self._is_blocked:
                 self._is_blocked = True
                 self._link.notify_writable(self._stream)
@@ -191,6 +206,43 @@ class Relay(StreamHandler):
             self._program_gone()
         self._watch_source()
 
+    def take_input(self, given: int) -> bool:
+        """Read the program's input from now on, by a descriptor of our own; False: it cannot be read here."""
+        if self._is_closed or self._has_host_finished or self._input >= 0:
+            return False
+        self._input = conveyor.open_anew(given)
+        if self._input < 0:
+            return False
+        conveyor.enlarge(self._input, CHANNEL_SIZE)
+        self._watch_source()
+        return True
+
+    def _read_input(self, events: int) -> None:
+        del events
+        if self._is_closed or self._input < 0 or not self._link.has_room(self._stream):
+            return
+        if conveyor.waiting(self._source):
+            # What the program said before it gave its input goes first.
+            self._read(READ)
+            return
+        if not self._link.convey(self._stream, self._input, _input_header):
+            room = min(self._link.writable(self._stream), limits.MUX_MAX_DATA) - qrexec.HEADER.size
+            try:
+                data = os.read(self._input, room)
+                self._link.send(self._stream, _input_header(len(data)), data)
+                if not data:
+                    # Its end was said with that.
+                    self._close_input()
+            except BlockingIOError:
+                pass
+        self._watch_source()
+
+    def _close_input(self) -> None:
+        if self._input >= 0:
+            self._loop.forget(self._input)
+            os.close(self._input)
+            self._input = -1
+
     def _program_gone(self) -> None:
         if self._is_closed:
             return
@@ -202,6 +254,7 @@ class Relay(StreamHandler):
 
     def _close(self) -> None:
         self._is_closed = True
+        self._close_input()
         self._queue.clear()
         self._loop.forget(self._source)
         os.close(self._source)

@@ -7,7 +7,10 @@
             ◄── end of file ─────────────────────────────── SERVICE_REFUSED ──
 
 A request that comes with a descriptor, of whatever, is from a program that takes two pipes for its data channel; others
-get a socket.
+get a socket. Such a program may keep its connection, and give us its input over it when that has proved large::
+
+    program ── GIVEN, descriptor ──► its connection to us     from now on we read the pipe and make the messages
+            ◄── TAKEN ──────────────                          (closed instead: the program goes on as before)
 
 Any user may ask. A program that connects and says nothing is closed after :data:`REQUEST_TIMEOUT`; when there are more
 programs than :data:`MAX_CLIENTS`, those that have not finished their request go first, so they cost nobody else.
@@ -43,6 +46,8 @@ REQUEST_TIMEOUT = 10.0
 READ_SIZE = 65536
 ANSWER = struct.Struct("<II")
 """Domain and port, without a header."""
+GIVEN, TAKEN = b"I", b"T"
+"""Of a program's input, after the answer."""
 
 
 class Client:
@@ -61,6 +66,8 @@ class Client:
         self.ident = b""
         """Under what the host was asked; empty before that."""
         self._on_close: Callable[[], None] | None = None
+        self._on_input: Callable[[int], bool] | None = None
+        self._is_closed = False
         self._timer: Timer = loop.after(REQUEST_TIMEOUT, self._give_up)
         loop.watch(self._fd, READ, self._ready)
 
@@ -76,6 +83,9 @@ class Client:
             return
         except OSError:
             untrusted_data, descriptors = b"", []
+        if self._on_input is not None:
+            self._input_given(self._on_input, untrusted_data, descriptors)
+            return
         for fd in descriptors:
             os.close(fd)
             self.takes_pipes = True
@@ -111,8 +121,29 @@ class Client:
         self._on_close = on_close
         self.answer(domain, port)
 
+    def stay_for_input(self, on_input: Callable[[int], bool]) -> None:
+        """It was answered, and may give its input: ``on_input`` is called once with a descriptor and says whether that
+        is read now, by one of our own."""
+        self._on_input = on_input
+        self._owner.closed(self)
+
+    def _input_given(self, on_input: Callable[[int], bool], untrusted_data: bytes, descriptors: list[int]) -> None:
+        is_taken = untrusted_data == GIVEN and len(descriptors) == 1 and on_input(descriptors[0])
+        for fd in descriptors:
+            os.close(fd)
+        if is_taken:
+            try:
+                self._connection.send(TAKEN)
+            except OSError as error:
+                # It has gone, and its call with it.
+                log(f"a program that gave its input: {error}")
+        self.close()
+
     def close(self) -> None:
         """To a program that waits this means: refused."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._timer.cancel()
         self._loop.forget(self._fd)
         self._connection.close()

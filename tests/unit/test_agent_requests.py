@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -14,9 +15,12 @@ import pytest
 from agent_host import PATIENCE_S, Agent, Host, agent_and_host
 
 from insula_agent import requests
+from insula_agent.caller import LARGE
+from insula_agent.link import ENOUGH_ROOM
 from insula_agent.loop import Loop
+from insula_agent.relay import CHANNEL_SIZE
 from insula_agent.requests import Requests
-from insula_proto import qrexec
+from insula_proto import limits, qrexec
 from insula_proto.qrexec import (
     ConnectionTerminated,
     Message,
@@ -140,6 +144,109 @@ def test_ten_megabytes_each_way_arrive_whole(qube: tuple[Agent, Host], tmp_path:
     feeder.wait(PATIENCE_S)
     assert program.returncode == 0
     assert (tmp_path / "out").read_bytes() == data
+
+
+def holds(process: int, fd: int, pipe: str) -> bool:
+    try:
+        return str(Path(f"/proc/{process}/fd/{fd}").readlink()) == pipe
+    except OSError:
+        return False
+
+
+def give_large_input(agent: Agent, host: Host) -> tuple[subprocess.Popen[bytes], Service, str, bytes]:
+    """A call whose input was taken by the agent; how that pipe is named, and what was written to it until then."""
+    program = agent.program("vault", "a.B")
+    assert program.stdin is not None
+    pipe = str(Path(f"/proc/self/fd/{program.stdin.fileno()}").readlink())
+    service = Service(host, grant(host, asked(host)[0]))
+    os.set_blocking(program.stdin.fileno(), False)
+    written = b""
+
+    def is_taken() -> bool:
+        nonlocal written
+        with contextlib.suppress(BlockingIOError):
+            piece = os.urandom(30_000)
+            written += piece[: os.write(program.stdin.fileno(), piece)]  # type: ignore[union-attr]
+        return len(written) > LARGE and not holds(program.pid, 0, pipe)
+
+    host.wait_for(is_taken)
+    return program, service, pipe, written
+
+
+def test_large_input_is_read_by_the_agent_and_arrives_whole_with_its_end(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    program, service, pipe, written = give_large_input(agent, host)
+    assert not not_held(agent, pipe)
+    assert program.stdin is not None
+    for piece in (b"a few words", os.urandom(3_000_000), b"and an end"):
+        thread = threading.Thread(target=write_all, args=(program.stdin.fileno(), piece))
+        thread.start()
+        written += piece
+        host.wait_for(lambda: len(service.stdin) == len(written))  # noqa: B023 - called here and now
+        thread.join(PATIENCE_S)
+    assert service.stdin == written
+    assert not service.has_all
+    program.stdin.close()
+    host.wait_for(lambda: service.has_all)
+    assert service.stdin == written
+    for part in service.end.stdout(b"thanks"):
+        host.send(service.stream, part)
+    service.finish(5)
+    host.wait_for(lambda: program.poll() is not None)
+    assert (program.returncode, program.stdout.read()) == (5, b"thanks")  # type: ignore[union-attr]
+    host.wait_for(lambda: ConnectionTerminated(TARGET_DOMAIN, PORT) in host.messages)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    os.set_blocking(fd, True)
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def test_large_input_is_let_go_when_the_service_has_ended(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    program, service, pipe, _ = give_large_input(agent, host)
+    service.finish(7)
+    host.wait_for(lambda: program.poll() is not None)
+    assert program.returncode == 7
+    host.wait_for(lambda: not_held(agent, pipe))
+    with pytest.raises(BrokenPipeError):
+        os.write(program.stdin.fileno(), b"nobody reads this")  # type: ignore[union-attr]
+
+
+def not_held(agent: Agent, pipe: str) -> bool:
+    return not any(
+        holds(agent.process.pid, int(fd.name), pipe) for fd in Path(f"/proc/{agent.process.pid}/fd").iterdir()
+    )
+
+
+def test_program_killed_after_it_gave_its_input_ends_the_call(qube: tuple[Agent, Host]) -> None:
+    agent, host = qube
+    program, service, pipe, _ = give_large_input(agent, host)
+    program.kill()
+    host.wait_for(lambda: service.stream in host.reset)
+    host.wait_for(lambda: ConnectionTerminated(TARGET_DOMAIN, PORT) in host.messages)
+    host.wait_for(lambda: not_held(agent, pipe))
+
+
+def test_host_that_reads_nothing_paces_large_input(qube: tuple[Agent, Host]) -> None:
+    """MC-14: the agent holds none of it."""
+    agent, host = qube
+    program, service, _, written = give_large_input(agent, host)
+    host.wait_for(lambda: service.stdin == written)
+    host.is_read = False
+    sent = 0
+
+    def is_stuck() -> bool:
+        nonlocal sent
+        try:
+            sent += os.write(program.stdin.fileno(), bytes(65536))  # type: ignore[union-attr]
+        except BlockingIOError:
+            return host.mux._streams.by_number[service.stream].receive_credit < ENOUGH_ROOM
+        return False
+
+    host.wait_for(is_stuck)
+    assert sent < limits.MUX_MAX_WINDOW + 2 * CHANNEL_SIZE
 
 
 @pytest.mark.parametrize("size", [65536, 61440, 9001, 4096, 1])
@@ -421,6 +528,36 @@ def test_program_that_takes_pipes_gets_two_others_a_socket(qube: tuple[Agent, Ho
         os.close(outgoing)
         host.wait_for(lambda: stream in host.reset)
         os.close(incoming)
+
+
+@pytest.mark.parametrize(("said", "what"), [(b"X", "pipe"), (b"II", "pipe"), (b"I", "file"), (b"I", "nothing")])
+def test_input_that_cannot_be_taken_stays_the_programs_and_its_call_goes_on(
+    qube: tuple[Agent, Host], said: bytes, what: str
+) -> None:
+    agent, host = qube
+    program = agent.connect()
+    reading, writing = os.pipe()
+    null = os.open(os.devnull, os.O_RDONLY)
+    given = {"pipe": [reading], "file": [null], "nothing": []}[what]
+    socket.send_fds(program, [REQUEST], [null])
+    stream = grant(host, asked(host)[0])
+    host.turn(0.1)
+    _, channel, _, _ = socket.recv_fds(program, 100, 2)
+    socket.send_fds(program, [said], given)
+    program.setblocking(False)
+    answers: list[bytes] = []
+
+    def is_answered() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            answers.append(program.recv(10))
+        return bool(answers)
+
+    host.wait_for(is_answered)
+    assert answers == [b""]
+    os.write(channel[1], b"still here")
+    host.wait_for(lambda: host.received.get(stream) == b"still here")
+    for fd in (reading, writing, null, *channel):
+        os.close(fd)
 
 
 @pytest.mark.parametrize("pipes", [0, 1])
