@@ -37,6 +37,27 @@ GROWN = 4 << 30
 """Bytes; new private volumes have 2 GiB."""
 
 
+TIME_SERVER = """
+import os, socket, struct, time
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 123))
+if os.fork():
+    os._exit(0)
+os.setsid()
+null = os.open(os.devnull, os.O_RDWR)
+for fd in (0, 1, 2):
+    os.dup2(null, fd)
+server.settimeout(60)
+since = time.time() + 2208988800 + 3600 - time.monotonic()
+while True:
+    question, who = server.recvfrom(1024)
+    now = struct.pack(">II", int(since + time.monotonic()), 0)
+    server.sendto(b"$\\1\\6\\xec" + bytes(8) + b"TEST" + now + question[40:48] + now + now, who)
+"""
+"""Answers questions for the time, an hour ahead (NTP, RFC 5905: version 4, a server, stratum 1), from when it has
+returned."""
+
+
 async def call(daemon: DaemonProcess, qube: str, service: str, stdin: bytes = b"") -> Result:
     """Call a service of a qube, as the host."""
     return await run(daemon, qube, f"QUBESRPC {service} dom0", stdin=stdin)
@@ -59,9 +80,29 @@ async def test_date_is_told_and_set(daemon: DaemonProcess, shared_qube: str) -> 
 async def test_clock_is_set_to_the_hosts_on_request(daemon: DaemonProcess, shared_qube: str) -> None:
     await sh(daemon, shared_qube, "date -s @$(($(date +%s) + 3600)) && qvm-sync-clock", user="root")
     assert abs(int(await sh(daemon, shared_qube, "date +%s")) - time.time()) < 60
-    # Nothing in this template asks the network for the time, and it says so.
+    # Nothing in this qube asks the network for the time, and it says so.
     asked = await call(daemon, shared_qube, "qubes.SyncNtpClock")
     assert (asked.code, b"no chrony" in asked.err) == (2, True)
+
+
+async def test_clock_of_the_clock_qube_is_set_to_the_networks(daemon: DaemonProcess, shared_qube: str) -> None:
+    """As at a start of a qube that has the service ``clocksync``, and on request."""
+    await sh(daemon, shared_qube, f"python3 -I -S -c {shlex.quote(TIME_SERVER)}", user="root")
+    folder = "/run/systemd/timesyncd.conf.d"
+    await sh(
+        daemon, shared_qube, f"mkdir -p {folder} && printf '[Time]\nNTP=127.0.0.1\n' > {folder}/t.conf", user="root"
+    )
+    try:
+        await sh(daemon, shared_qube, "touch /run/qubes-service/clocksync", user="root")
+        await sh(daemon, shared_qube, "systemctl start insula-clocksync.service", user="root")
+        asked = await call(daemon, shared_qube, "qubes.SyncNtpClock")
+        ahead = int(await sh(daemon, shared_qube, "date +%s")) - time.time()
+        assert (asked.code, asked.err) == (0, b"")
+        assert 3500 < ahead < 3700
+    finally:
+        undo = "systemctl stop insula-clocksync.service systemd-timesyncd.service"
+        files = f"{folder}/t.conf /run/qubes-service/clocksync"
+        await sh(daemon, shared_qube, f"{undo}; rm {files}; qvm-sync-clock", user="root")
 
 
 async def test_system_and_session_are_waited_for(daemon: DaemonProcess, shared_qube: str) -> None:
