@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import os
 
-from insula_agent import process, sockets
+from insula_agent import conveyor, process, sockets
 from insula_agent.children import Child
 from insula_agent.connections import Connector
-from insula_agent.conveyor import waiting
 from insula_agent.log import log
 from insula_agent.loop import HANGUP, READ, WRITE, Loop, Timer
-from insula_agent.pieces import MAX_PIECES, drop
+from insula_agent.pieces import drop
 from insula_agent.plans import SocketPlan, StartFailed
 from insula_agent.streams import RESET_FAILED, StreamHandler, Streams, StreamWriter
 from insula_agent.syslog import SyslogCopy
@@ -246,7 +245,7 @@ class Call(StreamHandler):
         del events
         self._stop_expecting()
         # Its end makes it readable too.
-        if waiting(self._socket):
+        if conveyor.waiting(self._socket):
             self.use_single_socket()
 
     def _stop_expecting(self) -> None:
@@ -308,7 +307,7 @@ class Call(StreamHandler):
             return
         try:
             if self._stdin >= 0 and self._stdin_queue:
-                drop(self._stdin_queue, os.writev(self._stdin, self._stdin_queue[:MAX_PIECES]))
+                drop(self._stdin_queue, conveyor.write(self._stdin, self._stdin_queue))
         except BlockingIOError:
             pass
         except OSError:

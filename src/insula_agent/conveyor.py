@@ -15,9 +15,11 @@ import fcntl
 import os
 import struct
 
+from insula_agent.pieces import MAX_PIECES
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 DRAWER_PIPE = 1048576
 """Bytes of the pipe through which what is lent to the host is drawn: as much as a process's own holds."""
@@ -49,6 +51,8 @@ MESSAGE_SIZE = HEADER_SIZE + FULL_BODY
 """Bytes of a full message in shared memory, without and with its header."""
 SMALLEST_SHARED = 16384
 """Bytes below which lending memory to the host costs more than sending them…"""
+SMALLEST_WRITTEN = 65536
+"""Bytes below which writing them to a pipe costs less than moving them there."""
 SMALLEST_AHEAD = 524288
 """…and while the host still reads earlier ones of the stream: fewer can wait, and go with those that come meanwhile."""
 
@@ -67,18 +71,18 @@ def waiting(pipe: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(pipe, _FIONREAD, _NO_NUMBER))[0])
 
 
-def is_pipe(fd: int) -> bool:
-    """Whether pages can be moved out of it: out of a socket they are copied."""
+def capacity(fd: int) -> int:
+    """Bytes a pipe holds, in whole pages; 0: it is none. (Out of a pipe pages are moved, out of a socket copied.)"""
     try:
-        return fcntl.fcntl(fd, _F_GETPIPE_SZ) > 0
+        return fcntl.fcntl(fd, _F_GETPIPE_SZ)
     except OSError:
-        return False
+        return 0
 
 
 def open_anew(fd: int) -> int:
     """Somebody's pipe, to be read by a description of our own, which may be non-blocking without others noticing; -1:
     it is none, or not theirs to read."""
-    if not is_pipe(fd) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+    if not capacity(fd) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
         return -1
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -95,11 +99,11 @@ def frame_size(available: int, *, is_framed: bool = False) -> int:
 
 
 class Drawer:
-    """Reads pipes of processes into memory, through a pipe of our own.
+    """Reads pipes of processes into memory, and writes to them, through a pipe of our own, which is empty in between.
 
-    Whoever reads a pipe keeps its writer out as long as the copying takes, and a writer on another CPU spins meanwhile
-    (Linux 6.1, fs/pipe.c: one mutex): under software emulation a MiB costs the two of them 3.9 ms like that. Its pages
-    are moved here first, which is quick; then they are read while the process goes on writing: 2.5 ms.
+    Whoever reads a pipe keeps its writer out as long as the copying takes, and a writer on another CPU spins meanwhile,
+    and the other way round (Linux 6.1, fs/pipe.c: one mutex): under software emulation a MiB costs the two of them 4 ms
+    like that. Pages are moved here first, or from here, which is quick; they are copied while the process goes on: 2.5.
     """
 
     def __init__(self) -> None:
@@ -108,7 +112,7 @@ class Drawer:
 
     def read(self, pipe: int, places: list[memoryview], size: int) -> int:
         """Read once, at most ``size`` bytes, for which there is room; return how many came. :raise OSError:"""
-        if not is_pipe(pipe):
+        if not capacity(pipe):
             return os.readv(pipe, places)
         size = os.splice(pipe, self._in, size)
         if size:
@@ -116,6 +120,47 @@ class Drawer:
             taken = os.readv(self._out, places)
             assert taken == size
         return size
+
+    def write(self, pipe: int, pieces: Sequence[bytes | memoryview], room: int) -> int:
+        """Write at most ``room`` bytes; return how many went. :raise OSError:"""
+        places: list[bytes | memoryview] = []
+        for piece in pieces:
+            places.append(piece[:room])
+            room -= len(places[-1])
+            if not room:
+                break
+        staged = os.writev(self._in, places)
+        moved = 0
+        try:
+            while moved < staged:
+                moved += os.splice(self._out, pipe, staged - moved)
+        except BlockingIOError:
+            # What is in it takes more pages than it has bytes.
+            if not moved:
+                raise
+        finally:
+            # What did not go is the caller's still.
+            if moved < staged:
+                os.read(self._out, staged - moved)
+        return moved
+
+
+_shared: list[Drawer] = []
+
+
+def drawer() -> Drawer:
+    """The one of this program, made when there is bulk for the first time."""
+    if not _shared:
+        _shared.append(Drawer())
+    return _shared[0]
+
+
+def write(fd: int, pieces: Sequence[bytes | memoryview]) -> int:
+    """As writev(2); much goes into a pipe by moving pages there, as far as it has room. :raise OSError:"""
+    pieces = pieces[:MAX_PIECES]
+    size = capacity(fd) if IS_POSSIBLE and sum([len(piece) for piece in pieces]) >= SMALLEST_WRITTEN else 0
+    room = size - waiting(fd) if size else 0
+    return os.writev(fd, pieces) if room < SMALLEST_WRITTEN else drawer().write(fd, pieces, room)
 
 
 class MessageReader:

@@ -140,8 +140,6 @@ class Link(Streams):
         self._blocked: set[int] = set()
         self._conveyor: conveyor.Conveyor | None = None
         """Made when there is bulk to be sent for the first time."""
-        self._drawer: conveyor.Drawer | None = None
-        """…and when bulk is lent."""
         self._devices = devices
         self._memory: memoryview | None = None
         """Shared with the host, in this epoch."""
@@ -221,9 +219,8 @@ class Link(Streams):
             return 0
         reader = self._readers.get(slot)
         if reader is None:
-            self._drawer = self._drawer or conveyor.Drawer()
             start = bulk.offset(slot)
-            reader = conveyor.MessageReader(self._memory[start : start + bulk.SLOT_SIZE], self._drawer)
+            reader = conveyor.MessageReader(self._memory[start : start + bulk.SLOT_SIZE], conveyor.drawer())
             self._readers[slot] = reader
         room = min(self._mux.credit(stream), bulk.SLOT_SIZE)
         try:

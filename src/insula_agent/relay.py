@@ -15,7 +15,7 @@ import os
 
 from insula_agent import conveyor, sockets
 from insula_agent.loop import HANGUP, READ, WRITE, Loop
-from insula_agent.pieces import MAX_PIECES, drop
+from insula_agent.pieces import drop
 from insula_agent.streams import RESET_FAILED, StreamHandler, Streams
 from insula_proto import limits, qrexec
 
@@ -138,7 +138,7 @@ class Relay(StreamHandler):
             return
         try:
             while self._queue:
-                drop(self._queue, os.writev(self._sink, self._queue[:MAX_PIECES]))
+                drop(self._queue, conveyor.write(self._sink, self._queue))
         except BlockingIOError:
             self._loop.watch(self._sink, WRITE, self._deliver)
             return

@@ -20,6 +20,7 @@ from insula_agent.conveyor import (
     frame_size,
     waiting,
 )
+from insula_agent.pieces import drop
 
 
 @pytest.fixture
@@ -247,3 +248,44 @@ def test_what_is_no_pipe_or_not_to_be_read_is_not_opened_anew() -> None:
         os.close(fd)
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("sizes", [[10], [70_000], [8, 65536] * 20, [4096] * 300, [1] * 70_000])
+@pytest.mark.parametrize("is_socket", [False, True])
+def test_what_is_written_arrives_in_order_and_what_has_no_room_stays_the_callers(
+    sizes: list[int], *, is_socket: bool
+) -> None:
+    if is_socket:
+        reading, writing = (end.detach() for end in sockets.pair(1 << 18))
+    else:
+        reading, writing = os.pipe()
+        enlarge(writing, 1 << 18)
+    for fd in (reading, writing):
+        os.set_blocking(fd, False)
+    payload = os.urandom(sum(sizes))
+    view = memoryview(payload)
+    starts = [sum(sizes[:index]) for index in range(len(sizes))] if len(sizes) < 1000 else list(range(len(sizes)))
+    pieces: list[bytes | memoryview] = [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+    got = b""
+    while pieces:
+        try:
+            drop(pieces, conveyor.write(writing, pieces))
+        except BlockingIOError:
+            # Small pieces of what was written are taken: pages stay that are partly full.
+            got += os.read(reading, 5000)
+    while len(got) < len(payload):
+        got += os.read(reading, 1 << 20)
+    assert got == payload
+    assert waiting(conveyor.drawer()._out) == 0
+    os.close(reading)
+    os.close(writing)
+
+
+def test_writing_to_who_has_gone_leaves_nothing_behind() -> None:
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    enlarge(writing, 1 << 18)
+    os.close(reading)
+    with pytest.raises(BrokenPipeError):
+        conveyor.write(writing, [bytes(200_000)])
+    assert waiting(conveyor.drawer()._out) == 0
+    os.close(writing)
