@@ -271,6 +271,7 @@ async def test_update_without_a_way_out_fails_and_says_so(hooked: DaemonProcess)
     assert "is as before" in output
     assert "update-debian-12.log" in output
     assert "left something" not in log_of(daemon)
+    await until_over(daemon)
     # After all of these it is usable, and nothing of any is left in it.
     await daemon.client.start(TEMPLATE)
     assert await in_template(daemon, "ls /half-an-update /filler 2> /dev/null || echo usable") == "usable\n"
