@@ -153,7 +153,9 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 async def test_shown_qube_has_memory_is_told_and_in_its_colour(world: World) -> None:
     assert world.windows.keys_of(WORK) == {}
     assert not await world.machine.has_frames()
+    assert not world.windows.are_used
     await world.show()
+    assert world.windows.are_used
     assert await world.machine.has_frames()
     assert world.session.keys == {ENABLED_KEY: "1"}
     assert world.windows.keys_of(WORK) == {ENABLED_KEY: "1", DESKTOP_KEY: "1"}

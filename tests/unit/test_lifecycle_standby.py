@@ -120,8 +120,28 @@ async def test_second_rehearsal_begins_as_a_start_will(bench: Bench) -> None:
     ]
     looks_again = ["resize_disk", "resize_disk"]
     assert of_power == [*looks_again, "open_channel", "resume", "pause"] * 2
-    plays = [session.keys["/insula-rehearsal"] for name, session in bench.sessions.launched if name == WAITS]
-    assert plays == ["window", "start"]
+    assert plays(bench) == ["start", "start"]
+
+
+@pytest.mark.parametrize(("are_used", "first"), [(True, "window"), (False, "start")])
+async def test_window_is_rehearsed_first_and_only_where_somebody_wants_some(
+    bench: Bench, *, are_used: bool, first: str
+) -> None:
+    bench.host.windows = _Shows(are_used=are_used)  # type: ignore[assignment]
+    await one_waits(bench)
+    assert plays(bench) == [first, "start"]
+    bench.host.windows = None
+
+
+class _Shows:
+    """Who shows windows, as far as it is asked."""
+
+    def __init__(self, *, are_used: bool) -> None:
+        self.are_used = are_used
+
+
+def plays(bench: Bench) -> list[str]:
+    return [session.keys["/insula-rehearsal"] for name, session in bench.sessions.launched if name == WAITS]
 
 
 async def test_nobody_is_told_nothing_of_anybody(bench: Bench) -> None:

@@ -129,6 +129,8 @@ class Windows:
         self._shown: dict[QubeName, _Shown] = {}
         self._enabled: set[QubeName] = set()
         """Qubes that were told to have windows."""
+        self.are_used = False
+        """Whether somebody has wanted to see some, of any qube."""
         self._desktop = noted_desktop(note) or desktop_of(own)
 
     async def close(self) -> None:
@@ -144,6 +146,7 @@ class Windows:
         :param desktop: where; None: where the last ones were asked for.
         :raise QubesException: there is no desktop, or the qube has no windows.
         """
+        self.are_used = True
         is_users, desktop = desktop is not None, self._desktop if desktop is None else desktop
         self._check(name, desktop)
         shown = self._shown.setdefault(name, _Shown(machine, desktop))

@@ -91,6 +91,10 @@ class Network(Protocol):
 class Windows(Protocol):
     """Who shows windows (:class:`insula.daemon.windows.Windows`)."""
 
+    @property
+    def are_used(self) -> bool:
+        """Whether somebody has wanted to see some."""
+
     async def show(
         self, name: QubeName, machine: Machine, session: Session, desktop: Mapping[str, str] | None = None
     ) -> None:

@@ -66,8 +66,8 @@ SHORT_MIB = 768
 """With less available, those that wait are ended."""
 REHEARSALS = 2
 """After the first one it stands still for the first time. What a machine that goes on does, with other disks and a host
-that has come back, is played by the second. That has no window, so that a start is what was translated last: a
-translation cache that is full is emptied."""
+that has come back, is played by the second. A window belongs to the first, where windows are used, so that a start is
+what was translated last: a translation cache that is full is emptied."""
 ANSWER_LIMIT_S = 60.0
 """For the rehearsal, at most 20 s for a start and 30 for a window: two seconds on an idle machine."""
 
@@ -358,9 +358,14 @@ class Standby:
                     # Plugged now, its guest has seen it long before anybody asks for windows; it takes no memory.
                     os.close(await machine.open_frames())
                 for count in range(REHEARSALS):
-                    await self._rehearse(machine, has_window=count == 0)
+                    await self._rehearse(machine, has_window=count == 0 and self._are_windows_used())
                 undo.pop_all()
         return _Waiting(machine, let_go)
+
+    def _are_windows_used(self) -> bool:
+        """Nobody pays for what nobody wants: a window played takes 13 MiB of a machine and more of its translation
+        cache than a start leaves, which a start then has to translate again."""
+        return self._host.windows is not None and self._host.windows.are_used
 
     async def _rehearse(self, machine: Machine, *, has_window: bool) -> None:
         """Have it play a start by itself; it is paused before and afterwards."""
