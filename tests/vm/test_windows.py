@@ -20,7 +20,9 @@ from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
 from insula.testing.desktop import Desktop, Picture, Window, desktop
 from insula.testing.guest import TEMPLATE, create_app_qube, run, sh
+from insula.testing.image_owner import ASK_FOR_IMAGE, IMAGE_OWNER, SIDE_X, SIDE_Y
 from insula.testing.prompt_program import running_prompt
+from insula.testing.scripted_policy_agent import ScriptedAgent
 
 from .conftest import discard
 
@@ -299,6 +301,45 @@ async def test_picture_of_a_qubes_window_is_given_to_another_qube(
         assert await taking.wait() == 0
     seen = await run(daemon, red, "base64 -w 0 QubesIncoming/dom0/window.png")
     assert base64.b64decode(seen.out) == picture.read_bytes()
+
+
+async def test_picture_in_the_clipboard_of_a_qube_is_pasted_into_another_as_a_file_of_its_own(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    """MC-53: taken apart and made by real guests."""
+    blue, red = qubes
+    told = ScriptedAgent(daemon.paths.policy_agent_socket)
+    await told.start()
+    words = ["python3", "-c", IMAGE_OWNER]
+    try:
+        async with terminal(daemon, screen, red) as target:
+            await daemon.client.show_windows(blue, desktop_of(screen))
+            owning = asyncio.create_task(
+                run_collect(
+                    daemon.paths.rpc_socket(blue), command_line(words, "qubes.VMExecGUI"), user="user", timeout=600
+                )
+            )
+            try:
+                source = await drawn(screen, blue, owning)
+                screen.do("windowactivate", "--sync", source.number)
+                screen.key("ctrl+shift+c")
+                size = 8 + 4 * SIDE_X * SIDE_Y
+                await until(lambda: any(f"{size} bytes copied" in each.text for each in told.remarks), "not copied")
+                screen.do("windowactivate", "--sync", target.number)
+                screen.key("ctrl+shift+v")
+                await until(lambda: any("pasted" in each.text for each in told.remarks), "not pasted")
+                seen = ""
+                async with asyncio.timeout(SHOWN_TIMEOUT_S):
+                    while not seen:
+                        ask = f". /run/insula/session-env; python3 -c '{ASK_FOR_IMAGE}'"
+                        seen = (await run(daemon, red, ask)).text
+                assert seen == f"{SIDE_X} {SIDE_Y}"
+            finally:
+                owning.cancel()
+                await asyncio.gather(owning, return_exceptions=True)
+                await run(daemon, blue, "pkill -f xcffib")
+    finally:
+        await told.close()
 
 
 async def test_launcher_starts_what_is_typed(daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]) -> None:
