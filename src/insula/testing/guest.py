@@ -61,11 +61,19 @@ class Result:
         return self.out.decode().strip()
 
 
-async def run(daemon: DaemonProcess, qube: str, command: str, *, user: str = "user", stdin: bytes = b"") -> Result:
+async def run(
+    daemon: DaemonProcess,
+    qube: str,
+    command: str,
+    *,
+    user: str = "user",
+    stdin: bytes = b"",
+    timeout_s: float = RUN_TIMEOUT_S,
+) -> Result:
     """Run a shell command in a running qube."""
-    async with asyncio.timeout(RUN_TIMEOUT_S):
+    async with asyncio.timeout(timeout_s):
         code, out, err = await run_collect(
-            daemon.paths.rpc_socket(qube), command, user=user, stdin=stdin, timeout=RUN_TIMEOUT_S
+            daemon.paths.rpc_socket(qube), command, user=user, stdin=stdin, timeout=timeout_s
         )
     return Result(code, out, err)
 
