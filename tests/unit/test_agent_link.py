@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import shutil
 import socket
 import tempfile
@@ -296,6 +297,7 @@ def test_host_hangs_up_on_a_socket_path_agent_connects_again(tmp_path: Path, mon
         world.until(lambda: world.accepted[stream].log == ["closed 3"])
         ours.close()
         theirs.close()
+        world.until(lambda: bool(select.select([listener], [], [], 0)[0]))
         world.host, _ = listener.accept()
         world.sync()
         assert world.link.epoch >= 2
