@@ -261,6 +261,25 @@ async def test_default_policy(
         assert isinstance(evaluate(Request(service, "+", source, target), policy, snapshot), decision)
 
 
+async def test_templates_fetch_through_the_net_qube_that_their_tag_says_or_not_at_all(tmp_path: Path) -> None:
+    async with admin_daemon(tmp_path) as daemon:
+        policy = PolicyStore(calls.default_policy()).load()
+
+        def target_of(source: str) -> str | None:
+            snapshot = calls.SystemQubes(daemon.context).snapshot()
+            found = evaluate(Request("qubes.UpdatesProxy", "+", source, "@default"), policy, snapshot)
+            return found.target if isinstance(found, Allow) else None
+
+        await daemon.client.create_qube("AppVM", "sys-net", "red", template="debian-12")
+        assert target_of("debian-12") == "sys-net"
+        await daemon.client.add_tag("debian-12", "whonix-updatevm")
+        # Not even while there is no Tor gateway does it go another way.
+        assert target_of("debian-12") is None
+        await daemon.client.create_qube("AppVM", "sys-whonix", "black", template="debian-12")
+        assert target_of("debian-12") == "sys-whonix"
+        assert target_of("work") is None
+
+
 async def test_disposable_is_a_caller_of_its_own_with_no_rights_of_its_template_or_opener(tmp_path: Path) -> None:
     """MC-34: rules for a disposable say so, by its class or by who opened it."""
     async with admin_daemon(tmp_path) as daemon:
