@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -276,7 +277,8 @@ def test_user_of_another_desktop_is_asked_there(world: World, said: bytes, resul
             body += message[1]
         assert json.loads(body)["targets"] == ["dvm", "vault"]
         channel.send(qrexec.STDOUT, said)
-        channel.send(*exit_code(0))
+        with contextlib.suppress(BrokenPipeError):  # who says too much is not listened to any longer
+            channel.send(*exit_code(0))
         assert lines(peer.connection.recv(4096))["result"] == result
 
 

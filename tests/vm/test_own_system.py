@@ -79,13 +79,15 @@ async def shows(screen: Desktop, colour: int) -> Rect:
     def is_filled() -> bool:
         place = place_of(screen)
         places[:] = [] if place is None else [place]
-        return place is not None and part(screen.picture(), place).share(colour) > 0.99
+        return place is not None and part(screen.picture(), place).share(colour) > 0.99 and is_framed(place)
 
-    await until(is_filled, f"its screen is not {colour:#08x}")
-    outer = WINDOW_FRAME.around(places[0])
-    picture = screen.picture()
-    for side in (Rect(outer.x, outer.y, 4, outer.height), Rect(outer.x, places[0].bottom, outer.width, 4)):
-        assert part(picture, side).share(PURPLE) == 1.0
+    def is_framed(place: Rect) -> bool:
+        outer, picture = WINDOW_FRAME.around(place), screen.picture()
+        sides = Rect(outer.x, outer.y, 4, outer.height), Rect(outer.x, place.bottom, outer.width, 4)
+        # (A window that has not been placed yet is partly off the screen.)
+        return outer.x >= 0 and all(part(picture, side).share(PURPLE) == 1.0 for side in sides)
+
+    await until(is_filled, f"its screen is not {colour:#08x}, framed")
     return places[0]
 
 

@@ -87,7 +87,7 @@ async def test_mc24_prompt_disappears_with_the_call_and_with_the_qube(
     def is_gone() -> bool:
         return not screen.windows(TITLE)
 
-    call = asyncio.create_task(run(daemon, pair.caller, f"timeout 5 qrexec-client-vm @default {SERVICE}"))
+    call = asyncio.create_task(run(daemon, pair.caller, f"timeout 20 qrexec-client-vm @default {SERVICE}"))
     await asyncio.to_thread(prompt.settled)
     assert (await call).code != 0
     await asyncio.to_thread(screen.wait, is_gone, "the prompt of a program that gave up is still there")

@@ -260,4 +260,5 @@ async def test_nothing_leaves_beside_wireguard(chain: Chain) -> None:
 async def test_nothing_leaves_beside_openvpn(chain: Chain, tmp_path: Path) -> None:
     """MC-84"""
     await openvpn(chain, tmp_path)
+    await chain.left()  # what went through the tunnel of the test before
     await stays_in_tunnel(chain, OPENVPN, "kill -9 $(systemctl show --property MainPID --value insula-vpn)")

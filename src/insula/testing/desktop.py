@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 """For windows to come, go and be painted on a busy machine."""
 POLL_S = 0.02
 _XWD_HEADER = struct.Struct(">25I")
