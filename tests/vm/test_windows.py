@@ -379,7 +379,7 @@ async def test_program_in_a_disposable_is_shown_and_all_of_it_gone_with_the_comm
     """``insula run --dispvm --gui``."""
 
     async def names() -> set[str]:
-        return {row.name for row in await daemon.client.list_qubes()}
+        return {row.name for row in await daemon.client.list_qubes() if row.klass == "DispVM"}
 
     before = await names()
     command = await asyncio.create_subprocess_exec(
@@ -390,7 +390,7 @@ async def test_program_in_a_disposable_is_shown_and_all_of_it_gone_with_the_comm
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        window = await drawn(screen, r"disp\d+")
+        window = await drawn(screen, "disp[0-9]+")
         screen.park()
         await until(lambda: content(screen.picture(), window).share(0x203010) > 0.99, "not what was drawn")
         [name] = {name for name in await names() if screen.windows(rf"^\[{name}\]")}
