@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -19,11 +19,21 @@ from insula.testing.guest import build_template, create_app_qube, install
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
-def daemon() -> Iterator[DaemonProcess]:
-    """A daemon with the template installed."""
+@contextmanager
+def installation(add: Callable[[DaemonProcess], Awaitable[None]] | None = None) -> Iterator[DaemonProcess]:
+    """A daemon with the template installed, and with what ``add`` does to it. Ended without an error, it is looked at
+    whether it left anything.
+    """
     running = DaemonProcess()
-    asyncio.run(_enter(running))
+
+    async def enter() -> None:
+        built = await build_template()
+        await running.__aenter__()
+        await install(running.client, built)
+        if add is not None:
+            await add(running)
+
+    asyncio.run(enter())
     failed = True
     try:
         yield running
@@ -33,10 +43,11 @@ def daemon() -> Iterator[DaemonProcess]:
         asyncio.run(running.__aexit__(type(error) if error else None, error, None))
 
 
-async def _enter(running: DaemonProcess) -> None:
-    built = await build_template()
-    await running.__aenter__()
-    await install(running.client, built)
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[DaemonProcess]:
+    """The one of most tests."""
+    with installation() as running:
+        yield running
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ from insula.model.errors import QubesVMNotHaltedError, QubesVMNotStartedError
 from insula.model.state import PowerState
 from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import TEMPLATE, build_template, create_app_qube, install, sh
+from insula.testing.guest import TEMPLATE, create_app_qube, sh
+
+from .conftest import installation
 
 LIMIT_S = 300.0
 
@@ -57,23 +59,13 @@ exit 0
 
 
 @pytest.fixture(scope="module")
-def installation() -> Iterator[DaemonProcess]:
-    """A template of its own, for it is changed here, and the net qube that the default policy names."""
-    running = DaemonProcess()
-    asyncio.run(_enter(running))
-    failed = True
-    try:
+def own_daemon() -> Iterator[DaemonProcess]:
+    """With a template of its own, for it is changed here, and the net qube that the default policy names."""
+    with installation(add_net_qube) as running:
         yield running
-        failed = False
-    finally:
-        error = AssertionError("the run was broken off") if failed else None
-        asyncio.run(running.__aexit__(type(error) if error else None, error, None))
 
 
-async def _enter(running: DaemonProcess) -> None:
-    built = await build_template()
-    await running.__aenter__()
-    await install(running.client, built)
+async def add_net_qube(running: DaemonProcess) -> None:
     await create_app_qube(running.client, "sys-net")
     # It boots: a seed made in the background would take the time from these tests.
     for prop, value in (("provides_network", "True"), ("netvm", ""), ("uplink", "host"), ("start_mode", "cold")):
@@ -112,8 +104,8 @@ async def in_template(daemon: DaemonProcess, command: str) -> str:
     return stdout.decode()
 
 
-async def test_template_is_updated_through_the_net_qube(installation: DaemonProcess) -> None:
-    daemon = installation
+async def test_template_is_updated_through_the_net_qube(own_daemon: DaemonProcess) -> None:
+    daemon = own_daemon
     code, output = await insula(daemon, "update", TEMPLATE)
     assert code == 0, output
     log = (daemon.paths.logs / f"update-{TEMPLATE}.log").read_text()
@@ -143,10 +135,10 @@ async def test_template_is_updated_through_the_net_qube(installation: DaemonProc
 
 
 @pytest.fixture(scope="module")
-def hooked(installation: DaemonProcess) -> DaemonProcess:
+def hooked(own_daemon: DaemonProcess) -> DaemonProcess:
     """The same with the hook in the template."""
-    asyncio.run(_hook(installation))
-    return installation
+    asyncio.run(_hook(own_daemon))
+    return own_daemon
 
 
 async def _hook(daemon: DaemonProcess) -> None:
