@@ -26,6 +26,8 @@ RESTORE_POLL_S = 0.001
 _DESCRIPTOR = "state"
 _UNDER_WAY = frozenset({"none", "setup", "active", "device", "pre-switchover"})
 """``MigrationStatus`` before the end."""
+_UNANNOUNCED: Mapping[str, object] = {"announce-rounds": 0}
+"""QEMU tells switches where a machine that moved is now (frames of RARP, from each interface). A fork has not moved."""
 _WITHOUT_MEMORY: Mapping[str, object] = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
 
@@ -60,6 +62,7 @@ async def restore_state(monitor: Monitor, number: int) -> None:
     """
     await asyncio.gather(
         monitor.execute("migrate-set-capabilities", _WITHOUT_MEMORY),
+        monitor.execute("migrate-set-parameters", _UNANNOUNCED),
         monitor.execute("migrate-incoming", {"uri": f"fd:{number}"}),
     )
     try:
