@@ -23,14 +23,19 @@ def empty_overlay(path: Path, size: int) -> BlockLayer:
     return BlockLayer(path, LayerFormat.QCOW2)
 
 
-async def flatten_within(tmp_path: Path, tool: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a shell script in place of the tool; returns the message it fails with."""
+def put_in_place_of_the_tool(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a shell script run in its sandbox."""
     fake = tmp_path / "bin"
     fake.mkdir()
-    (fake / "qemu-img").write_text(f"#!/bin/sh\n{tool}\n")
+    (fake / "qemu-img").write_text(f"#!/bin/sh\n{script}\n")
     (fake / "qemu-img").chmod(0o755)
     sandbox = [*qemu_img._SANDBOX, "--ro-bind", str(fake), "/fake", "--setenv", "PATH", "/fake:/usr/bin"]
     monkeypatch.setattr(qemu_img, "_SANDBOX", tuple(sandbox))
+
+
+async def flatten_within(tmp_path: Path, tool: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a shell script in place of the tool; returns the message it fails with."""
+    put_in_place_of_the_tool(tool, tmp_path, monkeypatch)
     source = raw(tmp_path / "source", b"x" * MIB)
     raw(tmp_path / "target", bytes(MIB))
     with pytest.raises(StorageError) as caught:
@@ -96,7 +101,11 @@ async def test_tool_that_hangs_is_ended_at_the_limit(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("loop_steps", [0, 1, 2, 4, 8, 16, 32])
-async def test_cancelled_run_leaves_no_process(tmp_path: Path, loop_steps: int) -> None:
+async def test_cancelled_run_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop_steps: int
+) -> None:
+    # One that would not be done before it is cancelled.
+    put_in_place_of_the_tool("sleep 1000", tmp_path, monkeypatch)
     base, top = raw(tmp_path / "base", b"b" * MIB), empty_overlay(tmp_path / "top", MIB)
     task = asyncio.ensure_future(qemu_img.merge([base, top], MIB))
     for _ in range(loop_steps):
