@@ -13,7 +13,7 @@ import sys
 import time
 
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import build_template, create_app_qube, install, run
+from insula.testing.guest import build_template, create_app_qube, install, run, settle
 from report import Case, publish
 
 RUNS = 3
@@ -58,6 +58,7 @@ async def main() -> None:
     figures: dict[str, list[float]] = {name: [] for name in commands}
     async with DaemonProcess() as daemon:
         await install(daemon.client, built)
+        await settle(daemon.client)
         (daemon.paths.policy / "10-bench.policy").write_text(POLICY)
         for name in ("bench-from", "bench-to"):
             await create_app_qube(daemon.client, name)

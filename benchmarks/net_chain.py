@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from insula.model.uplink import OUTSIDE_GATEWAY
 from insula.testing.cable_guest import own_address
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import build_template, create_app_qube, install, sh
+from insula.testing.guest import build_template, create_app_qube, install, settle, sh
 from report import Case, publish
 
 MIB = 2**20
@@ -123,6 +123,7 @@ async def main() -> None:
     built = await build_template()
     async with DaemonProcess() as daemon:
         await install(daemon.client, built)
+        await settle(daemon.client)
         for name, properties in (
             ("net", {"provides_network": "True", "netvm": "", "uplink": "host"}),
             ("firewall", {"provides_network": "True", "netvm": "net"}),

@@ -1,61 +1,94 @@
-"""Run every benchmark and write ``docs/benchmarks.md``: the figures, the machine, the verdicts."""
+"""Run benchmarks and write their rows in ``docs/benchmarks.md``: the figures, the verdicts, the day.
+
+All of them, or those that are named; the rows of others stay. The rows of a script begin with its name.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
 NOT_BENCHMARKS = frozenset({"processes", "raw_port", "report", "run_all", "untrimmed"})
+BEGIN = """# Benchmarks
+
+`make bench` measures and writes this page; each script in `benchmarks/` measures its baseline in the
+same run, so read the ratios, not the seconds. `benchmarks/run_all.py NAME…` measures some of them anew.
+
+Machine: {machine}.
+
+| what | value | against | promised | | runs | measured |
+|---|---|---|---|---|---|---|
+"""
+NOTES = "\n## Notes\n"
 
 
-def run(script: Path) -> list[dict[str, object]] | None:
-    """Cases of one script, None if it could not measure."""
-    print(f"==> {script.stem}", file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, str(script), "--json"], stdout=subprocess.PIPE, check=False, cwd=HERE.parent)
+def scripts() -> list[str]:
+    """Names of all benchmarks."""
+    return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+
+
+def run(name: str) -> dict[str, Any] | None:
+    """What one script printed, None if it could not measure."""
+    print(f"==> {name}", file=sys.stderr, flush=True)
+    words = [sys.executable, str(HERE / f"{name}.py"), "--json"]
+    done = subprocess.run(words, stdout=subprocess.PIPE, check=False, cwd=HERE.parent)
     if done.returncode != 0:
         return None
-    result = json.loads(done.stdout.decode().strip().splitlines()[-1])
-    cases: list[dict[str, object]] = result.get("cases", [result])
-    for case in cases:
-        case["machine"] = result["machine"]
-    return cases
+    printed: dict[str, Any] = json.loads(done.stdout.decode().strip().splitlines()[-1])
+    return printed
 
 
-def line(case: dict[str, object]) -> str:
-    verdict = {True: "met", False: "**missed**", None: "reported"}[case["ok"]]  # type: ignore[index]
+def rows(result: Mapping[str, Any], day: str) -> list[str]:
+    return [row(case, day) for case in result.get("cases", [result])]
+
+
+def row(case: Mapping[str, Any], day: str) -> str:
+    verdict = {True: "met", False: "**missed**", None: "reported"}[case["ok"]]
     ratio = "" if case["ratio"] is None else f"{case['ratio']:.2f} × {case['baseline_what']}"
-    cells = (case["name"], f"{case['value']:.4g} {case['unit']}", ratio, case["bar"], verdict, case["runs"])
+    cells = (case["name"], f"{case['value']:.4g} {case['unit']}", ratio, case["bar"], verdict, case["runs"], day)
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def merged(document: str, machine: str, measured: Mapping[str, Sequence[str]]) -> str:
+    """The page with the rows of these scripts in place of their old ones; its notes stay."""
+    table_part, _, notes = document.partition(NOTES)
+    by_name: dict[str, list[str]] = {}
+    for line in table_part.splitlines():
+        if match := re.match(r"\| (\w+)\b.*\|$", line):
+            by_name.setdefault(match[1], []).append(line)
+    table = {name: list(measured.get(name, by_name.get(name, []))) for name in scripts()}
+    lines = "".join(f"{line}\n" for name in sorted(table) for line in table[name])
+    begin = BEGIN.format(machine=machine)
+    return begin + lines + (NOTES + notes if notes else "")
+
+
 def main() -> int:
-    scripts = sorted(p for p in HERE.glob("*.py") if p.stem not in NOT_BENCHMARKS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(scripts())}")
+    names = parser.parse_args().names or scripts()
+    if unknown := set(names) - set(scripts()):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    day = time.strftime("%Y-%m-%d")
     failed: list[str] = []
-    rows: list[str] = []
-    machine = ""
-    for script in scripts:
-        cases = run(script)
-        if cases is None:
-            failed.append(script.stem)
+    for name in names:
+        if (result := run(name)) is None:
+            failed.append(name)
             continue
-        machine = str(cases[0]["machine"])
-        rows += map(line, cases)
-    notes = DOCUMENT.read_text().partition("\n## Notes\n")[2] if DOCUMENT.exists() else ""
-    DOCUMENT.write_text(
-        "# Benchmarks\n\n"
-        "`make bench` measures and writes this page; each script in `benchmarks/` measures its baseline in the\n"
-        "same run, so read the ratios, not the seconds.\n\n"
-        f"Machine: {machine}. Measured {time.strftime('%Y-%m-%d')}.\n\n"
-        "| what | value | against | promised | | runs |\n|---|---|---|---|---|---|\n"
-        + "".join(f"{row}\n" for row in rows)
-        + "".join(f"\n`{name}` could not measure.\n" for name in failed)
-        + ("\n## Notes\n" + notes if notes else "")
-    )
+        # Written after each, so that what was measured is kept whatever becomes of the next.
+        document = DOCUMENT.read_text() if DOCUMENT.exists() else ""
+        machine = result["machine"]
+        DOCUMENT.write_text(merged(document, machine, {name: rows(result, day)}))
+    if failed:
+        print(f"could not measure: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 

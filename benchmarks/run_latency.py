@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import build_template, create_app_qube, install, run
+from insula.testing.guest import build_template, create_app_qube, install, run, settle
 from raw_port import RawPort
 from report import Case, publish
 
@@ -67,6 +67,7 @@ async def main() -> None:
     built = await build_template()
     async with DaemonProcess() as daemon:
         await install(daemon.client, built)
+        await settle(daemon.client)
         await create_app_qube(daemon.client, "bench")
         await daemon.client.start("bench")
         assert daemon.process is not None

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import TEMPLATE, build_template, create_app_qube, install, run
+from insula.testing.guest import TEMPLATE, build_template, create_app_qube, install, run, settle
 from report import Case, publish
 
 RUNS = 3
@@ -44,6 +44,7 @@ async def main() -> None:
     built = await build_template()
     async with DaemonProcess() as daemon:
         await install(daemon.client, built)
+        await settle(daemon.client)
         await create_app_qube(daemon.client, "sys-net")
         for prop, value in (("provides_network", "True"), ("netvm", ""), ("uplink", "host"), ("start_mode", "cold")):
             await daemon.client.call("admin.vm.property.Set", "sys-net", arg=prop, payload=value.encode())

@@ -89,6 +89,12 @@ async def create_app_qube(client: AdminClient, name: str, label: str = "red") ->
     await client.create_qube("AppVM", name, label, template=TEMPLATE)
 
 
+async def settle(client: AdminClient) -> None:
+    """Have nothing made in the background: the template's seed is there, and none of its machines waits."""
+    await client.build_seed(TEMPLATE)
+    await hold_in_waiting(client, 0)
+
+
 async def hold_in_waiting(client: AdminClient, count: int, seed: str = "") -> None:
     """Have ``count`` machines of a seed wait to become qubes, of any if it has no name; returns when they do."""
     await client.set_feature("dom0", FEATURE, str(count))
