@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from insula.testing.vlan_frames import ARP_NETWORK, RECEIVE, SEND, UNTAGGED
 from insula_agent.net.interfaces import NetworkError
 from insula_agent.net.network import client_commands, clients_of, link_mac
 from insula_agent.net.rules import Client, ruleset, update
@@ -153,6 +154,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     (folder / "rules").write_text(ruleset([ONE, TWO], [], {0: [Forward("tcp", 8080, 8001)]}))
     links = [*client_commands(ONE, "eth0", "10.137.0.3"), *client_commands(TWO, "eth1", "10.137.0.3")]
     (folder / "links").write_text("\n".join(links) + "\n")
+    (folder / "send.py").write_text(SEND)
+    (folder / "receive.py").write_text(RECEIVE)
     script = _WORLD.replace('"$1_rules"', f"{folder}/rules").replace('"$1_links"', f"{folder}/links")
     questions = {
         "client reaches the world": "ping_from $one 192.0.2.2",
@@ -172,6 +175,13 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         ),
         "client's address from outside": "at $world ip addr add 10.137.0.4/32 dev lo; "
         "at $world busybox ping -c 1 -W 1 -q -I 10.137.0.4 192.0.2.1 > /dev/null 2>&1 && echo yes || echo no",
+        "packets with VLAN tags": (
+            f"echo 1 > /proc/sys/net/ipv4/conf/vif0.0/proxy_arp; ip route add {ARP_NETWORK}.0/24 dev uplink; "
+            "at $world python3 receive.py 192.0.2.2 9000 & receiver=$!; "
+            "at $world sh -c 'until grep -q :2328 /proc/net/udp; do :; done'; "
+            "at $one python3 send.py 10.137.0.4 10.137.0.5 192.0.2.2 9000 > asked; wait $receiver"
+        ),
+        "questions with VLAN tags": "cat asked",
         "client reaches a service of the net qube": (
             "(python3 -m http.server 8000 >/dev/null 2>&1 & echo $! > pid); sleep 1; "
             "at $one timeout 2 python3 -c "
@@ -214,6 +224,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         ("spoofed hardware address", "no"),
         ("own hardware address again", "yes"),
         ("dropped as spoofed", "1 1"),
+        ("packets with VLAN tags", UNTAGGED),
+        ("questions with VLAN tags", UNTAGGED),
         ("client's address from outside", "no"),
         ("client reaches a service of the net qube", "no"),
         ("world reaches a forwarded port", "yes"),

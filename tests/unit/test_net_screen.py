@@ -69,8 +69,9 @@ def test_arp_passes_whole() -> None:
     assert not may_pass(arp_question()[:-1])
 
 
-@pytest.mark.parametrize("kind", [b"\x86\xdd", b"\x88\xf8", b"\x81\x00", b"\x00\x00"])
+@pytest.mark.parametrize("kind", [b"\x86\xdd", b"\x88\xf8", b"\x81\x00", b"\x88\xa8", b"\x91\x00", b"\x00\x00"])
 def test_other_families_do_not(kind: bytes) -> None:
+    """MC-80"""
     frame = packet("198.51.100.7", TCP, TO_WEB)
     assert not may_pass(frame[:12] + kind + frame[14:])
 

@@ -11,6 +11,7 @@ import http.server
 import itertools
 import json
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -26,6 +27,7 @@ from insula.model.errors import QubesVMNotStartedError
 from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import create_app_qube
+from insula.testing.vlan_frames import SEND, UNTAGGED
 
 LIMIT_S = 60.0
 _numbers = itertools.count(1)
@@ -329,6 +331,23 @@ async def test_other_families_and_own_services_of_a_client_get_nowhere(
     assert (await run(daemon, firewall, look))[1] == before
     # Nothing of it went on to the next net qube either.
     assert "2001:db8" not in (await run(daemon, net, look))[1]
+
+
+async def test_vlan_tags_of_a_client_lead_nowhere(daemon: DaemonProcess, names: tuple[str, str, str]) -> None:
+    """MC-80: what stands before a packet opens no other way for it."""
+    app = names[2]
+    own = (await run(daemon, app, "hostname -I"))[1].strip()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((own_address(), 0))
+        receiver.settimeout(LIMIT_S)
+        arguments = shlex.join([SEND, own, "10.137.77.77", *map(str, receiver.getsockname())])
+        assert await run(daemon, app, f"python3 -c {arguments}") == (0, f"{UNTAGGED}\n")
+        arrived = [(await asyncio.to_thread(receiver.recv, 64)).decode()]
+        receiver.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                arrived.append(receiver.recv(64).decode())
+    assert arrived == [UNTAGGED]
 
 
 async def test_net_qube_that_dies_and_comes_back_serves_its_clients_again(
