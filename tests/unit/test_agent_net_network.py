@@ -106,3 +106,37 @@ def test_tunnel_that_is_there_is_where_clients_packets_and_questions_go(
     # A notice of the kernel's: the route is set again, for it may have been lost; name servers are told once.
     net.look_for_tunnel()
     assert steps[told:] == ["ip: route replace default dev wg0 table 5300\n"]
+
+
+def test_other_net_qube_is_one_run_of_ip(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, waiting = Loop(), []
+    monkeypatch.setattr(loop, "after", lambda _, callback: waiting.append(callback))
+    net = Network(loop)
+    net.begin(KEYS, frozenset())
+    steps.clear()
+    net.key_changed("/qubes-gateway", b"10.137.0.9")
+    for callback in waiting:
+        callback()
+    (text,) = [step for step in steps if step.startswith("ip: ")]
+    assert text.index("flush dev eth0") < text.index("default via 10.137.0.9")
+
+
+def test_interface_of_a_client_that_was_pulled_out_is_not_looked_for_by_a_program(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, waiting = Loop(), []
+    monkeypatch.setattr(loop, "after", lambda _, callback: waiting.append(callback))
+    macs = {"00:16:3e:5e:6c:00": "eth0", network.link_mac(0): "eth1"}
+    monkeypatch.setattr(interfaces, "names_by_mac", lambda *_: macs)
+    net = Network(loop)
+    for is_there in (True, False):
+        net.begin({**KEYS, "/insula-link/0": b"00:16:3e:5e:6c:00 10.137.0.7"}, frozenset({"qubes-network"}))
+        macs[interfaces.GATEWAY_MAC] = "vif0.0"
+        if not is_there:
+            del macs[interfaces.GATEWAY_MAC]
+        steps.clear()
+        waiting.clear()
+        net.key_changed("/insula-link/0", None)
+        for callback in waiting:
+            callback()
+        assert steps.has("link set dev vif0.0 down") is is_there

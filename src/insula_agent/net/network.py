@@ -312,15 +312,15 @@ class Network:
             return
         before, self._uplink = self._uplink, None
         name = None if uplink is None else self._wait_for(uplink.mac)
-        if before is not None:
-            old = interfaces.find(before.mac)
-            if old is not None:
-                interfaces.run_ip([f"address flush dev {old}", f"route flush dev {old}"])
+        old = None if before is None else interfaces.find(before.mac)
+        lines = [] if old is None else [f"address flush dev {old}", f"route flush dev {old}"]
         if uplink is not None and name is not None:
             if uplink.address6 is None:
                 _switch_off_ip6(name)
             route = "disable-default-route" not in self._services
-            interfaces.run_ip(uplink.commands(name, with_default_route=route))
+            lines += uplink.commands(name, with_default_route=route)
+        # All in one run: who waits for the network waits for each start of a program.
+        interfaces.run_ip(lines)
         self._name_servers_are([] if uplink is None else uplink.dns)
         self._uplink = uplink
 
@@ -426,11 +426,13 @@ class Network:
             self._firewall.tell()
 
     def _take_down(self, client: Client) -> None:
-        try:
-            interfaces.run_ip([f"link set dev {client.interface} down"])
-        except NetworkError:
-            # It was pulled out meanwhile.
-            return
+        # Most often it was pulled out before: then no program has to find that out.
+        if client.interface in interfaces.names_by_mac().values():
+            try:
+                interfaces.run_ip([f"link set dev {client.interface} down"])
+            except NetworkError:
+                # Meanwhile it was.
+                return
 
     # --- interfaces of clients -----------------------------------------------------------------------------------
 
