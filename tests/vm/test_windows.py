@@ -30,9 +30,9 @@ pytestmark = [pytest.mark.vm, pytest.mark.desktop]
 
 INSULA = str(Path(sys.executable).with_name("insula"))
 SHOWN_TIMEOUT_S = 120.0
+"""From asking until a program has drawn itself: seconds, more on a busy machine."""
 COPY_PATIENCE_S = 15.0
 """A little more than the host waits for a guest's clipboard."""
-"""From asking until a program has drawn itself: seconds, more on a busy machine."""
 POLL_S = 0.1
 BLUE, RED = 0x3465A4, 0xCC0000
 COLOURS = {"test-blue": BLUE, "test-red": RED}
