@@ -76,6 +76,7 @@ async def seed(
     """A copy of the driver's frozen machine, for the test to do with what it likes. Its forks have
     :attr:`Behaviour.SHELL`."""
     spec = world.spec("frozen", Behaviour.SHELL)
+    assert spec.kernel is not None
     if spec.kernel not in frozen:
         folder = tmp_path_factory.mktemp(f"seed-{world.name}")
         await freeze(driver, spec, world, folder)
@@ -400,9 +401,9 @@ async def test_frozen_machine_has_ended_and_its_folder_is_a_seed(world: World, d
 async def test_fork_is_paused_then_runs_without_booting(world: World, driver: Driver, seed: Path) -> None:
     machine = await driver.define(fork_of(seed, world, "one"))
     await machine.start_paused()
-    assert machine.state is MachineState.PAUSED
+    before = machine.state
     await machine.resume()
-    assert machine.state is MachineState.RUNNING
+    assert (before, machine.state) == (MachineState.PAUSED, MachineState.RUNNING)
     assert await world.answer(machine) == b"alive\n"
     assert machine.console_log.read_bytes() == b""
     await machine.kill()

@@ -622,9 +622,9 @@ async def test_clone_of_clones_stays_right_and_short(pool: Pool) -> None:
     await pool.settle()
     expected = filled(*((4096 * n, 512, n + 100) for n in range(1, 14)))
     assert await read(pool, specs[-1]) == expected
-    source = await pool.activate(specs[-1])
-    assert len(source.layers) < 20
-    assert guest_disk.content(source) == expected
+    active = await pool.activate(specs[-1])
+    assert len(active.layers) < 20
+    assert guest_disk.content(active) == expected
 
 
 async def test_clone_onto_existing_replaces_content_and_size_keeps_revision(pool: Pool) -> None:

@@ -297,6 +297,7 @@ async def test_odd_paths_and_command_line_arrive_unchanged(world: QemuWorld, tmp
     top = folder / "top,file.filename=passwd"
     spec.disks[0].source.layers[0].path.rename(top)
     kernel = folder / "kernel,append=x"
+    assert spec.kernel is not None
     kernel.write_bytes(spec.kernel.read_bytes())
     text = 'a,b="c" \'d\' %s ${e} -S ,,id=x \\ {"f":1}'
     odd = replace(

@@ -69,6 +69,7 @@ def world(tmp_path: Path, host: HostInfo, guest: TinyGuest) -> Iterator[QemuWorl
 @pytest.fixture
 async def driver(world: QemuWorld) -> AsyncIterator[QemuDriver]:
     made = world.driver()
+    assert isinstance(made, QemuDriver)
     yield made
     await made.close()
     await leftovers_of(world)

@@ -304,7 +304,10 @@ def test_program_that_draws_without_end_is_shown_at_the_screens_pace(screen: Des
         assert painter.stdout is not None
         drawn = int(painter.stdout.readline())
         assert drawn > 30
-        colours = {screen.picture().pixel(500, 400) for _ in range(20) if not time.sleep(0.05)}
+        colours = set()
+        for _ in range(20):
+            time.sleep(0.05)
+            colours.add(screen.picture().pixel(500, 400))
         assert len(colours) > 10
 
 

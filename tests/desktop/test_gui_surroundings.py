@@ -133,7 +133,7 @@ def test_programs_of_a_larger_screen_see_one_monitor_as_large_as_the_hosts(scree
     """X servers are made before it is known for whom."""
     with real_guest(screen, "work", BLUE, width=1600, height=1000) as guest:
 
-        def sizes() -> list[list[str]]:
+        def sizes() -> list[list[tuple[str, str]]]:
             return [re.findall(r"(\d+)/|\+(\d+)", place) for place in monitors_in(guest)]
 
         expected = [[("1000", ""), ("700", ""), ("", "0"), ("", "0")]]

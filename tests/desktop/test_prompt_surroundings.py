@@ -9,9 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 
@@ -244,7 +243,7 @@ def wait_for(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def read_until(stream: TextIO, wanted: str) -> str:
+def read_until(stream: Iterable[str], wanted: str) -> str:
     """All up to the line with ``wanted``."""
     lines = []
     for line in stream:

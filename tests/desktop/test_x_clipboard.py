@@ -88,7 +88,7 @@ def test_policy_that_forbids_leaves_the_target_without_a_word(screen: Desktop) -
         bench.screen.key("ctrl+shift+v")
         bench.wait_said("policy does not let text go from work to mail")
         bench.screen.key("a")
-        mail.wait(lambda: any(m.code == 38 for m in mail.of(gui.Key)))  # type: ignore[attr-defined]
+        mail.wait(lambda: any(m.code == 38 for m in mail.of(gui.Key)))
         assert mail.of(gui.ClipboardData) == []
 
 
@@ -168,7 +168,7 @@ def test_keys_are_those_the_user_chose_and_a_qube_takes_no_more_than_its_limit(s
         screen.key("ctrl+shift+c", "ctrl+shift+v", "ctrl+alt+k")
         guest.wait(lambda: gui.ClipboardRequest(1) in guest.heard)
         # The usual keys are the guest's now.
-        assert {54, 55} <= {m.code for m in guest.of(gui.Key)}  # type: ignore[attr-defined]
+        assert {54, 55} <= {m.code for m in guest.of(gui.Key)}
         guest.say(gui.ClipboardData(0, b"x" * 257))
         bench.wait_said("257 bytes copied from work")
         other = bench.go_to("mail")

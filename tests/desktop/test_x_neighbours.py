@@ -319,7 +319,7 @@ def test_full_screen_with_the_users_leave_keeps_its_frame_and_a_prompt_comes_abo
         go_to(screen, guest, WORK)
         guest.say(gui.WindowFlags(1, gui.FLAG_FULLSCREEN, 0))
         place = WINDOW_FRAME.inside(Rect(0, 0, 900, 600))
-        guest.wait(lambda: any((m.width, m.height) == (place.width, place.height) for m in guest.of(gui.Configure)))  # type: ignore[attr-defined]
+        guest.wait(lambda: any((m.width, m.height) == (place.width, place.height) for m in guest.of(gui.Configure)))
         guest.say(guest.of(gui.Configure)[-1])
         guest.picture(1, place.width, place.height, GREEN)
         screen.park()

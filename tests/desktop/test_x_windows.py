@@ -159,7 +159,7 @@ def test_window_the_user_moves_and_the_guest_moves_back_and_forth(screen: Deskto
     guest.window(1, PLACE, GREEN)
     window = screen.window(r"\[work\]")
     screen.do("windowsize", "--sync", window.number, 508, 426)
-    guest.wait(lambda: any((m.width, m.height) == (500, 400) for m in guest.of(gui.Configure)))  # type: ignore[attr-defined]
+    guest.wait(lambda: any((m.width, m.height) == (500, 400) for m in guest.of(gui.Configure)))
     told = guest.of(gui.Configure)[-1]
     guest.say(told)
     guest.picture(1, 500, 400, PINK)
@@ -263,7 +263,7 @@ def test_key_held_while_the_focus_changes_is_released_in_the_old_qube_and_unknow
         screen.do("keyup", "a")
     screen.key("b")
     other.wait(lambda: len(other.of(gui.Key)) >= 4)
-    assert {message.code for message in other.of(gui.Key)} == {56}  # type: ignore[attr-defined]
+    assert {message.code for message in other.of(gui.Key)} == {56}
     # (wait_for has forgotten the release, which came before the loss of focus.)
     assert guest.of(gui.Key) == []
 
@@ -306,8 +306,8 @@ def test_keys_that_copy_and_paste_do_not_reach_the_guest(
     guest.wait_for(gui.ClipboardRequest(1))
     screen.key("ctrl+shift+v")
     screen.key("a")
-    guest.wait(lambda: any(m.code == A for m in guest.of(gui.Key)))  # type: ignore[attr-defined]
-    assert {m.code for m in guest.of(gui.Key)} <= {A, CONTROL_KEY, SHIFT_KEY}  # type: ignore[attr-defined]
+    guest.wait(lambda: any(m.code == A for m in guest.of(gui.Key)))
+    assert {m.code for m in guest.of(gui.Key)} <= {A, CONTROL_KEY, SHIFT_KEY}
     assert other.of(gui.ClipboardRequest, gui.ClipboardData) == []
 
 

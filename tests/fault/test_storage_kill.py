@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -119,7 +120,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 def test_killed_while_the_tool_folds_leaves_content_and_no_process(tmp_path: Path) -> None:
     folder = tmp_path / "pool"
     size = 256 * MIB
-    spec = scenarios.replace(scenarios.ROOT, size=size, revisions_to_keep=0)
+    spec = replace(scenarios.ROOT, size=size, revisions_to_keep=0)
 
     async def prepare() -> tuple[Path, Path]:
         pool = scenarios.open_pool(folder)

@@ -147,13 +147,16 @@ async def test_run_dispvm_gives_streams_and_exit_code_and_leaves_nothing(daemon:
 # the examples
 
 
+def example_run(daemon: DaemonProcess, name: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, EXAMPLES / name], env=daemon.environment, capture_output=True, timeout=TIMEOUT_S, check=False
+    )
+
+
 @pytest.mark.parametrize("name", ["one_snippet.py", "files_in_and_out.py", "test_farm.py"])
 async def test_example_runs_and_leaves_nothing(daemon: DaemonProcess, name: str) -> None:
     begin = time.monotonic()
-    done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, EXAMPLES / name], env=daemon.environment, capture_output=True,
-        timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
+    done = await asyncio.to_thread(example_run, daemon, name)
     assert (done.returncode, done.stderr) == (0, b""), time.monotonic() - begin
     expected = {
         "one_snippet.py": [b"hello from disp"],

@@ -106,7 +106,9 @@ async def test_addresses_are_random_with_hardware_and_where_a_qube_asks_for_it(
     daemon: DaemonProcess, qube: str, halted_qube: str
 ) -> None:
     """Decision 016: equal ones have code translated once, and are for emulation only."""
-    emulated = Capability.HARDWARE_VIRTUALIZATION not in (await daemon.client.status())["capabilities"]
+    capabilities = (await daemon.client.status())["capabilities"]
+    assert isinstance(capabilities, list)
+    emulated = Capability.HARDWARE_VIRTUALIZATION not in capabilities
     assert await sh(daemon, qube, RANDOMIZED) == ("0" if emulated else "2")
     await daemon.client.kill(qube)
     await daemon.client.set_property("kernelopts", "sysctl.kernel.randomize_va_space=2", halted_qube)

@@ -68,7 +68,7 @@ def page() -> Iterator[str]:
     with http.server.ThreadingHTTPServer((own_address(), 0), Page) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield f"http://{server.server_address[0]}:{server.server_address[1]}/"
+        yield f"http://{own_address()}:{server.server_port}/"
         server.shutdown()
         thread.join()
 

@@ -45,7 +45,7 @@ def screen() -> Iterator[Desktop]:
 def installation(screen: Desktop) -> Iterator[DaemonProcess]:
     """What ``make run`` leaves, as far as it is needed here: the template, a net qube and the qube ``personal``."""
     # The daemon is one that was started on this screen.
-    daemon = DaemonProcess(**{**screen.environment, "INSULA_PROMPT": "on"})
+    daemon = DaemonProcess(None, **{**screen.environment, "INSULA_PROMPT": "on"})
 
     async def begin() -> None:
         built = await build_template()

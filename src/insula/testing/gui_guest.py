@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import xcffib
@@ -34,6 +34,8 @@ from insula_proto.gui_channel import AgentEnd, Hello
 
 MEMORY = 32 << 20
 _PAGE = 4096
+
+M = TypeVar("M", bound=Message)
 
 
 class Host:
@@ -96,7 +98,7 @@ class ScriptedGuest:
         self.wait(lambda: message in self.heard, f"not heard: {message}")
         del self.heard[: self.heard.index(message) + 1]
 
-    def of(self, *kinds: type[Message]) -> list[Message]:
+    def of(self, *kinds: type[M]) -> list[M]:
         """What was said of these kinds so far."""
         return [message for message in self.listen() if isinstance(message, kinds)]
 
