@@ -34,7 +34,7 @@ COMMANDS: tuple[Command, ...] = (
     (b"python3", b"-c", b"pass"),
 )
 ROUNDS = 2
-"""The first may empty a full translation cache in its midst."""
+"""The second time is what is to become quick; and the first may empty a full translation cache in its midst."""
 
 
 async def make_ready(supervisor: Supervisor) -> None:

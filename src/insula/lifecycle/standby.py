@@ -67,7 +67,7 @@ SHORT_MIB = 768
 REHEARSALS = 2
 """After the first one it stands still for the first time. What a machine that goes on does, with other disks and a host
 that has come back, is played by the second. A window belongs to the first, where windows are used, so that a start is
-what was translated last: a translation cache that is full is emptied."""
+what was played last."""
 ANSWER_LIMIT_S = 60.0
 """For the rehearsal, at most 20 s for a start and 30 for a window: two seconds on an idle machine."""
 
@@ -363,8 +363,8 @@ class Standby:
         return _Waiting(machine, let_go)
 
     def _are_windows_used(self) -> bool:
-        """Nobody pays for what nobody wants: a window played takes 13 MiB of a machine and more of its translation
-        cache than a start leaves, which a start then has to translate again."""
+        """Nobody pays for what nobody wants: a window played takes 13 MiB of a machine, and some 20 of its translation
+        cache."""
         return self._host.windows is not None and self._host.windows.are_used
 
     async def _rehearse(self, machine: Machine, *, has_window: bool) -> None:

@@ -11,12 +11,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-TCG_CACHE_MIB = 64
-"""Translation cache of one guest; it counts as that qube's memory (QEMU's own default is 1 GiB). When it is full it is
-emptied and filled anew. A start that was rehearsed needs 45 to 55 MiB of it: with 48 MiB it is emptied in the middle,
-and start and first command take 0.72 s of CPU time in place of 0.24. With 96 it is not emptied while a fresh qube boots
-on, either: that takes 1.3 s in place of 1.7, and the next `python3` 0.15 in place of 0.45; for 20 MiB more each qube
-(docs/benchmarks.md)."""
+TCG_CACHE_MIB = 128
+"""Translation cache of one guest, at most; what of it was filled counts as that qube's memory (QEMU's own default is
+1 GiB). When it is full it is emptied and filled anew. A start that was rehearsed needs 45 to 55 MiB, a system that has
+booted to its end, or a rehearsed window, somewhat more than 64 (docs/decisions/029)."""
 
 HARDWARE_FLAGS = frozenset({"vmx", "svm"})
 """Intel's and AMD's virtualization flag in ``/proc/cpuinfo``."""
