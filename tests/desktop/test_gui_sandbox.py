@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from insula.gui.geometry import Rect
-from insula.gui.spawn import GUI_ADDRESS_SPACE, GUI_FILE_SIZE, NoDesktop, view
-from insula.rpc.spawn import SESSION_UID_BASE
-from insula.testing import gui_host
+from insula.gui.spawn import GUI_ADDRESS_SPACE, GUI_FILE_SIZE, GUI_UID_BASE, NoDesktop, view
 from insula.testing.desktop import Desktop, desktop
 from insula.testing.gui_guest import ScriptedGuest, scripted_guest, scripted_guests
 from insula_proto import gui
@@ -84,7 +82,7 @@ def test_it_has_its_own_namespace(process: Path, kind: str) -> None:
 def test_it_has_no_network_and_is_a_host_user_of_its_own(process: Path) -> None:
     lines = (process / "net/dev").read_text().splitlines()[2:]
     assert [line.split(":")[0].strip() for line in lines] == ["lo"]
-    expected = SESSION_UID_BASE + gui_host.FIRST_QID if os.geteuid() == 0 else os.geteuid()
+    expected = GUI_UID_BASE if os.geteuid() == 0 else os.geteuid()
     assert status(process)["Uid"].split() == [str(expected)] * 4
 
 

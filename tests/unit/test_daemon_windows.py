@@ -78,12 +78,10 @@ class FakeLaunch:
     async def __call__(
         self,
         configure: Configure,
-        qid: int,
         channel: socket.socket,
         memory: int,
         environment: Mapping[str, str] | None = None,
     ) -> FakeGui:
-        assert qid == 7
         assert os.pread(memory, 1, 0) == b"\0"
         assert environment is not None
         self._changed.set()

@@ -84,7 +84,6 @@ class Launch(Protocol):
     async def __call__(
         self,
         configure: Configure,
-        qid: int,
         channel: socket.socket,
         memory: int,
         environment: Mapping[str, str] | None = None,
@@ -210,7 +209,7 @@ class Windows:
         settings = msgspec.structs.replace(settings, is_emulated=has_display)
         channel = await (machine.open_display() if has_display else machine.open_channel(GUI_CHANNEL))
         with channel:
-            shown.gui = await self._launch(settings, shown.machine.spec.qid, channel, memory, shown.desktop)
+            shown.gui = await self._launch(settings, channel, memory, shown.desktop)
 
     # --- while it runs -------------------------------------------------------------------------------------------
 

@@ -47,7 +47,8 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 
 class Configure(_Message, frozen=True, tag=True):
-    """First message: whose windows, and what it may. The guest is heard after it."""
+    """First message: whose windows, and what it may. With it come the channel to the guest's agent, which is heard from
+    then on, and the frame memory."""
 
     qube: Name
     colour: Colour

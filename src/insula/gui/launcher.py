@@ -1,6 +1,6 @@
 """The daemon's part of windows: starts the process of each qube, and is the board that text goes over between them.
 
-``async with GuiLauncher(judge, notify) as launch: gui = await launch(configure, qid, channel, memory)``. A process that
+``async with GuiLauncher(judge, notify) as launch: gui = await launch(configure, channel, memory)``. A process that
 breaks the protocol ends, and its windows with it; whoever started it decides whether there is another one. What is
 copied is never read here: it is a sealed file, of which the size is looked at.
 """
@@ -30,7 +30,8 @@ from insula.gui.control import (
     PasteAsked,
     Told,
 )
-from insula.gui.spawn import GUI_PROGRAM, spawn_gui
+from insula.gui.spare import Supply
+from insula.gui.spawn import GUI_PROGRAM, view
 from insula.preload.forks import ForkedProcess, PreloadedParent
 from insula.preload.last_words import LastWords
 from insula.rpc.pacing import RateLimit
@@ -156,6 +157,7 @@ class GuiLauncher:
         self._notify = notify
         self._environment = environment
         self._parent = PreloadedParent([GUI_PROGRAM])
+        self._supply = Supply(self._parent)
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, RunningGui] = {}
         self._limits: dict[str, RateLimit] = {}
@@ -180,6 +182,7 @@ class GuiLauncher:
             task.cancel()
         for running in tuple(self._running.values()):
             await running.close()
+        await self._supply.close()
         await self._parent.close()
         if self._board.holds is not None:
             self._carry_out(self._board.qube_gone(self._board.holds[0]))
@@ -189,7 +192,6 @@ class GuiLauncher:
     async def __call__(
         self,
         configure: Configure,
-        qid: int,
         channel: socket.socket,
         memory: int,
         environment: Mapping[str, str] | None = None,
@@ -203,19 +205,9 @@ class GuiLauncher:
         """
         if configure.qube in self._running:
             raise ValueError(f"the windows of {configure.qube} are shown already")
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        os.set_blocking(writer, True)
-        words = LastWords(reader)
-        try:
-            descriptors = (writer, channel.fileno(), memory)
-            where = self._environment if environment is None else environment
-            process, daemon = await spawn_gui(self._parent, qid, configure, descriptors, where)
-        except BaseException:
-            words.close()
-            raise
-        finally:
-            os.close(writer)
-        running = RunningGui(configure.qube, process, daemon, words, self._take)
+        where = view(self._environment if environment is None else environment)
+        made = await self._supply.start(where, configure, channel, memory)
+        running = RunningGui(configure.qube, made.process, made.daemon, made.words, self._take)
         self._running[configure.qube] = running
         self._clipboards[configure.qube] = configure.clipboard_limit
         self._limits.setdefault(configure.qube, RateLimit(NOTICES_BURST, NOTICES_PER_SECOND))

@@ -2,8 +2,8 @@
 
 It is forked from a preloaded parent that has imported Qt. In two steps (``insula.preload``): :func:`prepare` connects
 to the desktop while the display server's socket, fonts and plug-ins can be seen, and uses once what is loaded late;
-then the process loses all of the host but what is open, and :func:`main` begins to listen to the guest. Its descriptors
-are the channel to the guest's agent, the qube's frame memory, and a socket to the daemon.
+then the process loses all of the host but what is open, and :func:`main` waits to be handed a qube, perhaps for long:
+the channel to its agent and its frame memory come with the daemon's first message. Only then a guest is listened to.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ EXIT_OK = 0
 EXIT_DAEMON_PROTOCOL = 65
 EXIT_DEFECT = 70
 """As in sysexits.h."""
+WITH_CONFIGURE = 2
+"""Descriptors that come with the first message: channel and frame memory."""
 MAX_UNTOLD = 64
 """Messages the daemon has not taken yet; above it, it is told nothing more of what can be left out."""
 
@@ -191,21 +193,33 @@ class Process:
         self._finish(EXIT_OK)
 
 
+def _wait_for_daemon(app: QGuiApplication, daemon: socket.socket) -> None:
+    """Return when it has said something, or has gone; what the desktop says meanwhile is heard."""
+    loop = QtLoop()
+    loop.add_reader(daemon.fileno(), app.exit)
+    app.exec()
+    loop.remove_reader(daemon.fileno())
+
+
 def main(descriptors: Sequence[int]) -> int:
-    """Program of the preloaded parent; the descriptors are channel, frame memory and daemon."""
+    """Program of the preloaded parent; its descriptor is a socket to the daemon, where the others come from."""
     sys.excepthook = _defect
-    channel_number, memory_number, daemon_number = descriptors
-    daemon = socket.socket(fileno=daemon_number)
-    data = daemon.recv(control.MAX_MESSAGE)
+    app = _Prepared.app
+    daemon = socket.socket(fileno=descriptors[0])
+    if app is None:
+        return EXIT_DAEMON_PROTOCOL
+    _wait_for_daemon(app, daemon)
+    data, numbers, _, _ = socket.recv_fds(daemon, control.MAX_MESSAGE, WITH_CONFIGURE)
     if not data:
         return EXIT_OK
     configure = control.decode_to_gui(data)
-    if not isinstance(configure, Configure) or _Prepared.app is None:
+    if not isinstance(configure, Configure) or len(numbers) != WITH_CONFIGURE:
         return EXIT_DAEMON_PROTOCOL
+    channel_number, memory_number = numbers
     title.show(f"insula-gui {configure.qube}")
     settings = configure.settings()
-    qt.name(_Prepared.app, settings.qube)
+    qt.name(app, settings.qube)
     # (Both end with the process: Qt's windows may still hold views of the memory.)
     memory = FrameMemory(memory_number)
     end = EmulatedEnd(memory_number, memory.size) if configure.is_emulated else None
-    return Process(_Prepared.app, daemon, settings).run(socket.socket(fileno=channel_number), memory, end)
+    return Process(app, daemon, settings).run(socket.socket(fileno=channel_number), memory, end)

@@ -1,8 +1,9 @@
-"""Starting ``insula-gui`` for a qube: forked from a preloaded parent of its own kind, in a sandbox.
+"""Starting ``insula-gui``: forked from a preloaded parent of its own kind, in a sandbox, then handed a qube.
 
-What the process can reach when it begins to listen to the guest: three descriptors, a pipe for its last words, and its
-connection to the display server. Until then it sees, read-only, what Qt loads (:func:`view`). On X11 the connection
-alone is much: a program there can read the screen and all keys. On Wayland it is its own windows.
+What the process can reach when it is handed one: a socket to the daemon, a pipe for its last words, its connection to
+the display server; then the channel to the guest's agent and the qube's frame memory, too. Until it is in its sandbox
+it sees, read-only, what Qt loads (:func:`view`). On X11 the connection alone is much: a program there can read the
+screen and all keys. On Wayland it is its own windows.
 
 A parent of its own, not that of the sessions: it has imported Qt, and a machine without windows needs none of that.
 """
@@ -19,10 +20,15 @@ from pathlib import Path
 from insula.gui import control, x_authority
 from insula.gui.control import Configure
 from insula.preload.forks import ForkedProcess, PreloadedParent
+from insula.preload.last_words import LastWords
 from insula.preload.messages import Fork, View
-from insula.rpc.spawn import session_uid
+from insula.rpc.spawn import SESSION_UID_BASE
 
 GUI_PROGRAM = "insula.gui.process"
+GUI_UID_BASE = SESSION_UID_BASE + 0x10000
+"""Host user of such a process under a root daemon, plus its number; above those of qubes and machines in waiting."""
+MAX_PROCESSES = 4096
+"""At a time; more than a desktop's clients can be."""
 GUI_FILES = 256
 """RLIMIT_NOFILE: a display, a guest, a daemon; two for each window's buffer would be more than Qt takes."""
 GUI_ADDRESS_SPACE = 2**32
@@ -74,37 +80,61 @@ def view(environment: Mapping[str, str]) -> View:
     return View(tuple(paths), tuple(files), tuple(variables.items()), GUI_FILE_SIZE, keeps_ipc=True)
 
 
-async def spawn_gui(
-    parent: PreloadedParent,
-    qid: int,
-    configure: Configure,
-    descriptors: tuple[int, int, int],
-    environment: Mapping[str, str] = os.environ,
-) -> tuple[ForkedProcess, socket.socket]:
-    """Start the process for a qube; return it, and the daemon's end of its control socket, both the caller's.
+class GuiProcess:
+    """A process in its sandbox, connected to the desktop: nobody's until it is handed a qube."""
 
-    ``descriptors``: where its last words go, the channel to the guest's agent, the qube's frame memory; they stay the
-    caller's.
+    def __init__(self, process: ForkedProcess, daemon: socket.socket, words: LastWords) -> None:
+        """Takes over all of these: they are whose it becomes."""
+        self.process = process
+        self.daemon = daemon
+        """Our end of its control socket."""
+        self.words = words
 
-    :raise NoDesktop: nowhere to show windows.
+    @property
+    def pid(self) -> int:
+        """Process id on the host."""
+        return self.process.pid
+
+    def hand(self, configure: Configure, channel: socket.socket, memory: int) -> None:
+        """Have it show a qube's windows: ``channel`` leads to the guest's agent, ``memory`` is the qube's frame memory;
+        both stay the caller's. :raise OSError: it has ended."""
+        socket.send_fds(self.daemon, [control.encode(configure)], [channel.fileno(), memory])
+
+    async def close(self) -> None:
+        """End it, if it is still nobody's."""
+        self.process.kill()
+        try:
+            await self.process.wait()
+        finally:
+            self.words.close()
+            self.daemon.close()
+
+
+def gui_uid(number: int) -> int | None:
+    """The host user of such a process, no qube's; None where they stay ours, because only root can give them one."""
+    return GUI_UID_BASE + number if os.geteuid() == 0 else None
+
+
+async def spawn_gui(parent: PreloadedParent, number: int, view: View) -> GuiProcess:
+    """Make a process that is connected to the desktop which ``view`` shows it.
+
+    :param number: below :data:`MAX_PROCESSES`, no other running one's.
     :raise OSError: it could not be started, or not in its sandbox.
     """
-    request = Fork(
-        0, GUI_PROGRAM, session_uid(qid), GUI_FILES, GUI_ADDRESS_SPACE, view=view(environment)
-    )  # fmt: skip
-    words, channel, memory = descriptors
+    request = Fork(0, GUI_PROGRAM, gui_uid(number), GUI_FILES, GUI_ADDRESS_SPACE, view=view)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(writer, True)
+    words = LastWords(reader)
     try:
         with theirs:
-            process = await parent.fork(request, [words, channel, memory, theirs.fileno()])
-        try:
-            ours.send(control.encode(configure))
-        except BaseException:
-            process.kill()
-            await process.wait()
-            raise
+            try:
+                process = await parent.fork(request, [writer, theirs.fileno()])
+            finally:
+                os.close(writer)
     except BaseException:
+        words.close()
         ours.close()
         raise
-    return process, ours
+    return GuiProcess(process, ours, words)

@@ -18,8 +18,6 @@ import msgspec
 from insula.gui.control import Configure
 from insula.gui.launcher import GuiLauncher
 
-FIRST_QID = 7
-
 
 def _notify(qube: str | None, text: str) -> None:
     print(f"{qube or 'clipboard'}: {text}", flush=True)
@@ -32,10 +30,10 @@ async def serve(policy: str, qubes: Sequence[tuple[str, str, str]]) -> None:
 
     async with GuiLauncher(judge, _notify) as launch:
         running = []
-        for number, (configure, channel, memory) in enumerate(qubes):
+        for configure, channel, memory in qubes:
             with socket.socket(fileno=int(channel)) as connection:
                 decoded = msgspec.json.decode(configure, type=Configure)
-                running.append(await launch(decoded, FIRST_QID + number, connection, int(memory)))
+                running.append(await launch(decoded, connection, int(memory)))
             os.close(int(memory))
         print(*(gui.pid for gui in running), flush=True)
         for gui in running:
