@@ -130,8 +130,7 @@ def make_disk(root: Path, folder: Path) -> Path:
     return image
 
 
-async def make_qube(daemon: DaemonProcess, folder: Path) -> None:
-    """Import the disk, and start a qube from it behind a net qube of the ordinary template."""
+async def import_disk(daemon: DaemonProcess, folder: Path) -> None:
     built = await build_template()
     disk = await asyncio.to_thread(make_disk, built.root_image, folder)
     process = await asyncio.create_subprocess_exec(
@@ -143,9 +142,14 @@ async def make_qube(daemon: DaemonProcess, folder: Path) -> None:
         output, _ = await process.communicate()
     disk.unlink()
     assert process.returncode == 0, output.decode()
+
+
+async def make_qube(daemon: DaemonProcess, folder: Path) -> None:
+    """Import the disk, and start a qube from it behind a net qube of the ordinary template."""
     await create_app_qube(daemon.client, NET)
     await daemon.client.set_property("provides_network", "True", NET)
     await daemon.client.set_property("netvm", "", NET)
+    await asyncio.gather(import_disk(daemon, folder), daemon.client.start(NET))
     await daemon.client.create_qube("AppVM", QUBE, "red", template=TEMPLATE)
     await daemon.client.set_property("netvm", NET, QUBE)
     # A seed would be one more start.

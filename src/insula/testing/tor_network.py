@@ -67,10 +67,10 @@ TestingMinExitFlagThreshold 0
 async def start_network(world: World) -> str:
     """Start all of it; what a client's configuration must say. Its first consensus takes some seconds more."""
     members = {"authority": AUTHORITY, **{f"relay{number}": address for number, address in enumerate(RELAYS, 1)}}
-    for address in members.values():
-        await sh(world.daemon, world.name, f"ip address add {address}/32 dev lo", user="root")
     keys = f"{_FOLDER}/authority/keys"
-    await sh(world.daemon, world.name, f"mkdir -p -m 700 {keys} && chmod 700 {_FOLDER}/*", user="root")
+    folders = " ".join([keys, *(f"{_FOLDER}/{name}" for name in members)])
+    addresses = "".join(f" && ip address add {address}/32 dev lo" for address in members.values())
+    await sh(world.daemon, world.name, f"mkdir -p -m 700 {folders} && chmod 700 {_FOLDER}/*{addresses}", user="root")
     for name, bits in (("authority_identity_key", 3072), ("authority_signing_key", 2048)):
         await _put(world, f"{keys}/{name}", _rsa_key(bits))
     await _put(world, f"{_FOLDER}/resolv.conf", f"nameserver {WEB}\n".encode())
@@ -96,13 +96,7 @@ async def start_network(world: World) -> str:
     directory = unknown.replace("F" * 40, listed)
     for name, address in members.items():
         text = _COMMON.format(name=name, address=address) + directory + (_AUTHORITY if name == "authority" else "")
-        await _put(world, f"{_FOLDER}/{name}.conf", text.encode())
-        await sh(
-            world.daemon,
-            world.name,
-            f"mkdir -p -m 700 {_FOLDER}/{name} && tor -f {_FOLDER}/{name}.conf --quiet",
-            user="root",
-        )
+        await _put(world, f"{_FOLDER}/{name}.conf", text.encode(), f"tor -f {_FOLDER}/{name}.conf --quiet")
     return f"TestingTorNetwork 1\n{directory}"
 
 
@@ -112,6 +106,6 @@ def _rsa_key(bits: int) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=_KEY_LIMIT_S).stdout
 
 
-async def _put(world: World, path: str, content: bytes) -> None:
-    result = await run(world.daemon, world.name, f"cat > {path}", user="root", stdin=content)
+async def _put(world: World, path: str, content: bytes, then: str = "true") -> None:
+    result = await run(world.daemon, world.name, f"cat > {path} && {then}", user="root", stdin=content)
     assert result.code == 0, result.err
