@@ -7,7 +7,7 @@ Rooms, in import order (``tests/unit/test_imports.py`` holds them to it):
 
 ``model`` ``events``                     what a system is; no I/O
 ``store hal storage policy devices net preload`` one concern each
-``lifecycle rpc qrexec gui backup updates templates``  what is done with them
+``lifecycle rpc qrexec gui sound backup updates templates`` what is done with them
 ``admin extensions``                     the published interface
 ``daemon client cli manager``            processes people start; machines for programs
 ``testing``                              fakes and checks, imported by tests only

@@ -17,6 +17,7 @@ WITHIN_A_LAYER = frozenset(
         ("hal", "net"),  # a machine that leads outside has the process that does so at its interface
         ("net", "preload"),  # that process shuts itself in as those do that are forked
         ("gui", "rpc"),  # the same host user as the qube's session; the same limits on how often something happens
+        ("sound", "rpc"),  # as above, and how long paths of sockets are reached
         ("lifecycle", "rpc"),  # starting a qube starts the process that terminates its channel
         ("qrexec", "rpc"),  # a policy daemon asks the user as the broker does
         ("cli", "daemon"),  # the first command starts the daemon
