@@ -96,7 +96,15 @@ ANSWERS = [
     (b"admin.label.Get+red dom0 name dom0\0", b"0\x000xcc0000"),
     (b"admin.label.Index+black dom0 name dom0\0", b"0\x008"),
     # what qvm-clone and the device tools ask for, though nothing is there yet
-    (b"admin.deviceclass.List+ dom0 name dom0\0", b"0\0"),
+    (b"admin.deviceclass.List+ dom0 name dom0\0", b"0\0mic\n"),
+    (
+        b"admin.vm.device.mic.Available+ dom0 name dom0\0",
+        (
+            b"0\0mic:0000:0000::m000000 device_id='0000:0000::m000000' port_id='mic' devclass='mic'"
+            b" backend_domain='dom0' manufacturer='build-in' product='microphone' interfaces='m000000'\n"
+        ),
+    ),
+    (b"admin.vm.device.mic.Attached+ dom0 name work\0", b"0\0"),
     (b"admin.vm.device.block.Available+ dom0 name work\0", b"0\0"),
     (b"admin.vm.device.pci.Assigned+ dom0 name work\0", b"0\0"),
     (b"admin.vm.device.denied.List+ dom0 name work\0", b"0\0"),

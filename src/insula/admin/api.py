@@ -156,12 +156,19 @@ def _pools_and_labels() -> Iterable[Method]:
 
 
 def _devices_and_firewall() -> Iterable[Method]:
-    nothing = Answer(devices.list_nothing)
-    yield Method("admin.deviceclass.List", _DOM0, _NONE, _NONE, _G, _R, nothing, "Classes of devices: none yet")
+    nothing, classes = Answer(devices.list_nothing), Answer(devices.list_classes)
+    yield Method("admin.deviceclass.List", _DOM0, _NONE, _NONE, _G, _R, classes, "Classes of devices")
+    listed = {"mic.Available": devices.list_available, "mic.Attached": devices.list_attached}
     for klass in DEVICE_CLASSES:
         for verb in ("Available", "Assigned", "Attached"):
-            name = f"admin.vm.device.{klass}.{verb}"
-            yield Method(name, _VM, _MAYBE, _NONE, _L, _R, nothing, "Devices: none yet")
+            run = listed.get(f"{klass}.{verb}")
+            text = "Devices: none yet" if run is None else "The microphone"
+            action = nothing if run is None else Answer(run)
+            yield Method(f"admin.vm.device.{klass}.{verb}", _VM, _MAYBE, _NONE, _L, _R, action, text)
+    attach, detach = Answer(devices.attach), Answer(devices.detach)
+    microphone = "admin.vm.device.mic"
+    yield Method(f"{microphone}.Attach", _NOT_DOM0, _SOME, _MAYBE, _L, _W, attach, "Let a qube hear the microphone")
+    yield Method(f"{microphone}.Detach", _NOT_DOM0, _SOME, _NONE, _L, _W, detach, "Take the microphone away")
     denied = Answer(devices.list_denied)
     yield Method("admin.vm.device.denied.List", _VM, _NONE, _NONE, _L, _R, denied, "Interfaces a qube must not get")
     get, set_rules, reload = Answer(firewall.get), Answer(firewall.set_rules), Answer(firewall.reload)

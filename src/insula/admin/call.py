@@ -19,6 +19,7 @@ from typing import Protocol
 from insula.admin.application_lists import ApplicationLists
 from insula.admin.changes import announcements
 from insula.admin.leases import Leases
+from insula.admin.microphone import Microphone
 from insula.admin.tokens import CopyTokens
 from insula.admin.uploads import Uploads
 from insula.events.bus import EventBus
@@ -91,6 +92,8 @@ class Context:
     """One-use tokens of ``CloneFrom``."""
     leases: Leases = field(default_factory=Leases)
     """Disposables that belong to a connection."""
+    microphone: Microphone = field(default_factory=Microphone)
+    """Who has it."""
 
     def runtime(self, qube: QubeName) -> Runtime:
         """What default rules and computed properties of this qube may look at."""

@@ -16,8 +16,8 @@ from typing import Any
 
 from insula.admin import answers
 from insula.admin.answers import CurrentState, MalformedAnswer, PoolInfo, PropertyValue, QubeRow, VolumeInfo
-from insula.model import errors
-from insula.model.names import parse_qube_name
+from insula.model import devices, errors
+from insula.model.names import ADMIN_NAME, parse_qube_name
 from insula_proto import admin
 from insula_proto.admin import EventRecord, Failure, Refused, Request, RequestHead, ResponseDecoder, Success
 from insula_proto.errors import LocalProtocolError, RemoteProtocolError
@@ -264,6 +264,21 @@ class AdminClient:
 
     async def remove_tag(self, qube: str, tag: str) -> None:
         await self.call("admin.vm.tag.Remove", qube, tag)
+
+    # the microphone
+
+    async def microphone_holder(self) -> str | None:
+        """The qube that it is attached to."""
+        line = await self.call("admin.vm.device.mic.Available", ADMIN_NAME)
+        return devices.attached_to(line.decode("ascii", "replace"))
+
+    async def attach_microphone(self, qube: str) -> None:
+        """:raise DeviceAlreadyAttached: to some qube."""
+        await self.call("admin.vm.device.mic.Attach", qube, devices.ARGUMENT)
+
+    async def detach_microphone(self, qube: str) -> None:
+        """:raise DeviceNotAssigned: it does not have it."""
+        await self.call("admin.vm.device.mic.Detach", qube, devices.ARGUMENT)
 
     # volumes
 

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "cp": "Life of a qube",
         "apps": "Life of a qube",
         "menu": "Life of a qube",
+        "mic": "Life of a qube",
         "screenshot": "Life of a qube",
         "console": "Life of a qube",
         "prefs": "Settings",

@@ -16,6 +16,7 @@ The class name *is* the wire name (admin-api §9). The tree::
     │   ├── QubesPoolInUseError  QubesPoolNotFoundError  StoragePoolException
     │   ├── QubesVolumeNotFoundError  QubesVolumeRevisionNotFoundError  QubesVolumeCopyTokenNotFoundError
     │   ├── QubesMemoryError  QubesNotImplementedError  QubesNoDesktopError
+    │   ├── DeviceAlreadyAttached  DeviceNotAssigned
     ├── ProtocolError                 the call itself is malformed (not a QubesException for clients)
     └── PermissionDenied              refused by a rule or an argument outside its list
 
@@ -132,3 +133,9 @@ class QubesMemoryError(QubesException): ...
 
 
 class QubesNotImplementedError(QubesException): ...
+
+
+class DeviceAlreadyAttached(QubesException): ...
+
+
+class DeviceNotAssigned(QubesException): ...
