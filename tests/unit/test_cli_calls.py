@@ -98,6 +98,11 @@ def test_follow_shows_calls_as_they_end(cli: Cli, log: CallLog) -> None:
             following.kill()
 
 
+def test_doctor_says_where_qubes_are_heard() -> None:
+    assert doctor.sound_finding("/run/user/7/pulse/native").verdict is doctor.Verdict.OK
+    assert doctor.sound_finding(None).verdict is doctor.Verdict.WARN
+
+
 def test_doctor_says_loudly_that_a_policy_is_none(cli: Cli) -> None:
     """MC-25."""
     cli.paths.policy.mkdir()

@@ -56,7 +56,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         await daemon.client.call("admin.vm.tag.Set", "work", arg="created-by-mgmt")
         launch = SessionLauncher()
         undo.push_async_callback(launch.close)
-        opened = await undo.enter_async_context(calls.open_calls(daemon.context, paths))
+        opened = await undo.enter_async_context(calls.open_calls(daemon.context, paths, launch.parent))
         launch.requests = opened.broker
         ours, theirs = socket.socketpair()
         session = await launch(name="mgmt", qid=9, channel=ours, rpc_socket=paths.rpc_socket("mgmt"), keys={})

@@ -23,6 +23,8 @@ from insula.testing.guest import TEMPLATE, create_app_qube, run, sh
 from insula.testing.image_owner import ASK_FOR_IMAGE, IMAGE_OWNER, SIDE_X, SIDE_Y
 from insula.testing.prompt_program import running_prompt
 from insula.testing.scripted_policy_agent import ScriptedAgent
+from insula.testing.sound_server import loud, share, sound_server
+from insula_proto.sound import FRAME, RATE
 
 from .conftest import discard
 
@@ -403,6 +405,48 @@ async def test_program_in_a_disposable_is_shown_and_all_of_it_gone_with_the_comm
     async with asyncio.timeout(SHOWN_TIMEOUT_S):
         while await names() - before:
             await asyncio.sleep(POLL_S)
+
+
+PERIOD_FRAMES = 48
+HERTZ = RATE / PERIOD_FRAMES
+"""Of a tone; as a square wave, which a guest makes quickly: four fifths of it are at that frequency."""
+TONE = f"""python3 -c "
+import sys
+half = {PERIOD_FRAMES // 2}
+sys.stdout.buffer.write((b'\\0\\x20' * 2 * half + b'\\0\\xe0' * 2 * half) * 3000)" >/tmp/tone"""
+LISTEN = "timeout 9 parec --raw --format=s16le --rate=48000 --channels=2 --latency-msec=50 >/tmp/heard; cat /tmp/heard"
+PLAY = "paplay --raw --format=s16le --rate=48000 --channels=2 /tmp/tone"
+
+
+async def test_mc18_tone_of_a_program_is_heard_under_the_name_of_its_qube(
+    daemon: DaemonProcess, screen: Desktop, qubes: tuple[str, str]
+) -> None:
+    blue, _ = qubes
+    with sound_server(microphone=HERTZ) as speakers:
+        await daemon.client.show_windows(blue, {**desktop_of(screen), **speakers.environment})
+        await sh(daemon, blue, TONE)
+        assert not (await run(daemon, blue, "pgrep pulseaudio")).out, "a sound server runs though nobody plays"
+        playing = asyncio.create_task(sh(daemon, blue, PLAY))
+        await until(lambda: speakers.streams() == [blue], "no stream of the qube's")
+        await playing
+        await until(lambda: not speakers.streams(), "the stream stays though nobody plays")
+        heard = loud(bytes(speakers.recorded))
+        assert tenths_with_tone(heard) >= 5, len(heard)
+        assert speakers.recordings() == []
+        await daemon.client.attach_microphone(blue)
+        try:
+            heard = (await run(daemon, blue, LISTEN)).out
+        finally:
+            await daemon.client.detach_microphone(blue)
+        assert tenths_with_tone(loud(heard)) >= 5, len(heard)
+        await until(lambda: speakers.recordings() == [], "it records on")
+
+
+def tenths_with_tone(heard: bytes) -> int:
+    """Tenths of a second; what a guest without CPU leaves out is silence between, not another tone."""
+    size = RATE // 10 * FRAME
+    pieces = [heard[place : place + size] for place in range(0, len(heard) - size, size)]
+    return len([piece for piece in pieces if share(piece, HERTZ) > 0.6])
 
 
 async def test_applications_of_a_template_are_known_before_it_was_ever_started(daemon: DaemonProcess) -> None:

@@ -22,6 +22,7 @@ from insula.admin.qube_calls import QubeCalls
 from insula.daemon.pastes import PasteJudge
 from insula.daemon.paths import Paths
 from insula.daemon.prompt_program import PromptProgram
+from insula.daemon.sound import Sound, desktops
 from insula.hal.errors import HalError
 from insula.model.errors import QubesException
 from insula.model.names import QubeName
@@ -35,10 +36,12 @@ from insula.policy.ruleset import Policy
 from insula.policy.snapshot import UUID_PREFIX, Snapshot
 from insula.policy.store import PolicyStore
 from insula.policy.system_facts import snapshot_of
+from insula.preload.forks import PreloadedParent
 from insula.rpc.ask import Prompts
 from insula.rpc.broker import Broker, QubeNow
 from insula.rpc.call_log import CallLog
 from insula.rpc.host_services import HostServices
+from insula.sound.launcher import carry
 from insula.storage.pool import StorageError
 
 log = logging.getLogger("insula.daemon")
@@ -112,7 +115,9 @@ def _published() -> Iterator[None]:
         raise QubesException(published_error(error)[1]) from error
 
 
-def host_services(context: Context, policy: CurrentPolicy, qubes: SystemQubes, prompts: Prompts) -> HostServices:
+def host_services(
+    context: Context, policy: CurrentPolicy, qubes: SystemQubes, prompts: Prompts, sound: Sound
+) -> HostServices:
     """Every service of the target ``@adminvm``."""
 
     async def may(request: Request) -> bool:
@@ -126,6 +131,7 @@ def host_services(context: Context, policy: CurrentPolicy, qubes: SystemQubes, p
         **PolicyCalls(policy.store).services(),
         **GuestReports(context).services(),
         **Notifications(context, prompts.show).services(),
+        **sound.services(),
     }
 
 
@@ -170,8 +176,11 @@ class Calls:
 
 
 @asynccontextmanager
-async def open_calls(context: Context, paths: Paths) -> AsyncIterator[Calls]:
-    """Everything that calls between qubes need, in order. The policy is read at once: its problems are told at once."""
+async def open_calls(context: Context, paths: Paths, parent: PreloadedParent) -> AsyncIterator[Calls]:
+    """Everything that calls between qubes need, in order. The policy is read at once: its problems are told at once.
+
+    ``parent``: of processes that carry sound.
+    """
     install_default_policy(default_policy(), paths.policy)
     policy = CurrentPolicy(PolicyStore(paths.policy), partial(tell_policy, context))
     await policy.get()
@@ -179,7 +188,8 @@ async def open_calls(context: Context, paths: Paths) -> AsyncIterator[Calls]:
     records = CallLog(paths.calls_log, context.bus)
     desk = PromptProgram(paths)
     prompts = Prompts(paths.policy_agent_socket, desk)
-    broker = Broker(policy, qubes, host_services(context, policy, qubes, prompts), prompts, records)
+    sound = Sound(context, partial(carry, parent), partial(desktops, paths.desktop_note), prompts.tell)
+    broker = Broker(policy, qubes, host_services(context, policy, qubes, prompts, sound), prompts, records)
     try:
         yield Calls(broker, PasteJudge(policy.get, qubes.snapshot), prompts)
     finally:

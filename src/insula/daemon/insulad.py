@@ -40,6 +40,7 @@ from insula.lifecycle.seed_keeper import SeedKeeper
 from insula.lifecycle.seeds import SeedStore
 from insula.model.system import PoolConfig, System
 from insula.rpc.launcher import SessionLauncher
+from insula.sound.launcher import SOUND_PROGRAM
 from insula.storage.pool import Pool, StorageError
 from insula.storage.registry import open_pool
 from insula.store.store import Store
@@ -130,7 +131,7 @@ async def serve(paths: Paths) -> None:
         bus = EventBus()
         driver = await open_driver()
         rooms.push_async_callback(driver.close)
-        launch_session = await rooms.enter_async_context(SessionLauncher())
+        launch_session = await rooms.enter_async_context(SessionLauncher([SOUND_PROGRAM]))
         host = Host(
             store=store,
             bus=bus,
@@ -158,7 +159,7 @@ async def serve(paths: Paths) -> None:
             applications=ApplicationLists(paths.applications),
         )
         # Before there are sessions: what their qubes ask for is decided there.
-        calls = await rooms.enter_async_context(open_calls(context, paths))
+        calls = await rooms.enter_async_context(open_calls(context, paths, launch_session.parent))
         launch_session.requests = calls.broker
         launch_gui = await rooms.enter_async_context(GuiLauncher(calls.may_paste, calls.prompts.tell))
         host.windows = Windows(store, launch_gui, paths.desktop_note, calls.prompts.tell, os.environ)

@@ -1,4 +1,4 @@
-"""Which desktop windows are shown on: a few variables of the environment of whoever asked."""
+"""Which desktop windows are shown and sound is played on: a few variables of the environment of whoever asked."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from insula.model.errors import QubesValueError
 
-VARIABLES = ("DISPLAY", "QT_QPA_PLATFORM", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_RUNTIME_DIR")
-"""What says which desktop a program is on."""
+VARIABLES = ("DISPLAY", "PULSE_SERVER", "QT_QPA_PLATFORM", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_RUNTIME_DIR")
+"""What says which desktop a program is on, and where it plays."""
 MAX_VARIABLE = 4096
 """Characters of a value: paths."""
 

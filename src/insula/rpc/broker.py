@@ -321,6 +321,7 @@ class Broker:
                     untrusted_payload,
                     call.session.written,
                     _stream(ours) if is_stream else nothing(),
+                    ours if is_stream else None,
                 )
                 answering = asyncio.create_task(
                     _served(service, host_call, ours), name=f"service {way.service} for {caller}"

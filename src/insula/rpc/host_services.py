@@ -6,6 +6,7 @@ the only place where they are parsed is the service's own handler (:mod:`insula.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -35,6 +36,9 @@ class HostCall:
     """What the caller has written for the host to read (QubesDB), path → value."""
     untrusted_stream: AsyncIterator[bytes] = field(default_factory=nothing, compare=False)
     """What the caller says, as it comes, where the service takes a stream. :raise TimeoutError: it stays silent"""
+    connection: socket.socket | None = field(default=None, compare=False)
+    """Of a stream: where that comes from and what is written goes to the caller, for a service that has a process read
+    and write there in its place. It stays the broker's; nothing of ``untrusted_stream`` may be asked for then."""
 
 
 @dataclass(frozen=True)

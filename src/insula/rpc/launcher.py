@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -374,14 +374,15 @@ class SessionLauncher:
     starts the parent; :meth:`close` is needed in any case.
     """
 
-    def __init__(self) -> None:
-        self._parent = PreloadedParent([SESSION_PROGRAM])
+    def __init__(self, programs: Sequence[str] = ()) -> None:
+        """``programs``: others that are to be forked from the same parent, which is one interpreter less."""
+        self.parent = PreloadedParent([SESSION_PROGRAM, *programs])
         self.requests: Requests | None = None
         """Who decides about services that qubes ask for; sessions launched while there is nobody refuse them all."""
 
     async def __aenter__(self) -> Self:
         """Have the parent begin with its imports; the first session waits for them, nobody else. :raise OSError:"""
-        await self._parent.__aenter__()
+        await self.parent.__aenter__()
         return self
 
     async def __aexit__(
@@ -392,11 +393,11 @@ class SessionLauncher:
     @property
     def parent_pid(self) -> int | None:
         """Of the preloaded parent that runs at present."""
-        return self._parent.pid
+        return self.parent.pid
 
     async def close(self) -> None:
         """End the parent and every session; idempotent."""
-        await self._parent.close()
+        await self.parent.close()
 
     async def __call__(
         self,
@@ -416,6 +417,6 @@ class SessionLauncher:
         user = keys.get(DEFAULT_USER_KEY, DEFAULT_USER)
         spec = SessionSpec(name, qid, user, {path: value.encode() for path, value in keys.items()})
         with listen(rpc_socket) as listener:
-            process = await spawn_session(self._parent, spec, channel, listener)
+            process = await spawn_session(self.parent, spec, channel, listener)
         channel.close()
         return RunningSession(name, qid, process, self.requests, on_message, open_memory)

@@ -31,6 +31,7 @@ from insula.preload import trial
 from insula.rpc.ask import CannotAsk
 from insula.rpc.sockets import address
 from insula.rpc.spawn import session_uid
+from insula.sound import server
 from insula.templates.errors import Unbuildable
 from insula.templates.namespace import own_id_map
 
@@ -99,6 +100,7 @@ def doctor(as_json: Json = False) -> None:
         *id_findings(),
         policy_finding(paths),
         *daemon_findings(with_running_daemon(look_at_daemon), paths),
+        sound_finding(server.describe()),
         prompt_finding(None if is_answered(paths.policy_agent_socket) else why_no_question()),
     ]
     show(findings, as_json=as_json)
@@ -240,6 +242,13 @@ def prompt_finding(problem: str | None) -> Finding:
         return Finding("questions", Verdict.OK, "asked", "A call with a rule that says ask waits for your answer.")
     follows = f"Calls with a rule that says ask are denied unless insulad finds a desktop: {problem}."
     return Finding("questions", Verdict.WARN, "nobody asks", follows)
+
+
+def sound_finding(place: str | None) -> Finding:
+    """``place``: where a sound server listens."""
+    if place is None:
+        return Finding("sound", Verdict.WARN, "no sound server", "Nothing is heard of qubes on this desktop.")
+    return Finding("sound", Verdict.OK, place, "What qubes play is heard, each under its name in the mixer.")
 
 
 def why_no_question() -> str | None:
