@@ -65,7 +65,8 @@ async def test_restore_waits_for_the_state_to_be_read() -> None:
     )
     await restore_state(monitor, 7)
     assert monitor.commands[0][0] == "migrate-set-capabilities"
-    assert monitor.commands[1] == ("migrate-incoming", {"uri": "fd:7"})
+    assert monitor.commands[1] == ("migrate-set-parameters", {"announce-rounds": 0})
+    assert monitor.commands[2] == ("migrate-incoming", {"uri": "fd:7"})
     assert monitor.names().count("query-status") == 3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import aclosing
 
 import pytest
 
@@ -11,6 +12,10 @@ from insula.admin.client import AdminClient
 from insula.model.errors import QubesException, QubesVMNotRunningError, QubesVMNotStartedError
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import run, sh
+
+FREED_MIB = 120
+GIVEN_BACK_S = 60.0
+"""Linux reports what has been free for two seconds, in blocks of 2 MiB (page_reporting.c); so it is not all."""
 
 
 async def state(client: AdminClient, name: str) -> str:
@@ -81,3 +86,29 @@ async def test_private_volume_grown_while_running_is_larger_in_the_guest(daemon:
     await daemon.client.shutdown(qube, wait=True)
     await daemon.client.start(qube)
     assert int(await sh(daemon, qube, "df -B1 --output=size /rw | tail -1")) > 2.8 * 1024**3
+
+
+async def memory_mib(client: AdminClient, name: str) -> float:
+    """What the machine's monitor takes of the host, proportionally."""
+    async with aclosing(client.stats(name)) as records:
+        async for record in records:
+            if record.name == "vm-stats":
+                return int(record.kwargs["memory_kb"]) / 1024
+    raise AssertionError("the statistics end")
+
+
+@pytest.mark.parametrize("mode", ["warm", "cold"])
+async def test_memory_that_programs_free_goes_back_to_the_host(
+    daemon: DaemonProcess, halted_qube: str, mode: str
+) -> None:
+    await daemon.client.set_property("start_mode", mode, halted_qube)
+    await daemon.client.start(halted_qube)
+    await sh(daemon, halted_qube, f"head -c {FREED_MIB}M /dev/urandom > /dev/shm/large", user="root")
+    full = await memory_mib(daemon.client, halted_qube)
+    await sh(daemon, halted_qube, "rm /dev/shm/large", user="root")
+    async with asyncio.timeout(GIVEN_BACK_S):
+        while await memory_mib(daemon.client, halted_qube) > full - FREED_MIB / 2:
+            pass
+    # What it takes again is its own, and empty.
+    taken = f"head -c {FREED_MIB}M /dev/zero > /dev/shm/again && tr -d '\\0' < /dev/shm/again | wc -c"
+    assert await sh(daemon, halted_qube, taken, user="root") == "0"

@@ -16,6 +16,7 @@ from insula.hal.qemu.command import check_spec
 from insula.hal.qemu.descriptors import is_in_use, read_status, remove_runtime_files
 from insula.hal.qemu.links import MachineLinks
 from insula.hal.qemu.machine import QemuMachine
+from insula.hal.qemu.page_returns import PageReturns
 from insula.hal.qemu.process import SANDBOX_END_LIMIT_S, SPAWN_LIMIT_S, ProcessIdentity, VmmProcess, is_named
 from insula.hal.qemu.seeds import SeedCache
 
@@ -45,6 +46,7 @@ class QemuDriver:
     def __init__(self, host: HostInfo) -> None:
         self._host = host
         self._seeds = SeedCache(host.qemu.version_text)
+        self._page_returns = PageReturns()
         self._machines: weakref.WeakSet[QemuMachine] = weakref.WeakSet()
 
     @classmethod
@@ -75,13 +77,13 @@ class QemuDriver:
         check_spec(spec)
         if not spec.runtime_dir.is_dir():
             raise DriverError(f"run-time folder {spec.runtime_dir} does not exist")
-        machine = QemuMachine(spec, self._host, self._seeds)
+        machine = QemuMachine(spec, self._host, self._seeds, self._page_returns)
         self._machines.add(machine)
         return machine
 
     async def adopt(self, spec: MachineSpec, record: Mapping[str, str | int]) -> QemuMachine | None:
         check_spec(spec)
-        machine = await QemuMachine.adopt(spec, self._host, self._seeds, record)
+        machine = await QemuMachine.adopt(spec, self._host, self._seeds, self._page_returns, record)
         if machine is not None:
             self._machines.add(machine)
         return machine
@@ -137,6 +139,7 @@ class QemuDriver:
         for machine in list(self._machines):
             await machine.release()
         await self._seeds.close()
+        self._page_returns.close()
 
 
 async def _end_noted(runtime_dir: Path) -> bool:

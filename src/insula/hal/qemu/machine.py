@@ -15,9 +15,11 @@ import asyncio
 import logging
 import os
 import socket
+import stat
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from insula.hal.driver import ExitKind, MachineExit, MachineSpec, MachineState, MachineStats
@@ -51,6 +53,7 @@ from insula.hal.qemu.monitor import (
     MonitorEvent,
     RunState,
 )
+from insula.hal.qemu.page_returns import PageReturns
 from insula.hal.qemu.passthrough import prepare
 from insula.hal.qemu.plugged_memory import MachineMemory
 from insula.hal.qemu.process import HostUser, ProcessIdentity, VmmProcess, is_named
@@ -90,10 +93,11 @@ _ENDS = {
 class QemuMachine:
     """See :class:`insula.hal.driver.Machine`; made by :class:`insula.hal.qemu.driver.QemuDriver`."""
 
-    def __init__(self, spec: MachineSpec, host: HostInfo, seeds: SeedCache) -> None:
+    def __init__(self, spec: MachineSpec, host: HostInfo, seeds: SeedCache, page_returns: PageReturns) -> None:
         self._spec = spec
         self._host = host
         self._seeds = seeds
+        self._page_returns = page_returns
         self._state = MachineState.DEFINED
         self._life = asyncio.Lock()
         """Held while the machine starts or is killed."""
@@ -194,8 +198,12 @@ class QemuMachine:
                 raise DriverError(f"cannot use run-time folder {spec.runtime_dir}", str(error)) from error
             try:
                 argv = vmm_argv(spec, files.descriptors, host.accelerator, PurePosixPath(host.qemu.path or ""))
-                inherited = files.descriptors.numbers()
-                process = await VmmProcess.spawn(facts, argv, inherited, files.status, user)
+                inherited, launch = files.descriptors.numbers(), None
+                # (A bubblewrap that has rights of its own would lose them.)
+                is_plain = not Path(facts.bwrap).stat().st_mode & stat.S_ISUID
+                if seed is not None and files.descriptors.memory is not None and is_plain:
+                    launch = partial(self._page_returns.start, memory=files.descriptors.memory)
+                process = await VmmProcess.spawn(facts, argv, inherited, files.status, user, launch)
                 self._process = process
             except BaseException:
                 monitor.close()
@@ -217,7 +225,12 @@ class QemuMachine:
 
     @classmethod
     async def adopt(
-        cls, spec: MachineSpec, host: HostInfo, seeds: SeedCache, record: Mapping[str, str | int]
+        cls,
+        spec: MachineSpec,
+        host: HostInfo,
+        seeds: SeedCache,
+        page_returns: PageReturns,
+        record: Mapping[str, str | int],
     ) -> QemuMachine | None:
         """See :meth:`insula.hal.driver.Driver.adopt`.
 
@@ -231,7 +244,7 @@ class QemuMachine:
         if not is_named(process.identity.pid, str(spec.uuid)):
             process.close()
             raise DriverError(f"process {process.identity.pid} does not run machine {spec.uuid}")
-        machine = cls(spec, host, seeds)
+        machine = cls(spec, host, seeds, page_returns)
         machine._process = process
         async with AsyncExitStack() as undo:
             undo.push_async_callback(machine.release)

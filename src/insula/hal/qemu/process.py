@@ -19,9 +19,10 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -45,6 +46,8 @@ comes first. It counts within one scheduling group: a cgroup, or a session where
 _PIDFD_GETFD = 438
 """pidfd_getfd(2), the same number on every machine; Python 3.11 and older C libraries have no function for it."""
 _libc = ctypes.CDLL(None, use_errno=True)
+
+Launch = Callable[[Callable[[], "subprocess.Popen[bytes]"]], "subprocess.Popen[bytes]"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -151,10 +154,12 @@ class VmmProcess:
         inherited: Sequence[int],
         status_file: IO[bytes],
         user: HostUser | None,
+        launch: Launch | None = None,
     ) -> VmmProcess:
         """Start ``command`` in the sandbox with the descriptors ``inherited``.
 
         :param status_file: gets bubblewrap's report, which has the pid, before the command runs.
+        :param launch: who calls what starts the sandbox, if that is to be done in some way.
         :raise DriverError: nothing runs.
         """
         with ExitStack() as stack:
@@ -165,7 +170,8 @@ class VmmProcess:
             with os.fdopen(info_writer, "wb"):
                 status = status_file.fileno()
                 argv = sandbox_argv(facts, command, info_fd=info_writer, status_fd=status, new_session=has_terminal())
-                bwrap = _popen(argv, (*inherited, info_writer, status), output, user)
+                start = partial(_popen, argv, (*inherited, info_writer, status), output, user)
+                bwrap = start() if launch is None else launch(start)
             sandbox = ReapedChild(bwrap)
             try:
                 pid = await _read_child_pid(info)
