@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from insula.model.errors import QubesVMNotStartedError
+from insula.templates.build import BuiltTemplate
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import build_template, create_app_qube, install
 
@@ -20,16 +21,20 @@ _numbers = itertools.count(1)
 
 
 @contextmanager
-def installation(add: Callable[[DaemonProcess], Awaitable[None]] | None = None) -> Iterator[DaemonProcess]:
-    """A daemon with the template installed, and with what ``add`` does to it. Ended without an error, it is looked at
-    whether it left anything.
+def installation(
+    add: Callable[[DaemonProcess], Awaitable[None]] | None = None,
+    change: Callable[[BuiltTemplate], BuiltTemplate] | None = None,
+) -> Iterator[DaemonProcess]:
+    """A daemon with the template installed, or what ``change`` makes of it, and with what ``add`` does to it.
+
+    Ended without an error, it is looked at whether it left anything.
     """
     running = DaemonProcess()
 
     async def enter() -> None:
         built = await build_template()
         await running.__aenter__()
-        await install(running.client, built)
+        await install(running.client, built if change is None else change(built))
         if add is not None:
             await add(running)
 

@@ -1,7 +1,7 @@
 """A template without network is updated through a net qube's proxy, as a whole or not at all.
 
 How an update is to be interrupted is chosen from outside, by a service of the template: a hook of its package manager,
-put there once, does it. Each update begins with a look whether the one before left something.
+part of its system from the start, does it. Each update begins with a look whether the one before left something.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from insula.model.errors import QubesVMNotHaltedError, QubesVMNotStartedError
+from insula.model.errors import QubesVMNotStartedError
 from insula.model.state import PowerState
 from insula.rpc.client import run_collect
+from insula.templates.build import BuiltTemplate
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import TEMPLATE, create_app_qube, sh
 
@@ -33,12 +36,14 @@ import hashlib, urllib.request as r
 opener = r.build_opener(r.ProxyHandler({{"http": "http://127.0.0.1:8082"}}))
 print(hashlib.sha256(opener.open("{}", timeout=60).read()).hexdigest())
 """
+ROOT = "root.img"
 HOOK = "/usr/lib/test-interruption"
 """Of the package manager, before it fetches anything."""
 HOOK_TEXT = r"""#!/bin/sh
-ls /half-an-update 2> /dev/null && echo "an update before this one left something"
-touch /half-an-update
+ls /half-an-update /filler 2> /dev/null && echo "an update before this one left something"
 cd /run/qubes-service
+[ -e test-none ] && exit 0
+touch /half-an-update
 if [ -e test-full-disk ]; then
     # Less than 4 MiB are left, also to root: too little for the lists.
     touch /filler
@@ -59,10 +64,29 @@ exit 0
 
 
 @pytest.fixture(scope="module")
-def own_daemon() -> Iterator[DaemonProcess]:
-    """With a template of its own, for it is changed here, and the net qube that the default policy names."""
-    with installation(add_net_qube) as running:
+def own_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    """With a template of its own, which has the hook, and the net qube that the default policy names."""
+    folder = tmp_path_factory.mktemp("hooked")
+    with installation(add_net_qube, lambda built: with_hook(built, folder)) as running:
+        # It was copied.
+        (folder / ROOT).unlink()
         yield running
+
+
+def with_hook(built: BuiltTemplate, folder: Path) -> BuiltTemplate:
+    root = folder / ROOT
+    copy = ["cp", "--reflink=auto", "--sparse=always", str(built.root_image), str(root)]
+    subprocess.run(copy, check=True, capture_output=True, timeout=LIMIT_S)
+    setting = f'APT::Update::Pre-Invoke {{ "{HOOK}"; }};\n'
+    for name, text, mode, path in (
+        ("hook", HOOK_TEXT, 0o755, HOOK),
+        ("setting", setting, 0o644, "/etc/apt/apt.conf.d/99test"),
+    ):
+        (folder / name).write_text(text, encoding="ascii")
+        (folder / name).chmod(mode)
+        write = ["debugfs", "-w", "-R", f"write {name} {path}", ROOT]
+        subprocess.run(write, check=True, capture_output=True, timeout=LIMIT_S, cwd=folder)
+    return replace(built, root_image=root)
 
 
 async def add_net_qube(running: DaemonProcess) -> None:
@@ -90,6 +114,11 @@ async def insula(daemon: DaemonProcess, *arguments: str) -> tuple[int | None, st
     return await end(await begin(daemon, *arguments))
 
 
+async def revisions(daemon: DaemonProcess) -> list[str]:
+    """What the template's system was before each change that was kept."""
+    return await daemon.client.volume_revisions(TEMPLATE, "root")
+
+
 async def until_over(daemon: DaemonProcess) -> None:
     """The update has ended, and the template's machine with it."""
     async with asyncio.timeout(LIMIT_S):
@@ -104,11 +133,28 @@ async def in_template(daemon: DaemonProcess, command: str) -> str:
     return stdout.decode()
 
 
+def log_of(daemon: DaemonProcess) -> str:
+    path = daemon.paths.logs / f"update-{TEMPLATE}.log"
+    return path.read_text() if path.exists() else ""
+
+
+async def choose(daemon: DaemonProcess, interruption: str) -> None:
+    for name in await daemon.client.list_features(TEMPLATE):
+        if name.startswith("service.test-"):
+            await daemon.client.remove_feature(TEMPLATE, name)
+    if interruption:
+        await daemon.client.set_feature(TEMPLATE, f"service.test-{interruption}", "1")
+    (daemon.paths.logs / f"update-{TEMPLATE}.log").unlink(missing_ok=True)
+
+
 async def test_template_is_updated_through_the_net_qube(own_daemon: DaemonProcess) -> None:
     daemon = own_daemon
+    await choose(daemon, "none")
+    before = await revisions(daemon)
     code, output = await insula(daemon, "update", TEMPLATE)
     assert code == 0, output
-    log = (daemon.paths.logs / f"update-{TEMPLATE}.log").read_text()
+    assert await revisions(daemon) != before
+    log = log_of(daemon)
     assert "nothing to update" in output or "updated in" in output
     assert "Get:" in log or "Hit:" in log
     await daemon.client.start(TEMPLATE)
@@ -132,42 +178,8 @@ async def test_template_is_updated_through_the_net_qube(own_daemon: DaemonProces
         user="root",
     )
     assert code != 0, stdout
-
-
-@pytest.fixture(scope="module")
-def hooked(own_daemon: DaemonProcess) -> DaemonProcess:
-    """The same with the hook in the template."""
-    asyncio.run(_hook(own_daemon))
-    return own_daemon
-
-
-async def _hook(daemon: DaemonProcess) -> None:
-    # It may be on: a test before this one looked into it.
-    with suppress(QubesVMNotHaltedError):
-        await daemon.client.start(TEMPLATE)
-    setting = f"echo 'APT::Update::Pre-Invoke {{ \"{HOOK}\"; }};' > /etc/apt/apt.conf.d/99test"
-    install = f"cat > {HOOK} && chmod +x {HOOK} && {setting}"
-    code, _, stderr = await run_collect(
-        daemon.paths.rpc_socket(TEMPLATE), f"{install} && sync", user="root", stdin=HOOK_TEXT.encode()
-    )
-    assert code == 0, stderr
-    # (Whoever still boots does not hear the power button.)
-    await in_template(daemon, "systemctl --wait is-system-running || true")
-    await daemon.client.shutdown(TEMPLATE, wait=True)
-
-
-def log_of(daemon: DaemonProcess) -> str:
-    path = daemon.paths.logs / f"update-{TEMPLATE}.log"
-    return path.read_text() if path.exists() else ""
-
-
-async def choose(daemon: DaemonProcess, interruption: str) -> None:
-    for name in await daemon.client.list_features(TEMPLATE):
-        if name.startswith("service.test-"):
-            await daemon.client.remove_feature(TEMPLATE, name)
-    if interruption:
-        await daemon.client.set_feature(TEMPLATE, f"service.test-{interruption}", "1")
-    (daemon.paths.logs / f"update-{TEMPLATE}.log").unlink(missing_ok=True)
+    # A template that is killed keeps nothing.
+    await daemon.client.kill(TEMPLATE)
 
 
 @pytest.mark.parametrize(
@@ -175,16 +187,18 @@ async def choose(daemon: DaemonProcess, interruption: str) -> None:
     [("full-disk", "no space is left on its disk"), ("other-keys", "GPG error")],
 )
 async def test_update_that_fails_inside_leaves_the_template_as_it_was_and_says_why(
-    hooked: DaemonProcess, interruption: str, why: str
+    own_daemon: DaemonProcess, interruption: str, why: str
 ) -> None:
     """MC-96"""
-    await choose(hooked, interruption)
-    code, output = await insula(hooked, "update", TEMPLATE)
+    await choose(own_daemon, interruption)
+    before = await revisions(own_daemon)
+    code, output = await insula(own_daemon, "update", TEMPLATE)
     assert code != 0
     assert "is as before" in output
-    assert why in output, f"{output}\n{log_of(hooked)}"
-    assert "left something" not in log_of(hooked)
-    await until_over(hooked)
+    assert why in output, f"{output}\n{log_of(own_daemon)}"
+    assert "left something" not in log_of(own_daemon)
+    await until_over(own_daemon)
+    assert await revisions(own_daemon) == before
 
 
 def kill_daemon(daemon: DaemonProcess, update: asyncio.subprocess.Process) -> None:
@@ -212,49 +226,52 @@ def kill_command(daemon: DaemonProcess, update: asyncio.subprocess.Process) -> N
     ],
 )
 async def test_update_that_is_killed_leaves_the_template_as_it_was_and_says_why(
-    hooked: DaemonProcess, kill: Callable[[DaemonProcess, asyncio.subprocess.Process], None], why: str
+    own_daemon: DaemonProcess, kill: Callable[[DaemonProcess, asyncio.subprocess.Process], None], why: str
 ) -> None:
     """MC-96"""
-    await choose(hooked, "standstill")
-    update = await begin(hooked, "update", TEMPLATE)
+    await choose(own_daemon, "standstill")
+    before = await revisions(own_daemon)
+    update = await begin(own_daemon, "update", TEMPLATE)
     async with asyncio.timeout(LIMIT_S):
-        while "it stands still" not in log_of(hooked):
+        while "it stands still" not in log_of(own_daemon):
             assert update.returncode is None
             await asyncio.sleep(0.1)
-    kill(hooked, update)
+    kill(own_daemon, update)
     code, output = await end(update)
     assert code != 0
     assert why in output
-    assert "left something" not in log_of(hooked)
-    assert hooked.process is not None
-    if hooked.process.poll() is not None:
-        await hooked.start()
-    await until_over(hooked)
+    assert "left something" not in log_of(own_daemon)
+    assert own_daemon.process is not None
+    if own_daemon.process.poll() is not None:
+        await own_daemon.start()
+    await until_over(own_daemon)
+    assert await revisions(own_daemon) == before
 
 
 async def test_update_whose_daemon_is_killed_while_the_template_shuts_down_is_kept_whole_or_not_at_all(
-    hooked: DaemonProcess,
+    own_daemon: DaemonProcess,
 ) -> None:
     """MC-96"""
-    await choose(hooked, "")
-    async with aclosing(hooked.client.events()) as events:
+    await choose(own_daemon, "")
+    async with aclosing(own_daemon.client.events()) as events:
         await anext(events)
-        update = await begin(hooked, "update", TEMPLATE)
+        update = await begin(own_daemon, "update", TEMPLATE)
         async with asyncio.timeout(LIMIT_S):
             async for event in events:
                 if event.name == "domain-pre-shutdown":
                     break
-    hooked.kill()
+    own_daemon.kill()
     code, output = await end(update)
     assert code != 0
     assert "is as before when insulad runs again" in output
-    await hooked.start()
-    await until_over(hooked)
+    await own_daemon.start()
+    await until_over(own_daemon)
 
 
-async def test_update_without_a_way_out_fails_and_says_so(hooked: DaemonProcess) -> None:
-    daemon = hooked
+async def test_update_without_a_way_out_fails_and_says_so(own_daemon: DaemonProcess) -> None:
+    daemon = own_daemon
     await choose(daemon, "")
+    before = await revisions(daemon)
     with suppress(QubesVMNotStartedError):
         await daemon.client.kill("sys-net")
     await daemon.client.call("admin.vm.property.Set", "sys-net", arg="uplink", payload=b"none")
@@ -264,6 +281,4 @@ async def test_update_without_a_way_out_fails_and_says_so(hooked: DaemonProcess)
     assert "update-debian-12.log" in output
     assert "left something" not in log_of(daemon)
     await until_over(daemon)
-    # After all of these it is usable, and nothing of any is left in it.
-    await daemon.client.start(TEMPLATE)
-    assert await in_template(daemon, "ls /half-an-update /filler 2> /dev/null || echo usable") == "usable\n"
+    assert await revisions(daemon) == before
