@@ -106,3 +106,8 @@ def test_named_paths_exist(document: Path) -> None:
 def test_lines_fit_a_screen(document: Path) -> None:
     lines = document.read_text(encoding="utf-8").splitlines()
     assert [number for number, line in enumerate(lines, 1) if len(line) > MAX_LINE] == []
+
+
+def test_no_two_decisions_have_one_number() -> None:
+    numbers = [path.name.partition("-")[0] for path in (ROOT / "docs" / "decisions").glob("*.md")]
+    assert sorted(numbers) == sorted(set(numbers))

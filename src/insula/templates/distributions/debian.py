@@ -35,7 +35,7 @@ PACKAGES = (
     "poppler-utils", "python3-pil", "gpg", "gpg-agent", "openssh-client",
     # windows: the X server of a qube, what its agent speaks X with; a terminal, a file manager, a browser, fonts
     "xvfb", "python3-xcffib", "xterm", "xfe", "dillo", "fonts-dejavu-core",
-    # sound: its server, started by the first program that plays (docs/decisions/029)
+    # sound: its server, started by the first program that plays (docs/decisions/030)
     "pulseaudio", "pulseaudio-utils",
     # people
     "sudo", "less", "nano",
