@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from insula.gui import spare
+from insula.gui.control import Configure
 from insula.gui.geometry import Rect
-from insula.gui.spawn import GUI_ADDRESS_SPACE, GUI_FILE_SIZE, GUI_UID_BASE, NoDesktop, view
+from insula.gui.spare import Supply
+from insula.gui.spawn import GUI_ADDRESS_SPACE, GUI_FILE_SIZE, GUI_PROGRAM, GUI_UID_BASE, NoDesktop, view
+from insula.hal import frames
+from insula.preload.forks import PreloadedParent
 from insula.testing.desktop import Desktop, desktop
 from insula.testing.gui_guest import ScriptedGuest, scripted_guest, scripted_guests
 from insula_proto import gui
@@ -20,6 +28,7 @@ pytestmark = pytest.mark.desktop
 
 MAX_PROPORTIONAL_MIB = 25
 """Of a process without windows, libraries shared with its parent and its like (issue 5)."""
+PATIENCE_S = 30
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +155,44 @@ def test_memory_of_qubes_without_a_window_is_small(screen: Desktop) -> None:
             lines = Path("/proc", str(pid), "smaps_rollup").read_text().splitlines()
             [kib] = [int(line.split()[1]) for line in lines if line.startswith("Pss:")]
             assert kib / 1024 <= MAX_PROPORTIONAL_MIB
+
+
+async def test_process_made_before_anybody_asks_is_shut_in_and_has_nothing_of_a_qube(
+    screen: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spare, "DELAY_S", 0)
+    where = view(screen.environment)
+    async with AsyncExitStack() as ends:
+        parent = await ends.enter_async_context(PreloadedParent([GUI_PROGRAM]))
+        supply = Supply(parent)
+        ends.push_async_callback(supply.close)
+
+        async def start(qube: str) -> Path:
+            ours, theirs = socket.socketpair()
+            ends.callback(ours.close)
+            memory = frames.make()
+            try:
+                with theirs:
+                    made = await supply.start(where, Configure(qube, 0x3465A4), theirs, memory)
+            finally:
+                os.close(memory)
+            ends.push_async_callback(made.close)
+            return Path("/proc", str(made.pid))
+
+        first = await start("work")
+        async with asyncio.timeout(PATIENCE_S):
+            while supply.spare_pid is None:
+                await asyncio.sleep(0.01)
+        waiting = Path("/proc", str(supply.spare_pid))
+        assert all(status(task)["Seccomp"] == "2" for task in (waiting / "task").iterdir())
+        assert "insula-frames" not in (waiting / "maps").read_text()
+        assert b"work" not in (waiting / "cmdline").read_bytes()
+        if os.geteuid() == 0:
+            assert status(waiting)["Uid"] != status(first)["Uid"]
+        assert await start("personal") == waiting
+        async with asyncio.timeout(PATIENCE_S):
+            while (waiting / "cmdline").read_bytes() != b"insula-gui personal\0":
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

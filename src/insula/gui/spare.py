@@ -34,6 +34,11 @@ class Supply:
         self._refill: asyncio.Task[None] | None = None
         self._watches: set[asyncio.Task[None]] = set()
 
+    @property
+    def spare_pid(self) -> int | None:
+        """Of the one that is nobody's yet."""
+        return None if self._spare is None else self._spare[1].pid
+
     async def close(self) -> None:
         """End the one that is nobody's; idempotent."""
         if self._refill is not None:
