@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -182,4 +184,28 @@ async def test_server_that_listens_is_greeted_and_one_that_has_gone_is_passed_ov
                 assert command.number == 8
     with pytest.raises(NoSoundServer):
         await server.connect({"PULSE_SERVER": f"unix:{gone}"})
+
+
+async def test_server_that_has_not_asked_yet_who_we_are_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is slow takes the connection a moment before it has the kernel say who sends."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "there"))
+        listener.listen()
+        taken: list[socket.socket] = []
+
+        def slowly(place: Path) -> bytes:
+            taken.append(listener.accept()[0])
+            return b""
+
+        monkeypatch.setattr(server, "cookie", slowly)
+        with await server.connect({"PULSE_SERVER": f"unix:{tmp_path / 'there'}"}), taken[0] as accepted:
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            _, [(_, kind, who)], _, _ = accepted.recvmsg(4096, socket.CMSG_SPACE(12))
+    assert kind == socket.SCM_CREDENTIALS
+    assert struct.unpack("=iII", who) == (os.getpid(), os.getuid(), os.getgid())
+
+
+def test_nothing_that_listens_is_nowhere(tmp_path: Path) -> None:
     assert server.describe({"PULSE_SERVER": f"unix:{tmp_path / 'none'}"}) is None

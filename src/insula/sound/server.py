@@ -10,6 +10,7 @@ import asyncio
 import os
 import pwd
 import socket
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -62,7 +63,7 @@ async def connect(environment: Mapping[str, str]) -> socket.socket:
             async with asyncio.timeout(CONNECT_S):
                 with address(place) as where:
                     await loop.sock_connect(connection, where)
-                await loop.sock_sendall(connection, greeting(cookie(place)))
+            _greet(connection, cookie(place))
         except OSError:  # one that has ended leaves its socket
             connection.close()
         except BaseException:
@@ -71,6 +72,13 @@ async def connect(environment: Mapping[str, str]) -> socket.socket:
         else:
             return connection
     raise NoSoundServer("there is no sound server on this desktop")
+
+
+def _greet(connection: socket.socket, proof: bytes) -> None:
+    """Say who we are, outright: the kernel says so by itself only once the server has asked it to, which is a moment
+    after the server took the connection. (One that is new has room for it.) :raise OSError:"""
+    who = struct.pack("=iII", os.getpid(), os.getuid(), os.getgid())
+    connection.sendmsg([greeting(proof)], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, who)])
 
 
 def describe(environment: Mapping[str, str] = os.environ) -> str | None:
