@@ -377,8 +377,9 @@ def nic_options(nic: Nic | None, fd: int) -> Iterator[str]:
 
 def interface(name: str, netdev: str, bus: str, mac: str) -> dict[str, object]:
     """A network interface, whether there from the start or plugged later."""
-    # No option ROM: nothing is booted from a network.
-    device = {"id": name, "bus": bus, "netdev": netdev, "mac": mac, "romfile": ""}
+    # No option ROM: nothing is booted from a network. A fork's guest is not asked to tell the network where it is now;
+    # and QEMU 7.2, told so at the restore only, ends when that guest resets the interface (``timer_del(NULL)``).
+    device = {"id": name, "bus": bus, "netdev": netdev, "mac": mac, "romfile": "", "guest_announce": False}
     return {"driver": "virtio-net-pci", "disable-legacy": "on", **device}
 
 
