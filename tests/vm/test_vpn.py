@@ -25,18 +25,17 @@ from insula.testing.net_world import (
     Packet,
     World,
     discard,
+    fetch_command,
     make_world,
     open_world,
+    rounds_of_noise,
     start_program,
 )
 
 LIMIT_S = 240.0
 """For a tunnel to be made, under software emulation on a busy machine."""
-NOISE_S = 3.0
-"""For what the client tries, each second, to get wherever it gets."""
 NAMES = WORLD, VPN, APP = "test-world", "test-vpn", "test-vpn-app"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "vpn"
-FETCH = "python3 -c 'import urllib.request as r; print(r.urlopen(\"http://{}/\", timeout={}).read().decode())'"
 WIREGUARD = Packet("udp", ENDPOINT, 51820)
 OPENVPN = Packet("udp", ENDPOINT, 1194)
 ANNOUNCEMENT = Packet("ethertype 0x8035", "", 0)
@@ -51,7 +50,7 @@ class Chain:
         self.world = world
 
     async def fetches(self, host: str = WEB, limit_s: float = 3) -> bool:
-        result = await run(self.daemon, APP, FETCH.format(host, limit_s))
+        result = await run(self.daemon, APP, fetch_command(host, limit_s))
         return result.code == 0 and ANSWER in result.text
 
     async def until_fetches(self, host: str = WEB) -> None:
@@ -75,8 +74,8 @@ class Chain:
         return result.text
 
     async def left(self) -> set[Packet]:
-        """What kinds of packets leave the VPN within a while, and have since the last time."""
-        await asyncio.sleep(NOISE_S)
+        """What kinds of packets leave the VPN while the client tries everything, and have since the last time."""
+        await rounds_of_noise(self.daemon, APP)
         return set(await self.world.packets())
 
     async def restart_agent(self) -> None:
