@@ -117,7 +117,7 @@ def test_boot_package_takes_the_place_of_what_a_qube_has_no_use_for(tmp_path: Pa
     provides = subprocess.run(
         ["dpkg-deb", "--field", str(package), "Provides"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    assert provides.strip() == "libgl1-mesa-dri, linux-initramfs-tool"
+    assert provides.strip() == "libasound2-plugins, libgl1-mesa-dri, linux-initramfs-tool"
 
 
 def test_building_leaves_nothing_but_the_package(sources: Path, tmp_path: Path) -> None:

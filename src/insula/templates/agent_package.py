@@ -181,14 +181,16 @@ def boot_package() -> Package:
     """The package ``insula-boot``: takes the place of what a qube has no use for.
 
     Initramfs images are made elsewhere, so kernels need no generator. There is no graphics chip, so Mesa needs no
-    drivers, with their compiler 200 MB; who wants OpenGL by the processor installs ``libgl1-mesa-dri``.
+    drivers, with their compiler 200 MB; who wants OpenGL by the processor installs ``libgl1-mesa-dri``. PulseAudio is
+    for programs that speak its protocol, as nearly all do: others need ``libasound2-plugins``, which comes with all of
+    FFmpeg, 200 MB again.
     """
     return Package(
         "insula-boot",
         "1",
         {
             "Section": "kernel",
-            "Provides": "libgl1-mesa-dri, linux-initramfs-tool",
+            "Provides": "libasound2-plugins, libgl1-mesa-dri, linux-initramfs-tool",
             "Conflicts": "linux-initramfs-tool",
             "Description": "qubes are started by their host\n Kernel and initramfs come from the host side.",
         },
