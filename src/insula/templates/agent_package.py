@@ -183,7 +183,7 @@ def boot_package() -> Package:
     Initramfs images are made elsewhere, so kernels need no generator. There is no graphics chip, so Mesa needs no
     drivers, with their compiler 200 MB; who wants OpenGL by the processor installs ``libgl1-mesa-dri``. PulseAudio is
     for programs that speak its protocol, as nearly all do: others need ``libasound2-plugins``, which comes with all of
-    FFmpeg, 200 MB again.
+    FFmpeg, 160 MB more.
     """
     return Package(
         "insula-boot",
