@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -27,6 +28,7 @@ from insula.model.errors import QubesVMNotStartedError
 from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import create_app_qube
+from insula.testing.net_world import fetch_command
 from insula.testing.vlan_frames import SEND, UNTAGGED
 
 LIMIT_S = 60.0
@@ -101,11 +103,16 @@ advert = advert[:2] + (~total & 0xFFFF).to_bytes(2, "big") + advert[4:]
 head = bytes.fromhex("60000000") + len(advert).to_bytes(2, "big") + bytes([58, 255]) + source + group
 raw.send(bytes.fromhex("333300000001") + mac + bytes.fromhex("86dd") + head + advert)
 """
-FETCH = "python3 -c 'import urllib.request as r; print(r.urlopen(\"{}\", timeout={}).read().decode())'"
+LISTEN = """
+import socket, sys
+with socket.create_server(("", int(sys.argv[1]))) as server:
+    while True: server.accept()
+"""
 
 
 async def fetches(daemon: DaemonProcess, qube: str, url: str, limit_s: float = 5) -> bool:
-    code, output = await run(daemon, qube, FETCH.format(url, limit_s))
+    server = urlsplit(url)
+    code, output = await run(daemon, qube, fetch_command(str(server.hostname), limit_s, server.port or 80))
     return code == 0 and "the world outside" in output
 
 
@@ -113,6 +120,13 @@ async def until_fetches(daemon: DaemonProcess, qube: str, url: str) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not await fetches(daemon, qube, url, 2):
             pass
+
+
+async def listen(daemon: DaemonProcess, qube: str, port: int) -> None:
+    """Have something listen in a qube, from now on."""
+    waiting = f"until ss -Hltn sport = :{port} | grep -q .; do sleep 0.05; done"
+    server = f"nohup python3 -c '{LISTEN}' {port} > /dev/null 2>&1"
+    assert await run(daemon, qube, f"({server} &); {waiting}") == (0, "")
 
 
 async def make(daemon: DaemonProcess, name: str, **properties: str) -> str:
@@ -178,7 +192,7 @@ async def test_more_arrives_at_once_than_an_interface_takes(
 async def test_nobody_reaches_the_app_qube_from_a_net_qube(daemon: DaemonProcess, names: tuple[str, str, str]) -> None:
     """The net qube that filters for it can; the one behind that cannot, nor what is outside."""
     net, firewall, app = names
-    await run(daemon, app, "nohup python3 -m http.server 8000 >/dev/null 2>&1 & sleep 1")
+    await listen(daemon, app, 8000)
     address = (await run(daemon, app, "hostname -I"))[1].strip()
     probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8000), 3); print(1)'"
     assert (await run(daemon, net, f"ip route add {address} dev vif0.0; {probe}"))[0] != 0
@@ -189,7 +203,7 @@ async def test_forwarded_port_leads_to_the_client_until_it_is_taken_back(
     daemon: DaemonProcess, names: tuple[str, str, str]
 ) -> None:
     net, firewall, app = names
-    await run(daemon, app, "nohup python3 -m http.server 8003 >/dev/null 2>&1 & sleep 1")
+    await listen(daemon, app, 8003)
     # (Its addresses: the first is its own, the others are those it has for its clients.)
     address = (await run(daemon, firewall, "hostname -I"))[1].split()[0]
     probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8080), 3)'"
@@ -350,26 +364,21 @@ async def test_vlan_tags_of_a_client_lead_nowhere(daemon: DaemonProcess, names: 
     assert arrived == [UNTAGGED]
 
 
-async def test_net_qube_that_dies_and_comes_back_serves_its_clients_again(
-    daemon: DaemonProcess, names: tuple[str, str, str], page: str
-) -> None:
-    """MC-85"""
-    _, firewall, app = names
-    await until_fetches(daemon, app, page)
-    await daemon.client.kill(firewall)
-    assert not await fetches(daemon, app, page, 3)
-    await daemon.client.start(firewall)
-    await until_fetches(daemon, app, page)
-
-
-ENDLESS = "import urllib.request as r; o = r.urlopen('{}endless', timeout=10); print(1, flush=True); [0 for _ in o]"
+ENDLESS = """
+import urllib.request
+page = urllib.request.urlopen("{}endless", timeout=30)
+print(1, flush=True)
+# Nobody tells that the other end is gone.
+page.fp.raw._sock.settimeout(3)
+for _ in page: pass
+"""
 
 
 @asynccontextmanager
 async def transfer(daemon: DaemonProcess, qube: str, page: str) -> AsyncIterator[None]:
     """Something large is on its way to a qube; it is cut off in here."""
     await run(daemon, qube, "rm -f /tmp/under-way")
-    command = f'python3 -c "{ENDLESS.format(page)}" > /tmp/under-way'
+    command = f"python3 -c '{ENDLESS.format(page)}' > /tmp/under-way"
     loading = asyncio.create_task(run(daemon, qube, command))
     async with asyncio.timeout(LIMIT_S):
         while (await run(daemon, qube, "cat /tmp/under-way"))[1].strip() != "1":
@@ -388,6 +397,7 @@ async def test_net_qube_killed_in_mid_transfer_serves_its_clients_again(
     await until_fetches(daemon, app, page)
     async with transfer(daemon, app, page):
         await daemon.client.kill(names[which])
+        assert not await fetches(daemon, app, page, 3)
         await daemon.client.start(names[which])
     await until_fetches(daemon, app, page)
 
@@ -434,7 +444,7 @@ async def test_clients_of_one_net_qube_do_not_reach_each_other(
     try:
         await daemon.client.start(other)
         address = (await run(daemon, app, "hostname -I"))[1].strip()
-        await run(daemon, app, "nohup python3 -m http.server 8001 >/dev/null 2>&1 & sleep 1")
+        await listen(daemon, app, 8001)
         probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8001), 3)'"
         assert (await run(daemon, other, probe))[0] != 0
         assert (await run(daemon, firewall, probe))[0] == 0
