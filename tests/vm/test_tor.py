@@ -127,7 +127,7 @@ async def insula(daemon: DaemonProcess, *arguments: str) -> tuple[int | None, st
 async def make_chain(daemon: DaemonProcess) -> Chain:
     world = await make_world(daemon, WORLD)
     chain = Chain(daemon, world)
-    # The network comes to its first consensus while the qubes start.
+    # The network comes to a consensus while the qubes start.
     control, _ = await asyncio.gather(start_network(world), start_qubes(chain))
     # Only so that a test can look at circuits: the gateway as it is has no control port.
     control += "ControlSocket /run/tor-control/socket\n"

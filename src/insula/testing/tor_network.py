@@ -7,6 +7,7 @@ emulation they would take minutes.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 
 from insula.testing.guest import run, sh
@@ -22,6 +23,8 @@ DELAY_S = 2
 """For votes and for signatures to arrive: the least there may be."""
 _FOLDER = "/run/tornet"
 _KEY_LIMIT_S = 60
+CONSENSUS_LIMIT_S = 240.0
+"""Until all are in a consensus: a few votes."""
 
 _COMMON = f"""\
 TestingTorNetwork 1
@@ -62,10 +65,23 @@ TestingDirAuthVoteGuard *
 TestingDirAuthVoteHSDir *
 TestingMinExitFlagThreshold 0
 """
+_WAIT = """
+import sys, time, urllib.request
+url, routers = sys.argv[1:]
+while True:
+    try: consensus = urllib.request.urlopen(url, timeout=5).read()
+    except OSError: consensus = b""
+    if consensus.count(b"\\nr ") == int(routers): break
+    time.sleep(0.5)
+"""
+"""Until a consensus names so many routers (dir-spec §3.4)."""
 
 
 async def start_network(world: World) -> str:
-    """Start all of it; what a client's configuration must say. Its first consensus takes some seconds more."""
+    """Start all of it, and return when all are in its consensus; what a client's configuration must say.
+
+    A client that finds no consensus, and is asked for connections all the time, asks for one again only after minutes.
+    """
     members = {"authority": AUTHORITY, **{f"relay{number}": address for number, address in enumerate(RELAYS, 1)}}
     keys = f"{_FOLDER}/authority/keys"
     folders = " ".join([keys, *(f"{_FOLDER}/{name}" for name in members)])
@@ -97,6 +113,10 @@ async def start_network(world: World) -> str:
     for name, address in members.items():
         text = _COMMON.format(name=name, address=address) + directory + (_AUTHORITY if name == "authority" else "")
         await _put(world, f"{_FOLDER}/{name}.conf", text.encode(), f"tor -f {_FOLDER}/{name}.conf --quiet")
+    url = f"http://{AUTHORITY}:{DIR_PORT}/tor/status-vote/current/consensus-microdesc"
+    wait = shlex.join(["python3", "-c", _WAIT, url, str(len(members))])
+    ready = await run(world.daemon, world.name, wait, timeout_s=CONSENSUS_LIMIT_S)
+    assert ready.code == 0, ready.err
     return f"TestingTorNetwork 1\n{directory}"
 
 
