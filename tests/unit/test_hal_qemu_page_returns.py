@@ -138,10 +138,11 @@ def test_ended_ones_are_forgotten(returns: PageReturns, memory: int) -> None:
         vmm = Vmm(returns, memory)
         assert vmm.fallocate(memory, PUNCH) == "0"
         vmm.end()
+    assert returns._answering is not None
     end = time.monotonic() + LIMIT_S
-    while returns._watched and time.monotonic() < end:
+    while returns._answering.watched and time.monotonic() < end:
         time.sleep(0.01)
-    assert returns._watched == {}
+    assert returns._answering.watched == {}
 
 
 def test_what_cannot_be_started_is_the_callers_error(returns: PageReturns, memory: int) -> None:
@@ -150,7 +151,18 @@ def test_what_cannot_be_started_is_the_callers_error(returns: PageReturns, memor
 
     with pytest.raises(FileNotFoundError, match="bwrap"):
         returns.start(fail, memory)
-    assert returns._watched == {}
+    assert returns._answering is not None
+    assert returns._answering.watched == {}
+
+
+def test_one_that_starts_nothing_holds_nothing() -> None:
+    def descriptors() -> list[str]:
+        return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+    before = descriptors()
+    returns = PageReturns()
+    assert descriptors() == before
+    returns.close()
 
 
 def test_without_such_a_filter_it_is_started_all_the_same(

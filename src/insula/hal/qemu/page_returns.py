@@ -37,6 +37,9 @@ from typing import NamedTuple, TypeVar
 ANSWERS_PER_S = 5000
 """For one VMM; its calls beyond that wait until the second is over. An answer takes some 20 µs."""
 
+WAITING_POLL_S = 0.05
+"""Between looks whether the second is over for a VMM that waits."""
+
 T = TypeVar("T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -133,12 +136,9 @@ class PageReturns:
     """Those of all forks of a daemon. Thread-safe."""
 
     def __init__(self) -> None:
-        self._poll = select.epoll()
-        self._wake = os.eventfd(0)
-        self._poll.register(self._wake, select.EPOLLIN)
-        self._watched: dict[int, _Vmm] = {}
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._answering: _Answering | None = None
+        """From the first fork on."""
         self._is_closed = False
 
     def start(self, start: Callable[[], T], memory: int) -> T:
@@ -147,7 +147,7 @@ class PageReturns:
         Where the kernel has no such filter it is started without, and keeps its pages.
         """
         status = os.fstat(memory)
-        self._begin()
+        answering = self._begin()
         results: list[T] = []
         errors: list[BaseException] = []
 
@@ -155,12 +155,12 @@ class PageReturns:
             listener = None
             try:
                 try:
-                    listener = _install()
+                    listener = None if answering is None else _install()
                 except OSError as error:
                     _log.info("forks keep the pages that their guests free: %s", error)
                 results.append(start())
-                if listener is not None:
-                    self._watch(listener, _Vmm((status.st_dev, status.st_ino)))
+                if listener is not None and answering is not None:
+                    answering.watch(listener, _Vmm((status.st_dev, status.st_ino)))
             except BaseException as error:
                 errors.append(error)
                 if listener is not None:
@@ -173,44 +173,55 @@ class PageReturns:
             raise errors[0]
         return results[0]
 
-    def _begin(self) -> None:
+    def _begin(self) -> _Answering | None:
         """Have somebody answer: from here, for what a thread under the filter starts is under it, too."""
         with self._lock:
-            if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._serve, name="page-returns", daemon=True)
-                self._thread.start()
+            if self._answering is None and not self._is_closed:
+                self._answering = _Answering()
+            return self._answering
 
     def close(self) -> None:
         """Answer no more; machines keep their pages from now on. Idempotent."""
         with self._lock:
-            if self._is_closed:
-                return
             self._is_closed = True
-            thread = self._thread
-        os.eventfd_write(self._wake, 1)
-        if thread is not None:
-            thread.join()
-        for listener in self._watched:
-            os.close(listener)
-        self._watched.clear()
-        self._poll.close()
-        os.close(self._wake)
+            answering, self._answering = self._answering, None
+        if answering is not None:
+            answering.end()
 
-    def _watch(self, listener: int, vmm: _Vmm) -> None:
+
+class _Answering:
+    """The thread that answers, and what it answers."""
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._wake = os.eventfd(0)
+        self._poll.register(self._wake, select.EPOLLIN)
+        self._lock = threading.Lock()
+        self.watched: dict[int, _Vmm] = {}
+        """By the descriptor on which it asks; ours."""
+        self._thread = threading.Thread(target=self._serve, name="page-returns", daemon=True)
+        self._thread.start()
+
+    def watch(self, listener: int, vmm: _Vmm) -> None:
         with self._lock:
-            if self._is_closed:
-                os.close(listener)
-                return
-            self._watched[listener] = vmm
-            self._poll.register(listener, select.EPOLLIN)
+            self.watched[listener] = vmm
+        self._poll.register(listener, select.EPOLLIN)
 
-    # --- in the thread that answers ------------------------------------------------------------------------------
+    def end(self) -> None:
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        for descriptor in (*self.watched, self._wake):
+            os.close(descriptor)
+        self.watched.clear()
+        self._poll.close()
+
+    # --- in the thread -------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         while True:
             with self._lock:
-                is_somebody_waiting = any(vmm.is_waiting for vmm in self._watched.values())
-            for number, events in self._poll.poll(0.05 if is_somebody_waiting else None):
+                is_somebody_waiting = any(vmm.is_waiting for vmm in self.watched.values())
+            for number, events in self._poll.poll(WAITING_POLL_S if is_somebody_waiting else None):
                 if number == self._wake:
                     return
                 if events & select.EPOLLIN:
@@ -220,7 +231,7 @@ class PageReturns:
             self._resume()
 
     def _answer(self, listener: int) -> None:
-        vmm = self._watched[listener]
+        vmm = self.watched[listener]
         second = int(time.monotonic())
         if second != vmm.second:
             vmm.second, vmm.answers = second, 0
@@ -240,16 +251,17 @@ class PageReturns:
     def _resume(self) -> None:
         """Go on with those that had their answers, once the second is over."""
         second = int(time.monotonic())
-        for listener, vmm in list(self._watched.items()):
-            if vmm.is_waiting and vmm.second != second:
-                vmm.is_waiting = False
-                self._poll.modify(listener, select.EPOLLIN)
+        with self._lock:
+            over = [number for number, vmm in self.watched.items() if vmm.is_waiting and vmm.second != second]
+        for listener in over:
+            self.watched[listener].is_waiting = False
+            self._poll.modify(listener, select.EPOLLIN)
 
     def _forget(self, listener: int) -> None:
         """No process is left under the filter."""
-        with self._lock:
-            del self._watched[listener]
         self._poll.unregister(listener)
+        with self._lock:
+            del self.watched[listener]
         os.close(listener)
 
 
