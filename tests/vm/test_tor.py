@@ -223,7 +223,8 @@ async def test_each_client_has_circuits_of_its_own(chain: Chain) -> None:
             lines = [line.split() for line in (await chain.in_gateway(f"python3 -c '{ASK_TOR}'")).splitlines()]
             streams = [words[-4:] for words in lines if "SUCCEEDED" in words]
             circuits = {words[3].partition(":")[0]: words[2] for words in streams if words[1] == "SUCCEEDED"}
-    assert circuits[WEB] == circuits[ENDPOINT] != circuits[third]
+    # Two streams of one client need not share one: tor may have a newer circuit by then.
+    assert circuits[third] not in {circuits[WEB], circuits[ENDPOINT]}
 
 
 async def test_workstation_finds_nothing_in_its_gateway(chain: Chain) -> None:

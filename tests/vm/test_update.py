@@ -234,7 +234,7 @@ async def test_update_that_is_killed_leaves_the_template_as_it_was_and_says_why(
     update = await begin(own_daemon, "update", TEMPLATE)
     async with asyncio.timeout(LIMIT_S):
         while "it stands still" not in log_of(own_daemon):
-            assert update.returncode is None
+            assert update.returncode is None, await end(update)
             await asyncio.sleep(0.1)
     kill(own_daemon, update)
     code, output = await end(update)
