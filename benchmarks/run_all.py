@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -63,8 +62,9 @@ def merged(document: str, machine: str, measured: Mapping[str, Sequence[str]]) -
     table_part, _, notes = document.partition(NOTES)
     by_name: dict[str, list[str]] = {}
     for line in table_part.splitlines():
-        if match := re.match(r"\| (\w+)\b.*\|$", line):
-            by_name.setdefault(match[1], []).append(line)
+        names = [name for name in scripts() if line.startswith(f"| {name}")]
+        if names:
+            by_name.setdefault(max(names, key=len), []).append(line)
     table = {name: list(measured.get(name, by_name.get(name, []))) for name in scripts()}
     lines = "".join(f"{line}\n" for name in sorted(table) for line in table[name])
     begin = BEGIN.format(machine=machine)

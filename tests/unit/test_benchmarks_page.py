@@ -35,6 +35,12 @@ def test_new_rows_take_the_place_of_the_scripts_old_ones(run_all: ModuleType) ->
     assert run_all.merged(page, "a machine", {"cold_start": [row]}) == page
 
 
+def test_page_as_it_is_loses_nothing(run_all: ModuleType) -> None:
+    page = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text()
+    machine = page.partition("\nMachine: ")[2].partition(".\n")[0]
+    assert run_all.merged(page, machine, {}) == page
+
+
 def test_page_has_rows_of_every_script(run_all: ModuleType) -> None:
     page = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text()
     missing = [name for name in run_all.scripts() if f"\n| {name}" not in page]
