@@ -13,7 +13,7 @@ import stat
 
 from insula_agent import bulk_memory, conveyor
 from insula_agent.log import log
-from insula_agent.loop import EDGE, HANGUP, READ, WRITE, Loop
+from insula_agent.loop import EDGE, HANGUP, READ, WRITE, Loop, Timer
 from insula_agent.streams import StreamHandler, Streams
 from insula_proto import bulk, limits
 from insula_proto.errors import RemoteProtocolError
@@ -59,6 +59,10 @@ MEMORY_INTERVAL = 0.1
 MEMORY_LOOKS = 300
 """How often the memory that the host offers is looked for: it takes a fifth of a second to come, seconds beside a busy
 boot."""
+HELLO_INTERVAL = 2.0
+MAX_HELLO_INTERVAL = 30.0
+"""Seconds until a host is asked again for a HELLO, doubling: the agent before this one may have died inside a frame,
+whose bytes the first request was taken for."""
 RECONNECT_INTERVAL = 0.1
 """Seconds between looks at a port whose host is away."""
 
@@ -150,14 +154,34 @@ class Link(Streams):
         self.epoch = 0
         """Counts connections: what belongs to an earlier one must not speak on this one."""
         self.relays_programs = True
+        self._timer: Timer | None = None
+        """Until the host has answered the first time; one that comes back greets by itself."""
         loop.before_wait(self.flush)
 
     def start(self) -> None:
         """Open the transport. :raise TransportError:"""
         self._fd = open_transport(self._device)
         self._is_device = stat.S_ISCHR(os.fstat(self._fd).st_mode)
-        self._mux.start()
+        self._mux.start(pad=False)
         self._loop.watch(self._fd, READ, self._ready)
+        self._await_hello(HELLO_INTERVAL)
+
+    def _await_hello(self, interval: float) -> None:
+        self._stop_waiting()
+        self._timer = self._loop.after(interval, lambda: self._ask_again(interval))
+
+    def _ask_again(self, interval: float) -> None:
+        if self._mux.in_sync:
+            return
+        # (While the last request is still here, nobody has read it.)
+        if not self._mux.queued:
+            self._mux.start()
+        self._await_hello(min(2 * interval, MAX_HELLO_INTERVAL))
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # --- streams -------------------------------------------------------------------------------------------------
 
@@ -282,7 +306,7 @@ class Link(Streams):
         except RemoteProtocolError as error:
             log(f"no handshake: {error}")
             self._forget_streams()
-            self._mux.start()
+            self._mux.start(pad=False)
             return
         received: dict[int, None] = {}
         slots: list[int] = []
@@ -406,6 +430,7 @@ class Link(Streams):
     # --- the host is away ----------------------------------------------------------------------------------------
 
     def _lost(self) -> None:
+        self._stop_waiting()
         self._loop.forget(self._fd)
         if not self._is_device:
             os.close(self._fd)

@@ -134,8 +134,8 @@ class Mux:
     def start(self, *, pad: bool = True) -> None:
         """Begin or repeat the handshake; all streams are gone.
 
-        The host sends HELLO, after padding unless it knows that the guest is at a frame boundary. The guest asks the
-        host for one; it need not repeat that, a host without an answer repeats its own.
+        The host sends HELLO, the guest asks the host for one; after padding unless the peer is known to be at a frame
+        boundary, or (a guest that has just started) it is likely and soon found out.
         """
         self._queue.drop()
         self._clear_streams()
@@ -143,7 +143,7 @@ class Mux:
         self._hunted = 0
         self._state = _HUNTING
         self._nonce = self._make_nonce(mux_frames.NONCE_SIZE)
-        if self._is_host and pad:
+        if pad:
             self._queue.push(mux_frames.PADDING)
         self._queue.push(mux_frames.hello(self._nonce, mux_frames.NO_NONCE))
 
@@ -450,7 +450,7 @@ class Mux:
 
         So look for the HELLO that should follow, from this very byte on, and ask for one in case none does.
         """
-        self.start()
+        self.start(pad=False)
         events.append(Reset(fault))
 
     def _take_frame(self, view: memoryview, position: int, left: int, events: list[MuxEvent]) -> int:
@@ -509,12 +509,10 @@ class Mux:
 
     def _control(self, stream: int, kind: int, body: memoryview, events: list[MuxEvent]) -> None:
         if kind in (mux_frames.PAD, mux_frames.HELLO):
-            if stream or (kind == mux_frames.PAD and self._is_host):
+            if stream:
                 raise RemoteProtocolError(f"frame of type {kind} on stream {stream}")
             if kind == mux_frames.PAD:
-                # The host starts over and a HELLO follows, at any alignment.
-                self._begin_epoch(events)
-                self._state = _HUNTING
+                self._padded(events)
                 return
             if body[: mux_frames.NONCE_SIZE] != mux_frames.MAGIC:
                 raise RemoteProtocolError("HELLO without its magic")
@@ -531,6 +529,14 @@ class Mux:
         elif self._streams.named(stream) is not None:
             self._streams.close(stream)
             events.append(StreamReset(stream, U32.unpack(body)[0]))
+
+    def _padded(self, events: list[MuxEvent]) -> None:
+        """The peer starts over and a HELLO follows, at any alignment."""
+        self._begin_epoch(events)
+        self._queue.drop()
+        self._state = _HUNTING
+        # What answered the last one belongs to the epoch that is over.
+        self._nonce = self._make_nonce(mux_frames.NONCE_SIZE)
 
     def _opened(self, stream: int, port: int, window: int, events: list[MuxEvent]) -> None:
         self._streams.number_seen(stream)

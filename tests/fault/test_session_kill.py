@@ -18,7 +18,7 @@ from insula.hal import frames
 from insula.rpc.client import AgentNotReady, RpcError, SessionUnavailable, run_collect
 from insula.rpc.control import MemoryWanted
 from insula.testing.agent import FakeQube, fake_qube
-from insula_proto import bulk
+from insula_proto import bulk, mux_frames, qrexec
 
 PATIENCE = 60.0
 
@@ -31,6 +31,16 @@ async def qube(tmp_path: Path) -> AsyncIterator[FakeQube]:
 
 async def answers(qube: FakeQube, text: str) -> None:
     assert await run_collect(qube.rpc_socket, f"echo {text}", timeout=PATIENCE) == (0, f"{text}\n".encode(), b"")
+
+
+async def answered(qube: FakeQube, text: str) -> None:
+    """As soon as the qube has an agent that its session has heard of."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await answers(qube, text)
+            except (AgentNotReady, SessionUnavailable):
+                await asyncio.sleep(0.02)
 
 
 async def replace_session(qube: FakeQube) -> None:
@@ -263,8 +273,24 @@ async def test_sharing_agent_killed_next_one_shares_anew(qube: FakeQube) -> None
     await qube.kill_agent()
     await qube.start_agent()
     assert (await call)[0] == 255
-    await qube.ready()
+    await answered(qube, "after")
     await until_shared(qube)
+
+
+async def test_agent_killed_inside_a_frame_next_one_is_heard(qube: FakeQube) -> None:
+    """Nobody tells the session: it waits for the rest, and takes what the next agent says first for a part of it."""
+    call = asyncio.create_task(run_collect(qube.rpc_socket, "exec sleep 1000", timeout=PATIENCE))
+    first_stream_of_the_host = 2
+    async with asyncio.timeout(PATIENCE):
+        while qube.session is not None and not qube.session.calls.running:
+            await asyncio.sleep(0.001)
+    await qube.kill_agent()
+    message = qrexec.HEADER.pack(qrexec.STDOUT, 1000)
+    frame = mux_frames.HEADER.pack(first_stream_of_the_host, mux_frames.DATA, len(message) + 1000)
+    qube.guest_end.send(frame + message + b"begun")
+    await qube.start_agent()
+    assert (await call)[0] == 255
+    await answered(qube, "after")
 
 
 async def test_callers_that_go_in_the_middle_leave_no_slot_taken(qube: FakeQube) -> None:

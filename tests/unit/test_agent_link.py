@@ -20,7 +20,7 @@ from insula_agent.link import Link, TransportError, open_transport
 from insula_agent.loop import READ, Loop
 from insula_agent.streams import StreamHandler, StreamWriter
 from insula_proto import bulk, limits
-from insula_proto.mux import HOST, Mux
+from insula_proto.mux import GUEST, HOST, Mux
 from insula_proto.mux_events import DataReceived, MuxEvent, SharedReceived, SlotFreed, StreamOpened, StreamReset, Synced
 
 
@@ -37,6 +37,12 @@ class Recorder(StreamHandler):
 
     def closed(self, stream: int, code: int) -> None:
         self.log.append(f"closed {code}")
+
+
+def taken(end: Mux) -> bytes:
+    data = b"".join(end.data_to_send(1 << 20))
+    end.sent(len(data))
+    return data
 
 
 class World:
@@ -268,6 +274,29 @@ def test_host_starts_over_streams_are_closed_and_a_new_epoch_begins(world: World
     world.until(lambda: world.accepted[stream].log == ["closed 3"])
     world.until(lambda: world.mux.in_sync)
     assert world.link.epoch == epoch + 1
+
+
+def test_host_inside_a_frame_of_an_earlier_agent_is_asked_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "HELLO_INTERVAL", 0.01)
+    ours, theirs = socket.socketpair()
+    with ours:
+        world = World(f"fd:{theirs.detach()}", ours)
+        earlier = Mux(GUEST)
+        world.mux.start()
+        earlier.receive(taken(world.mux))
+        world.mux.receive(taken(earlier))
+        stream = earlier.open(512)
+        earlier.send(stream, bytes(20000))
+        world.mux.receive(taken(earlier)[:-10000])
+        assert world.mux.in_sync
+        world.link.start()
+        world.until(lambda: world.synced)
+        assert world.mux.in_sync
+        assert not world.mux.is_open(stream)
+        # It asks no more.
+        world.turn()
+        assert not world.mux.queued
+        os.close(world.link._fd)
 
 
 def test_host_hangs_up_on_a_descriptor_ends_the_loop() -> None:
