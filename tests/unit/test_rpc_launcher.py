@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.rpc.control import AgentLost, AgentReady
 from insula.rpc.launcher import RunningSession, SessionLauncher, listen
 
 PATIENCE = 30.0
@@ -47,6 +48,20 @@ async def test_session_killed_before_the_agent_came_wait_ready_raises(launch: Se
         os.kill(session.pid, signal.SIGKILL)
         with pytest.raises(ConnectionError, match="exit code"):
             await asyncio.wait_for(waiting, PATIENCE)
+        await session.close()
+
+
+async def test_agent_lost_as_soon_as_it_came_is_waited_for_again(launch: SessionLauncher, tmp_path: Path) -> None:
+    session, guest = await launched(launch, tmp_path)
+    with guest:
+        waiting = asyncio.create_task(session.wait_ready())
+        await asyncio.sleep(0.01)  # lets it begin; it waits however long that takes
+        session._take(AgentReady(4))
+        session._take(AgentLost("the agent started over"))
+        done, _ = await asyncio.wait({waiting}, timeout=0.1)
+        assert not done
+        session._take(AgentReady(4))
+        await asyncio.wait_for(waiting, PATIENCE)
         await session.close()
 
 

@@ -138,13 +138,15 @@ class RunningSession:
 
     async def wait_ready(self) -> None:
         """Return once commands can be run. :raise ConnectionError: the session ended first."""
-        ready = asyncio.create_task(self._ready.wait(), name=f"session {self._name} ready")
-        try:
-            await asyncio.wait((ready, self._listener), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
-        if not self._ready.is_set():
-            raise ConnectionError(f"session of {self._name} ended: {await self.wait_closed()}")
+        # An agent may be lost again before whoever waits for it is run.
+        while not self._ready.is_set():
+            ready = asyncio.create_task(self._ready.wait(), name=f"session {self._name} ready")
+            try:
+                await asyncio.wait((ready, self._listener), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ready.cancel()
+            if self._listener.done():
+                raise ConnectionError(f"session of {self._name} ended: {await self.wait_closed()}")
 
     async def wait_closed(self) -> str:
         """Return why the session ended, once it has; may be awaited by many."""
