@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -140,3 +140,107 @@ def test_interface_of_a_client_that_was_pulled_out_is_not_looked_for_by_a_progra
         for callback in waiting:
             callback()
         assert steps.has("link set dev vif0.0 down") is is_there
+
+
+OWN = {"00:16:3e:5e:6c:00": "eth0"}
+
+
+class Machine:
+    """Its interfaces, and what the loop was asked to do later."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.macs = dict(OWN)
+        self.indexes = {"eth0": "2"}
+        self.loop = Loop()
+        self._later: list[Callable[[], None]] = []
+        monkeypatch.setattr(self.loop, "after", lambda _, callback: self._later.append(callback))
+        monkeypatch.setattr(interfaces, "names_by_mac", lambda *_: self.macs)
+        monkeypatch.setattr(interfaces, "attribute", lambda name, *_: self.indexes.get(name, ""))
+
+    def let_pass(self) -> None:
+        """What is due is done, once."""
+        due, self._later = self._later, []
+        for callback in due:
+            callback()
+
+
+@pytest.fixture
+def machine(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    del steps
+    return Machine(monkeypatch)
+
+
+LINK = "/insula-link/0"
+CLIENT = b"00:16:3e:5e:6c:00 10.137.0.7"
+
+
+def test_client_that_is_back_before_its_end_was_acted_on_has_its_new_interface_set_up(
+    steps: Steps, machine: Machine
+) -> None:
+    net = Network(machine.loop)
+    machine.macs[network.link_mac(0)] = "eth1"
+    net.begin({**KEYS, LINK: CLIENT}, frozenset({"qubes-network"}))
+    assert steps.has("link set dev eth1 name vif0.0")
+    machine.macs = {**OWN, interfaces.GATEWAY_MAC: "vif0.0"}
+    machine.let_pass()
+    steps.clear()
+    net.key_changed(LINK, None)
+    net.key_changed(LINK, CLIENT)
+    machine.macs = {**OWN, network.link_mac(0): "eth2"}
+    machine.let_pass()
+    assert steps.has("link set dev eth2 name vif0.0")
+
+
+def test_client_that_is_back_when_the_host_is_heard_again_has_its_new_interface_set_up(
+    steps: Steps, machine: Machine
+) -> None:
+    net = Network(machine.loop)
+    keys, services = {**KEYS, LINK: CLIENT}, frozenset({"qubes-network"})
+    machine.macs[network.link_mac(0)] = "eth1"
+    net.begin(keys, services)
+    machine.macs = {**OWN, interfaces.GATEWAY_MAC: "vif0.0"}
+    steps.clear()
+    net.begin(keys, services)
+    assert steps == []
+    machine.macs = {**OWN, network.link_mac(0): "eth2"}
+    net.begin(keys, services)
+    assert steps.has("link set dev eth2 name vif0.0")
+
+
+def test_interface_that_is_there_before_its_keys_is_nobodys(steps: Steps, machine: Machine) -> None:
+    """MC-83: who had this link before is not who has it now."""
+    net = Network(machine.loop)
+    machine.macs[network.link_mac(0)] = "eth1"
+    net.begin({**KEYS, LINK: CLIENT}, frozenset({"qubes-network"}))
+    machine.macs = {**OWN, network.link_mac(0): "eth2"}
+    steps.clear()
+    net.key_changed("/insula-firewall/1", None)
+    machine.let_pass()
+    assert not steps.has("eth2")
+    net.key_changed(LINK, None)
+    net.key_changed(LINK, b"00:16:3e:5e:6c:00 10.137.0.8")
+    machine.let_pass()
+    assert steps.index_of('add element ip qubes allowed { "vif0.0" . 10.137.0.8 }') < steps.index_of(
+        "dev eth2 name vif0.0"
+    )
+    assert not steps.has("10.137.0.7")
+
+
+def test_own_interface_that_was_plugged_anew_is_set_up_again_though_keys_say_the_same(
+    steps: Steps, machine: Machine
+) -> None:
+    net = Network(machine.loop)
+    net.begin(KEYS, frozenset())
+    steps.clear()
+    for path in KEYS:
+        net.key_changed(path, None)
+    machine.indexes["eth0"] = "3"
+    for path, value in KEYS.items():
+        net.key_changed(path, value)
+    machine.let_pass()
+    assert steps.has("address replace 10.137.0.4/32 dev eth0")
+    # As long as it stays, nothing is done again.
+    steps.clear()
+    net.key_changed("/qubes-gateway", KEYS["/qubes-gateway"])
+    machine.let_pass()
+    assert steps == []

@@ -198,10 +198,14 @@ class Network:
         self._keys: dict[str, bytes] = {}
         self._services: frozenset[str] = frozenset()
         self._uplink: Uplink | None = None
+        self._uplink_index = ""
+        """The kernel's number of the interface that was set up for it; no other ever has it."""
         self._card: Card | None = None
         self._clients: dict[int, Client] = {}
         self._is_up: dict[int, Client] = {}
         """Clients whose interface is set up."""
+        self._parted: set[int] = set()
+        """Links whose interface was taken away since keys were acted on last; the same client may be back by then."""
         self._rules: str | None = None
         """What differs between rules, as it was taken last; None: none were."""
         self._tunnel_dns: list[str] | None = None
@@ -228,12 +232,18 @@ class Network:
             if "qubes-firewall" in services:
                 self._firewall = Firewall(self._loop)
         self._uplink_looks_left = LOOKS
+        if self._is_up:
+            # What happened while the host was not heard is not in the keys.
+            names = interfaces.names_by_mac().values()
+            self._parted.update([number for number, client in self._is_up.items() if client.interface not in names])
         self._apply()
 
     def key_changed(self, path: str, value: bytes | None) -> None:
         """A key of the network was set, or is gone (None)."""
         if value is None:
             self._keys.pop(path, None)
+            if path.startswith(LINK_PREFIX) and path[len(LINK_PREFIX) :].isdigit():
+                self._parted.add(int(path[len(LINK_PREFIX) :]))
         else:
             self._keys[path] = value
         if path.startswith(FIREWALL_PREFIX):
@@ -308,7 +318,7 @@ class Network:
     def _set_up_uplink(self) -> None:
         has_address = any(path.startswith(("/qubes-ip", "/net-config/")) for path in self._keys)
         uplink = Uplink(self._keys) if has_address else None
-        if uplink == self._uplink:
+        if uplink == self._uplink and (uplink is None or self._index_of(uplink) == self._uplink_index):
             return
         before, self._uplink = self._uplink, None
         name = None if uplink is None else self._wait_for(uplink.mac)
@@ -322,7 +332,14 @@ class Network:
         # All in one run: who waits for the network waits for each start of a program.
         interfaces.run_ip(lines)
         self._name_servers_are([] if uplink is None else uplink.dns)
+        self._uplink_index = "" if uplink is None else self._index_of(uplink)
         self._uplink = uplink
+
+    def _index_of(self, uplink: Uplink) -> str:
+        """Of the interface that is there for it now; empty: none is. It may have been pulled out and plugged again
+        while the keys, looked at late, say what they said before."""
+        name = interfaces.find(uplink.mac)
+        return "" if name is None else interfaces.attribute(name, "ifindex")
 
     def _wait_for(self, mac: str) -> str:
         """The interface with this address: there, or at once when its driver is. :raise NetworkError:"""
@@ -345,7 +362,12 @@ class Network:
         """:raise NetworkError: rules were not taken: what they were is what holds."""
         self._clients = clients_of(self._keys)
         self._load_rules()
-        gone = [client for number, client in self._is_up.items() if self._clients.get(number) != client]
+        gone = [
+            client
+            for number, client in self._is_up.items()
+            if number in self._parted or self._clients.get(number) != client
+        ]
+        self._parted.clear()
         for client in gone:
             del self._is_up[client.number]
             self._take_down(client)
