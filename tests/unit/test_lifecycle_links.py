@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from insula.hal.errors import DriverError
+from insula.lifecycle import links
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.plan import MAX_CLIENTS
 from insula.model.errors import QubesException, QubesVMInUseError
@@ -125,6 +127,36 @@ async def test_net_qube_that_comes_back_has_its_clients_again(bench: Bench) -> N
     assert link_of(bench, "work") == ("sys-firewall", 0)
     assert bench.computer.guests[bench.guest("work").linked_to[0]].exit is None  # type: ignore[index]
     assert list(told(bench, "sys-firewall")) == ["/insula-link/0"]
+
+
+async def test_client_that_could_not_be_linked_to_a_net_qube_that_came_back_is_linked_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MC-85"""
+    monkeypatch.setattr(links, "LINK_AGAIN_S", (0.0, 0.0, 0.0))
+    await bench.engine.start(WORK)
+    await bench.engine.kill(FIREWALL)
+    for _ in range(2):
+        bench.computer.script.fail_next("link", DriverError("the interface of machine 'work' is linked already"))
+    # (The first link of a start is the net qube's own.)
+    put(bench, FIREWALL, "netvm", None)
+    await bench.engine.start(FIREWALL)
+    async with asyncio.timeout(5):
+        while told(bench, "sys-firewall") == {} or link_of(bench, "work") != ("sys-firewall", 0):
+            await asyncio.sleep(0)
+
+
+async def test_net_qube_that_has_ended_is_not_linked_to_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "LINK_AGAIN_S", (0.0, 0.0, 0.0))
+    await bench.engine.start(WORK)
+    await bench.engine.kill(FIREWALL)
+    put(bench, FIREWALL, "netvm", None)
+    bench.computer.script.fail_next("link")
+    await bench.engine.start(FIREWALL)
+    await bench.engine.kill(FIREWALL)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bench.engine.links.note_of(WORK) is None
 
 
 async def test_running_qube_moves_to_another_net_qube(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 
 from insula.hal.capabilities import Capability
@@ -37,8 +37,10 @@ from insula.model.qubesdb_keys import (
 from insula.model.roles import refusal
 from insula.model.uplink import card_of, leads_outside
 
-KEY_LIMIT_S = 2.0
-"""For a session process to take a message; it does nothing that takes long."""
+KEY_LIMIT_S = 10.0
+"""For a session process to take a message; it does nothing that takes long, on a host that may be busy."""
+LINK_AGAIN_S = (1.0, 4.0, 16.0, 64.0)
+"""Between attempts to link those who wait for a net qube and could not be linked: the host may have been too busy."""
 LOOK_AT_CLOCK_S = 3600.0
 """Between looks at whether the time of a rule is over."""
 
@@ -159,11 +161,18 @@ class Links:
             self._record(client)
 
     async def provider_is_up(self, provider: QubeName) -> None:
-        """Link those who wait for this net qube. One that fails does not keep the others; it is logged."""
+        """Link those who wait for this net qube. One that fails does not keep the others; it is logged, and tried again
+        on the side."""
         system = self._host.store.system
         if not view(system, system.get(provider)).flag("provides_network"):
             return
-        for client in [qube.name for qube in system.sorted_qubes() if qube.klass.has_machine]:
+        if not await self._link_those_who_wait(provider):
+            self._do_on_the_side(self._link_again(provider), f"clients of {provider}")
+
+    async def _link_those_who_wait(self, provider: QubeName) -> bool:
+        """Whether nobody waits any more."""
+        is_done = True
+        for client in [qube.name for qube in self._host.store.system.sorted_qubes() if qube.klass.has_machine]:
             running = self._find(client)
             if running is None or client in self._links or self._wanted(client) != provider:
                 continue
@@ -172,7 +181,16 @@ class Links:
                     if client not in self._links:
                         await self._join(client, running.machine, provider)
             except (QubesException, HalError, OSError) as e:
-                log.error("%s: has no network: %s", client, e)
+                log.error("%s: has no network: %s", client, str(e) or "no answer")
+                is_done = False
+        return is_done
+
+    async def _link_again(self, provider: QubeName) -> None:
+        for seconds in LINK_AGAIN_S:
+            await asyncio.sleep(seconds)
+            # (Started anew, it has linked those who wait by itself.)
+            if self._find(provider) is None or await self._link_those_who_wait(provider):
+                return
 
     async def follow(self, client: QubeName) -> None:
         """The net qube of a running qube may be another now: have it linked there, and nowhere else.
@@ -230,7 +248,10 @@ class Links:
             self._timers[client] = asyncio.get_running_loop().call_later(delay, self._expired, client)
 
     def _expired(self, client: QubeName) -> None:
-        task = asyncio.create_task(self._tell_again(client), name=f"firewall of {client}")
+        self._do_on_the_side(self._tell_again(client), f"firewall of {client}")
+
+    def _do_on_the_side(self, what: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(what, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
