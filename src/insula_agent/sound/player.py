@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import time
 
-from insula_agent.client_call import ClientCall
 from insula_agent.loop import HANGUP, READ
+from insula_agent.sound.host_call import HostCall
 from insula_proto import sound
 from insula_proto.sound import BLOCK, Grants
 
@@ -19,9 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from insula_agent.loop import Loop, Timer
+    from insula_agent.loop import Loop
 
-HOST = "dom0"
 IDLE_S = 3.0
 """Without a sample; the sound server gives some, of silence, for as long as a program has a stream open."""
 DEAF_S = 10.0
@@ -38,36 +37,26 @@ class Player:
         self._fifo = fifo
         self._on_end = on_end
         self._log = log
-        self._call: ClientCall | None = None
+        self._call: HostCall | None = None
         self._grants = Grants()
-        self._last = 0.0
-        """When the last sample came."""
         self._is_ending = False
         """The call was told that nothing more comes."""
         self._deaf_until = 0.0
         self._is_refused = False
         self._has_ended = False
-        self._timer: Timer | None = None
         self._watch()
 
     def close(self) -> None:
         """The host hears no more."""
         self._has_ended = True
         self._loop.forget(self._fifo)
-        self._stop_timer()
         if self._call is not None:
-            self._loop.forget(self._call.stdout)
             self._call.wait()
             self._call = None
 
     def _watch(self) -> None:
         if not self._has_ended:
             self._loop.watch(self._fifo, READ, self._readable)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _readable(self, events: int) -> None:
         if events & HANGUP and not events & READ:
@@ -84,10 +73,10 @@ class Player:
             data = os.read(self._fifo, size)
         except BlockingIOError:
             return b""
-        if data:
-            self._last = time.monotonic()
-        else:
+        if not data:
             self._end()
+        elif self._call is not None:
+            self._call.used()
         return data
 
     def _end(self) -> None:
@@ -99,18 +88,14 @@ class Player:
     def _begin(self) -> None:
         self._loop.forget(self._fifo)
         try:
-            self._call = ClientCall(HOST, sound.PLAY_SERVICE)
+            self._call = HostCall(self._loop, sound.PLAY_SERVICE, self._granted, IDLE_S, self._idle)
         except OSError as error:
             self._refused(str(error))
             return
         self._grants = Grants()
         self._is_ending = False
-        self._last = time.monotonic()
-        self._loop.watch(self._call.stdout, READ, self._granted)
-        self._timer = self._loop.after(IDLE_S, self._look_if_idle)
 
-    def _granted(self, events: int) -> None:
-        del events
+    def _granted(self) -> None:
         call = self._call
         if call is None:
             return
@@ -120,11 +105,11 @@ class Player:
         elif not self._is_ending:
             if not self._grants.room:
                 # What is there meanwhile has yet to be read.
-                self._last = time.monotonic()
+                call.used()
             self._grants.receive(grants)
             self._watch()
 
-    def _pass_on(self, call: ClientCall) -> None:
+    def _pass_on(self, call: HostCall) -> None:
         data = self._read(self._grants.room)
         if not data:
             return
@@ -139,20 +124,17 @@ class Player:
         if not self._grants.room:
             self._loop.forget(self._fifo)
 
-    def _look_if_idle(self) -> None:
+    def _idle(self) -> bool:
         assert self._call is not None
-        idle = time.monotonic() - self._last
-        # Without a grant it is the host that keeps us waiting.
-        if idle < IDLE_S or not self._grants.room:
-            self._timer = self._loop.after(max(IDLE_S - idle, IDLE_S / 4), self._look_if_idle)
-            return
+        if not self._grants.room:
+            # Without a grant it is the host that keeps us waiting.
+            return False
         self._is_ending = True
         self._loop.forget(self._fifo)
         self._call.close_stdin()
+        return True
 
-    def _ended(self, call: ClientCall) -> None:
-        self._loop.forget(call.stdout)
-        self._stop_timer()
+    def _ended(self, call: HostCall) -> None:
         self._call = None
         code = call.wait()
         if code or not self._is_ending:

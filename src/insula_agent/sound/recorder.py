@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import time
 
-from insula_agent.client_call import ClientCall
-from insula_agent.loop import READ, WRITE
+from insula_agent.loop import WRITE
+from insula_agent.sound.host_call import HostCall
 from insula_proto import sound
 from insula_proto.sound import AHEAD, BLOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula_agent.loop import Loop, Timer
+    from insula_agent.loop import Loop
 
-HOST = "dom0"
 IDLE_S = 3.0
 """Seconds nobody takes samples until the call is ended."""
 DEAF_S = 5.0
@@ -33,14 +32,11 @@ class Recorder:
         """``fifo``: where it does not block, and stays the caller's."""
         self._loop = loop
         self._fifo = fifo
-        self._call: ClientCall | None = None
+        self._call: HostCall | None = None
         self._pending = b""
         self._taken = 0
         """Bytes the sound server took that were not granted anew."""
-        self._last = 0.0
-        """When the sound server last took some."""
         self._deaf_until = time.monotonic() + SETTLE_S
-        self._timer: Timer | None = None
         self._has_ended = False
         self._wait_for_room()
 
@@ -48,16 +44,12 @@ class Recorder:
         """The sound server has gone."""
         self._has_ended = True
         self._loop.forget(self._fifo)
-        self._stop_timer()
+        self._end_call()
+
+    def _end_call(self) -> None:
         if self._call is not None:
-            self._loop.forget(self._call.stdout)
             self._call.wait()
             self._call = None
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _wait_for_room(self) -> None:
         if not self._has_ended:
@@ -86,17 +78,12 @@ class Recorder:
         self._loop.forget(self._fifo)
         self._pending, self._taken = b"", 0
         try:
-            self._call = ClientCall(HOST, sound.RECORD_SERVICE)
+            self._call = HostCall(self._loop, sound.RECORD_SERVICE, self._came, IDLE_S, self._idle)
             os.write(self._call.stdin, sound.GRANT * AHEAD)
         except OSError:
             self._ended()
-            return
-        self._last = time.monotonic()
-        self._loop.watch(self._call.stdout, READ, self._came)
-        self._timer = self._loop.after(IDLE_S, self._look_if_idle)
 
-    def _came(self, events: int) -> None:
-        del events
+    def _came(self) -> None:
         if self._call is None:
             return
         data = os.read(self._call.stdout, AHEAD * BLOCK)
@@ -104,16 +91,16 @@ class Recorder:
             self._ended()
             return
         if not self._pending:
-            self._last = time.monotonic()
+            self._call.used()
         # (No more comes than was granted.)
         self._pending += data
         self._pass_on(self._call)
 
-    def _pass_on(self, call: ClientCall) -> None:
+    def _pass_on(self, call: HostCall) -> None:
         size = self._write(self._pending) if self._pending else 0
         if size:
             self._pending = self._pending[size:]
-            self._last = time.monotonic()
+            call.used()
             self._taken += size
             grants, self._taken = divmod(self._taken, BLOCK)
             if grants:
@@ -127,25 +114,17 @@ class Recorder:
         else:
             self._loop.forget(self._fifo)
 
-    def _look_if_idle(self) -> None:
-        idle = time.monotonic() - self._last
-        if idle < IDLE_S or not self._pending:
-            self._timer = self._loop.after(max(IDLE_S - idle, IDLE_S / 4), self._look_if_idle)
-            return
-        assert self._call is not None
-        self._loop.forget(self._call.stdout)
-        self._call.wait()
-        self._call = None
-        self._timer = None
+    def _idle(self) -> bool:
+        if not self._pending:
+            # It is the host that gives nothing.
+            return False
+        self._end_call()
         self._pending = b""
         self._wait_for_room()
+        return True
 
     def _ended(self) -> None:
         """The host has ended it, or never began."""
-        self._stop_timer()
-        if self._call is not None:
-            self._loop.forget(self._call.stdout)
-            self._call.wait()
-            self._call = None
+        self._end_call()
         self._deaf_until = time.monotonic() + DEAF_S
         self._wait_for_room()
