@@ -25,8 +25,8 @@ RUNS_WHAT_IS_TYPED = frozenset(
 people type opens ``/dev/stdin``, which cannot be done with a socket."""
 
 
-OWN_SCRIPTS = frozenset(("/etc/qubes-rpc/qubes.VMExec",))
-"""Services of ours that what people run goes through."""
+OWN_SCRIPTS = frozenset([f"/etc/qubes-rpc/{name}" for name in ("qubes.VMExec", "qubes.VMExecGUI", "qubes.VMRootExec")])
+"""Services of ours that what people run goes through: one script, by three names."""
 SHEBANG = b"#!/bin/sh\n"
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.templates.agent_package import PORT_SERVICES
+from insula.templates.agent_package import PORT_SERVICES, SAME_SERVICES
 from insula_agent.date_time import parse
 from insula_proto import vmexec
 from insula_proto.services import parse_settings
@@ -22,6 +22,7 @@ from insula_proto.services import parse_settings
 FOLDER = Path(__file__).parents[2] / "src" / "insula_agent" / "rpc"
 ECHO = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(os.fsencode(a) for a in sys.argv[1:]))"
 SERVICES = sorted(path.name for path in FOLDER.iterdir() if path.is_file())
+ALL_SERVICES = sorted([*SERVICES, *SAME_SERVICES])
 AS_ROOT = (
     "insula.Update",
     "qubes.PostInstall",
@@ -50,7 +51,7 @@ def test_service_file_is_executable_and_says_its_name(name: str) -> None:
     assert path.read_text().splitlines()[1].startswith(f"# {name}")
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", ALL_SERVICES)
 def test_exactly_these_services_are_root_whoever_calls(name: str) -> None:
     settings = FOLDER / "config" / name
     is_root = settings.exists() and parse_settings(settings.read_text()).force_user == "root"
@@ -60,7 +61,7 @@ def test_exactly_these_services_are_root_whoever_calls(name: str) -> None:
 def test_settings_are_understood_and_belong_to_a_service() -> None:
     for path in (FOLDER / "config").iterdir():
         assert parse_settings(path.read_text()).wait_for_session == (path.name in AFTER_LOGIN)
-        assert path.name.partition("+")[0] in (*SERVICES, *PORT_SERVICES)
+        assert path.name.partition("+")[0] in (*ALL_SERVICES, *PORT_SERVICES)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +101,6 @@ def test_vmexec_exit_code_is_passed_on() -> None:
 def test_vmshell_text_after_a_command_is_its_input(name: str) -> None:
     done = run(name, stdin=b"head -c 5; exit 3\nhello")
     assert (done.stdout, done.returncode) == (b"hello", 3)
-
-
-def test_vmrootexec_is_vmexec() -> None:
-    assert run("qubes.VMRootExec", b"echo+a-20b").stdout == b"a b\n"
-
-
-def test_vmexecgui_is_vmexec() -> None:
-    assert run("qubes.VMExecGUI", b"echo+a-20b").stdout == b"a b\n"
 
 
 def test_getdate_has_the_published_lengths() -> None:

@@ -13,11 +13,13 @@ from insula.templates.agent_package import (
     ENABLED_UNITS,
     LIBRARY,
     PORT_SERVICES,
+    SAME_SERVICES,
     agent_package,
     boot_package,
     build_package,
 )
-from insula_proto.services import TcpService, locate, parse_call
+from insula_agent.plans import OWN_SCRIPTS, is_shell_script
+from insula_proto.services import Executable, TcpService, locate, parse_call
 
 
 @pytest.fixture
@@ -110,6 +112,25 @@ def test_service_that_is_a_port_is_one_to_the_agent(argument: str, service: str,
     call = parse_call(f"QUBESRPC {service}{argument} work".encode())
     assert call is not None
     assert isinstance(locate(call, str(tmp_path)), TcpService)
+
+
+@pytest.mark.parametrize("name", SAME_SERVICES)
+def test_service_that_is_another_one_is_that_script_to_the_login_shell(name: str, tmp_path: Path) -> None:
+    files, folder = agent_package().files, PurePosixPath("etc/qubes-rpc")
+    link = files[folder / name].link
+    (tmp_path / name).symlink_to(link)
+    (tmp_path / link).write_bytes(files[folder / link].content)
+    (tmp_path / link).chmod(0o755)
+    call = parse_call(f"QUBESRPC {name}+echo+a-20b work".encode())
+    assert call is not None
+    found = locate(call, str(tmp_path))
+    assert isinstance(found, Executable)
+    assert found.path == str(tmp_path / name)
+    assert f"/{folder}/{name}" in OWN_SCRIPTS
+    assert is_shell_script(found.path)
+    for words in ([found.path], ["/bin/sh", "-c", '. "$0"', found.path]):
+        done = subprocess.run([*words, "echo+a-20b"], capture_output=True, check=True, timeout=30)
+        assert done.stdout == b"a b\n"
 
 
 def test_boot_package_takes_the_place_of_what_a_qube_has_no_use_for(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ ENABLED_UNITS = {
 """Target → units that it wants."""
 PORT_SERVICES = {"qubes.ConnectTCP": "/dev/tcp/127.0.0.1", "qubes.UpdatesProxy": "/dev/tcp/127.0.0.1/8082"}
 """Services that are a TCP port of the qube: what the link in ``/etc/qubes-rpc`` says (qrexec §8)."""
+SAME_SERVICES = {"qubes.VMExecGUI": "qubes.VMExec", "qubes.VMRootExec": "qubes.VMExec"}
+"""Services that are another one under a name with settings of its own (agent-services §2); by links, as published."""
 
 MAINTAINER = "Insula <insula@localhost>"
 """Debian wants an address; these packages are built on the machine that uses them."""
@@ -118,7 +120,10 @@ def _links() -> dict[PurePosixPath, PackedFile]:
     links = {
         # Published tools call it by this name.
         PurePosixPath("usr/lib/qubes/qrexec-client-vm"): "/usr/bin/qrexec-client-vm",
-        **{PurePosixPath("etc/qubes-rpc") / service: target for service, target in PORT_SERVICES.items()},
+        **{
+            PurePosixPath("etc/qubes-rpc") / service: target
+            for service, target in (PORT_SERVICES | SAME_SERVICES).items()
+        },
         **{
             units / f"{wanting}.wants" / unit: f"../{unit}"
             for wanting, wanted in ENABLED_UNITS.items()
