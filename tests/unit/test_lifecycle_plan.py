@@ -7,7 +7,7 @@ import pytest
 from insula.lifecycle.create import plan_create
 from insula.lifecycle.engine import CreateRequest
 from insula.lifecycle.kernels import Kernel
-from insula.lifecycle.plan import plan_start, with_cd
+from insula.lifecycle.plan import EMULATED_TIMEOUT_S, plan_start, with_cd
 from insula.model.block import BlockLayer, BlockSource, LayerFormat
 from insula.model.errors import QubesException, QubesPropertyValueError, QubesVMInUseError, QubesVMNotHaltedError
 from insula.model.names import ADMIN_NAME, QubeName
@@ -60,6 +60,16 @@ def test_plan_takes_values_along_the_chain_of_defaults(system: System) -> None:
     plan = plan_start(system.with_qube(template), WORK, kernel_of)
     assert (plan.memory_mib, plan.vcpus, plan.kernel, plan.agent_timeout_s) == (700, 2, KERNEL, 60)
     assert [v.name for v in plan.volumes] == ["root", "private", "volatile"]
+
+
+def test_emulated_guest_has_longer_to_answer_unless_somebody_has_said_how_long(system: System) -> None:
+    assert plan_start(system, WORK, kernel_of, emulated=True).agent_timeout_s == EMULATED_TIMEOUT_S > 60
+    for said in (
+        system.with_qube(system.get(WORK).with_property("qrexec_timeout", 60)),
+        system.with_qube(system.get("debian-12").with_property("qrexec_timeout", 60)),
+        system.with_property("default_qrexec_timeout", 60),
+    ):
+        assert plan_start(said, WORK, kernel_of, emulated=True).agent_timeout_s == 60
 
 
 def test_machine_id_follows_the_uuid_and_users_options_come_last(system: System) -> None:
