@@ -83,7 +83,10 @@ def carry(stream: Stream, server: socket.socket, qube: socket.socket) -> None:
                 stream.server_data(data)
         events = ready.get(qube.fileno(), 0)
         if events & select.POLLIN:
-            untrusted_data = to_qube.receive(room)
+            try:
+                untrusted_data = to_qube.receive(room)
+            except OSError:  # its call has ended, with words for it unread
+                return
             if untrusted_data:
                 stream.qube_data(untrusted_data)
             elif untrusted_data is not None:
