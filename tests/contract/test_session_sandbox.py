@@ -28,7 +28,7 @@ from insula.testing.agent import fake_qube
 from insula.testing.sandbox_probe import Report
 from insula_proto.qrexec_channel import CallerEnd
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 QID = 7
 """Of :class:`FakeQube`."""
 

@@ -17,7 +17,7 @@ from insula.rpc.spawn import session_uid
 from insula.testing import sandbox_probe, view_probe
 from insula.testing.sandbox_probe import Report
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 QID = 7
 
 

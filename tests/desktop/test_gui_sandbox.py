@@ -28,7 +28,7 @@ pytestmark = pytest.mark.desktop
 
 MAX_PROPORTIONAL_MIB = 25
 """Of a process without windows, libraries shared with its parent and its like (issue 5)."""
-PATIENCE_S = 30
+PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")

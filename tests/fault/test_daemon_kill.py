@@ -25,8 +25,8 @@ from insula.testing.daemon import DaemonProcess, processes_under
 from insula.testing.guest import build_template, create_app_qube, install, run, sh
 
 APP = "test-app"
-PATIENCE_S = 60.0
-NOTICE_S = 5.0
+PATIENCE_S = 180.0
+NOTICE_S = 30.0
 """Within which the end of a VMM is known: at once, but for a busy machine."""
 
 

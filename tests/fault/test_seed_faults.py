@@ -24,7 +24,7 @@ from insula.testing.daemon import DaemonProcess, processes_under
 from insula.testing.guest import TEMPLATE, build_template, create_app_qube, hold_in_waiting, install, run, sh
 
 APP, LATER = "test-app", "test-later"
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 """For a seed to be made on a busy machine."""
 PAUSE_S = 3.0
 CLOCK_TOLERANCE_S = 1.0

@@ -20,7 +20,7 @@ from insula.rpc.control import MemoryWanted
 from insula.testing.agent import FakeQube, fake_qube
 from insula_proto import bulk, mux_frames, qrexec
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 @pytest.fixture

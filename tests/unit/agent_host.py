@@ -20,7 +20,7 @@ from insula_proto.qrexec import Message
 from insula_proto.qrexec_channel import DaemonControl
 from insula_proto.qubesdb import KeyServer
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 CLIENT_VM = "import sys; from insula_agent.client_vm import main; sys.exit(main())"
 SOURCES = Path(qrexec.__file__).parents[1]
 

@@ -19,7 +19,7 @@ from typing import ClassVar
 from insula_proto import qrexec
 from insula_proto.vchan import Place
 
-WAIT_S = 20.0
+WAIT_S = 120.0
 """For what another process is to do; a busy machine may need some of it."""
 PORT = 513
 DOMAIN, NAME, UUID = 42, "work", "11111111-0000-0000-0000-000000000000"

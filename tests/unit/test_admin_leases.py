@@ -20,7 +20,7 @@ from insula.model.state import PowerState
 from insula.testing.admin_daemon import AdminDaemon, admin_daemon
 
 DVM = QubeName("debian-12-dvm")
-WAIT_S = 10.0
+WAIT_S = 120.0
 
 
 @pytest.fixture

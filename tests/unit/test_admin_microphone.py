@@ -22,7 +22,7 @@ from insula.model.names import QubeName
 from insula.testing.admin_daemon import WORK, AdminDaemon, admin_daemon
 
 OTHER = "other"
-PATIENCE_S = 10.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from insula.model.state import PowerState
 from insula.testing.admin_daemon import AdminDaemon, admin_daemon
 
 TEMPLATE = QubeName("debian-12")
-LIMIT_S = 5
+LIMIT_S = 120.0
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from insula_agent.consent import NobodyToAsk
 
 SRC = Path(__file__).parents[2] / "src"
 PROGRAM = SRC / "insula_agent" / "bin" / "insula-consent"
-WAIT_S = 20
+WAIT_S = 120.0
 
 
 @pytest.fixture

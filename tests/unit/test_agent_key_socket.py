@@ -14,7 +14,7 @@ import pytest
 from insula.rpc.control import KeyRemoved, KeyWritten
 from insula.testing.agent import AGENT_FOLDER, FakeQube, fake_qube
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ DEB = "/debian/pool/a_1_all.deb"
 INDEX = "/debian/dists/x/main/binary-amd64/Packages.xz"
 HASHED = f"/debian/by-hash/SHA256/{hashlib.sha256(CONTENT).hexdigest()}"
 VALIDATORS = {"ETag": '"tag"', "Last-Modified": "Mon, 02 Jun 2025 10:00:00 GMT"}
-WAIT_S = 10.0
+WAIT_S = 120.0
 
 
 class Chain:

@@ -171,7 +171,7 @@ def proxy(origin: Origin) -> Iterator[int]:
 
 
 def test_files_come_through_unchanged_one_after_the_other_on_one_connection(origin: Origin, proxy: int) -> None:
-    client = http.client.HTTPConnection("127.0.0.1", proxy, timeout=10)
+    client = http.client.HTTPConnection("127.0.0.1", proxy, timeout=120)
     for name in ("a", "b"):
         client.request("GET", f"http://deb.debian.org/{name}", headers={"Proxy-Connection": "keep-alive"})
         answer = client.getresponse()
@@ -184,14 +184,14 @@ def test_files_come_through_unchanged_one_after_the_other_on_one_connection(orig
 
 
 def test_answer_without_length_ends_with_its_connection(proxy: int) -> None:
-    client = http.client.HTTPConnection("127.0.0.1", proxy, timeout=10)
+    client = http.client.HTTPConnection("127.0.0.1", proxy, timeout=120)
     client.request("GET", "http://deb.debian.org/endless")
     assert client.getresponse().read() == BODY
     client.close()
 
 
 def test_tunnel_carries_both_ways(proxy: int) -> None:
-    client = http.client.HTTPConnection("127.0.0.1", proxy, timeout=10)
+    client = http.client.HTTPConnection("127.0.0.1", proxy, timeout=120)
     client.set_tunnel("deb.debian.org", 443)
     client.request("GET", "/through")
     answer = client.getresponse()
@@ -200,7 +200,7 @@ def test_tunnel_carries_both_ways(proxy: int) -> None:
 
 
 def test_refused_place_is_told_with_the_reason_and_the_connection_goes_on(proxy: int) -> None:
-    client = http.client.HTTPConnection("127.0.0.1", proxy, timeout=10)
+    client = http.client.HTTPConnection("127.0.0.1", proxy, timeout=120)
     client.request("GET", "http://evil.example/")
     answer = client.getresponse()
     assert answer.status == 403
@@ -216,7 +216,7 @@ def test_tunnel_ends_when_one_side_does() -> None:
         left.sendall(b"question")
         assert right.recv(100) == b"question"
         right.close()
-        thread.join(10)
+        thread.join(120)
         assert not thread.is_alive()
 
 

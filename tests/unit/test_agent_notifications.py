@@ -25,7 +25,7 @@ from insula_proto.notification import Notification
 
 SOURCES = Path(__file__).parents[2] / "src"
 SERVER = SOURCES / "insula_agent" / "notifications" / "server.py"
-WAIT_S = 20.0
+WAIT_S = 120.0
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
 NAMES = st.sampled_from(["path", "interface", "member", "error_name", "destination", "sender"])
 BASIC: dict[str, st.SearchStrategy[Any]] = {

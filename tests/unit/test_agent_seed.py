@@ -56,7 +56,7 @@ def test_gate_lets_the_waiting_one_through_and_is_gone(folder: Path) -> None:
     waiting.start()
     while not seed.open_gate():
         assert waiting.is_alive()
-    waiting.join(10)
+    waiting.join(120)
     assert passed == [b""]
     assert not seed.is_gated()
     assert not (folder / "journald.conf.d" / "90.conf").exists()
@@ -67,7 +67,7 @@ def test_journal_of_the_seed_is_ended_once_and_one_that_has_gone_is_no_error(fol
     (folder / "cgroup.procs").write_text(f"{journal.pid}\n")
     seed.prepare()
     seed._renew_journal()
-    assert journal.wait(10) == -seed.SIGTERM
+    assert journal.wait(120) == -seed.SIGTERM
     # The settings are gone: this is the journal of somebody now.
     (folder / "cgroup.procs").write_text(f"{os.getpid()}\n")
     seed._renew_journal()

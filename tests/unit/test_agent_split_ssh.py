@@ -24,7 +24,7 @@ from insula_proto.ssh_agent import Message, MessageDecoder
 
 BIN = SRC / "insula_agent" / "bin"
 SERVICE = SRC / "insula_agent" / "rpc" / "qubes.SshAgent"
-WAIT_S = 30
+WAIT_S = 120.0
 
 
 class Vault:

@@ -34,7 +34,7 @@ with open(sys.argv[2], "a") as started:
     started.write("x")
 time.sleep(60)
 """
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from insula.gui.control import CopyOffered, Deliver, Ending, Focused, FromGui, T
 from insula.gui.launcher import RunningGui
 from insula.preload.last_words import LastWords
 
-PATIENCE = 20
+PATIENCE = 120.0
 
 
 class FakeProcess:

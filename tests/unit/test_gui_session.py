@@ -34,7 +34,7 @@ SETTINGS = Settings("work", 0x3465A4)
 DESK = Desk((Rect(0, 30, 1280, 770),), frame_s=0.01)
 MEMORY = 1 << 20
 WINDOW = [gui.Create(1, 10, 60, 100, 80), gui.Map(1), gui.FramePicture(1, 100, 80, 0)]
-TIMEOUT = 20
+TIMEOUT = 120.0
 
 
 class Bench:

@@ -19,7 +19,7 @@ from insula.rpc.spawn import SESSION_UID_BASE
 
 HERE = View((), (), (("DISPLAY", "unix:0"),), 0)
 ELSEWHERE = View((), (), (("DISPLAY", "unix:1"),), 0)
-PATIENCE = 20
+PATIENCE = 120.0
 
 
 class FakeProcess:

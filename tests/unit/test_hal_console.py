@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from insula.hal.qemu.console import LOG_NAME, OLD_LOG_NAME, READ_SIZE, ConsoleLog, ConsoleReader, printable
 
 LIMIT = 100
-WAIT_S = 10.0
+WAIT_S = 120.0
 
 
 @given(st.binary())

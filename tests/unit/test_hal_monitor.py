@@ -24,7 +24,7 @@ from insula.hal.qemu.monitor import (
     parse_event,
 )
 
-LIMIT_S = 10.0
+LIMIT_S = 120.0
 SHORT_S = 0.05
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
 

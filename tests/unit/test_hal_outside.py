@@ -17,7 +17,7 @@ from insula.hal.qemu.outside import NOTE, PULSE, WayOut, join
 from insula.hal.qemu.process import HostUser, ProcessIdentity
 from insula.net import resolver
 
-LIMIT_S = 20.0
+LIMIT_S = 120.0
 UID = 0x7000_0007
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from insula.hal.qemu.process import OUTPUT_LIMIT, ProcessIdentity, ReapedChild, VmmProcess, read_output, sealed_output
 
-LIMIT_S = 10.0
+LIMIT_S = 120.0
 
 
 @pytest.fixture

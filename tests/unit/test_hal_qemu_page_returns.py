@@ -18,7 +18,7 @@ from insula.hal.qemu import page_returns
 from insula.hal.qemu.page_returns import PageReturns
 
 SIZE = 1 << 20
-LIMIT_S = 20
+LIMIT_S = 120.0
 PUNCH, ZERO = 3, 0x10
 PROGRAM = """
 import ctypes, sys

@@ -20,7 +20,7 @@ from insula.model.state import PowerState
 from insula.testing.lifecycle_bench import TEMPLATE, WORK, Bench, engine_bench
 
 OTHER = QubeName("other")
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 """For what happens in a moment, on a very busy machine."""
 WAITS = f"waiting.{FIRST_NUMBER}"
 

@@ -28,7 +28,7 @@ from insula.policy.syntax import parse_line
 from insula.rpc.ask import NobodyToAsk, Prompts
 
 QUESTION = Question("untrusted", "qubes.Filecopy", "+", ("work", "vault"), "work")
-WAIT_S = 5.0
+WAIT_S = 120.0
 
 
 class Ears:

@@ -20,7 +20,7 @@ from insula.policy.agent import Notice, Question, Resolution
 
 QUESTION = Question("untrusted", "qubes.Filecopy", "+", ("personal", "vault", "@dispvm:web"), "vault")
 MARK = mark_of(bytes(range(8)))
-WAIT_S = 10.0
+WAIT_S = 120.0
 DELAY_S = 0.15
 READY = "Number to allow, or deny: "
 

@@ -15,7 +15,7 @@ from insula.preload import forks
 from insula.preload.forks import ForkedProcess, PreloadedParent
 from insula.testing import sandbox_probe
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 REFUSED_BY_KERNEL = """
 import asyncio, sys

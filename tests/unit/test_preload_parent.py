@@ -15,7 +15,7 @@ from insula.preload import forks, messages, parent
 from insula.preload.messages import Ended, Failed, Forked
 from insula.testing import sandbox_probe
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 from insula.rpc.control import AgentLost, AgentReady
 from insula.rpc.launcher import RunningSession, SessionLauncher, listen
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @pytest.fixture

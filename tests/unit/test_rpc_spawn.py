@@ -17,7 +17,7 @@ from insula.rpc.spawn import SESSION_PROGRAM, SESSION_UID_BASE, SessionSpec, ses
 from insula_proto import limits
 from insula_proto.errors import LocalProtocolError
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from insula.sound.stream import greeting
 from insula_proto.errors import RemoteProtocolError
 from insula_proto.sound import AHEAD, BLOCK
 
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 CHANNEL = 7
 
 

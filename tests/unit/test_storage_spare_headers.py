@@ -11,7 +11,7 @@ import pytest
 from insula.storage import luks, spare_headers
 from insula.storage.spare_headers import WANTED, SpareHeaders
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ async def test_cancelled_caller_waits_for_the_thread_and_undoes() -> None:
 
     def work() -> str:
         begun.set()
-        assert may_end.wait(10)
+        assert may_end.wait(120)
         return "made"
 
     task = asyncio.ensure_future(in_thread(work, undo=undone.append))
@@ -42,7 +42,7 @@ async def test_cancelled_caller_of_failing_work_undoes_nothing() -> None:
 
     def work() -> None:
         begun.set()
-        assert may_end.wait(10)
+        assert may_end.wait(120)
         raise ValueError
 
     task = asyncio.ensure_future(in_thread(work, undo=undone.append))

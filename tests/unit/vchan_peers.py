@@ -9,7 +9,7 @@ from pathlib import Path
 from insula_proto import qrexec
 from insula_proto.qrexec import Decoder, Hello, Message, encode
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 ANY = {
     **qrexec.LENGTHS,
     qrexec.STDIN: (0, 65536),

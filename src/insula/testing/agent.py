@@ -22,7 +22,7 @@ from insula.rpc.control import FromSession
 from insula.rpc.launcher import RunningSession, SessionLauncher
 from insula_proto import limits
 
-READY_TIMEOUT = 30.0
+READY_TIMEOUT = 120.0
 AGENT_FOLDER = Path(insula_proto.__file__ or "").parents[1] / "insula_agent"
 
 

@@ -17,7 +17,7 @@ from insula.net.cable import FrameDecoder, encode
 MAC = bytes.fromhex("00163e5e6c00")
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 WINDOW = 65535
-LIMIT_S = 20.0
+LIMIT_S = 120.0
 _BROADCAST = b"\xff" * 6
 _ME = IPv4Address(OUTSIDE_ADDRESS).packed
 _PIECE = 65536

@@ -22,7 +22,7 @@ from insula.admin.client import AdminClient, DaemonUnavailable
 from insula.daemon.autostart import is_running
 from insula.daemon.paths import Paths
 
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 120.0
 DOWN_TIMEOUT_S = 120.0
 
 

@@ -28,7 +28,7 @@ from insula.testing.tiny_guest import READY_LINE, Behaviour, TinyGuest
 GUEST_LIMIT_S = 90.0
 """For a guest to boot and do its thing; 2 s on an idle machine."""
 POLL_S = 0.01
-LEFTOVERS_LIMIT_S = 10.0
+LEFTOVERS_LIMIT_S = 60.0
 """For processes that were ended to be gone from the process table, on a busy machine."""
 DISK_SIZE = 16 * MIB
 

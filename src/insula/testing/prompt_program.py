@@ -18,7 +18,7 @@ from insula.policy import agent
 from insula.testing.desktop import Desktop, Picture, Window
 
 TITLE = "^Insula asks$"
-WAIT_S = 20.0
+WAIT_S = 60.0
 LEFT_ALONE_S = 2.0
 """After a click: until the question counts again, on a busy machine."""
 MARK = "0123456789abcdef\n"

@@ -17,8 +17,8 @@ from insula_proto.sound import RATE
 
 SOURCES = Path(__file__).parents[2]
 SCRIPT = SOURCES / "insula_agent/rootfs/usr/lib/insula/sound-server"
-START_S = 30.0
-END_S = 30.0
+START_S = 120.0
+END_S = 120.0
 EXIT_REFUSED = 126
 
 CLIENT = """\

@@ -18,7 +18,7 @@ from typing import Self
 
 from insula_proto.sound import CHANNELS, RATE
 
-START_S = 30.0
+START_S = 120.0
 HEARD = "heard"
 SPOKEN = "spoken"
 PERIOD_MS = 20
