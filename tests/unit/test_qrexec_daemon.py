@@ -62,20 +62,18 @@ def serve_vchan(world: World, port: int) -> Peer:
 
 
 def test_ready_soon_after_start_and_clean_end(world: World) -> None:
-    with world.agent() as accept:
-        begin = time.monotonic()
-        with world.daemon() as daemon:
-            agent = accept()
-            agent.hello()
-            until((world.folder / f"qrexec.{DOMAIN}").exists)
-            elapsed = time.monotonic() - begin
-            assert elapsed < 2.0, "0.3 s are promised of a quiet machine (benchmarks/rpc_vchan.py)"
-            for name in (NAME, f"uuid:{UUID}"):
-                assert (world.folder / f"qrexec.{name}").readlink() == Path(f"qrexec.{DOMAIN}")
-                world.local(name).close()
-            assert (world.folder / f"qrexec.{DOMAIN}").stat().st_mode & 0o777 == 0o777
-            daemon.terminate()
-            assert daemon.wait() == 0
+    with world.agent() as accept, world.daemon() as daemon:
+        agent = accept()
+        agent.hello()
+        until((world.folder / f"qrexec.{DOMAIN}").exists)
+        # Of the CPU, whatever else wants it; 0.3 s by the clock are promised (benchmarks/rpc_vchan.py).
+        assert cpu_seconds(daemon.pid) < 1.0
+        for name in (NAME, f"uuid:{UUID}"):
+            assert (world.folder / f"qrexec.{name}").readlink() == Path(f"qrexec.{DOMAIN}")
+            world.local(name).close()
+        assert (world.folder / f"qrexec.{DOMAIN}").stat().st_mode & 0o777 == 0o777
+        daemon.terminate()
+        assert daemon.wait() == 0
     assert [path.name for path in world.folder.glob("qrexec.*")] == []
 
 
