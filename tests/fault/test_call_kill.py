@@ -14,7 +14,7 @@ import pytest
 from insula.testing.call_world import CallWorld, call_world, echo
 from insula.testing.scripted_guest import Answer, ScriptedGuest, Served
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(300)
 
 CALLS = 20
 RULES = "test.Echo * work vault allow\ntest.Wait * work vault allow\ntest.Echo * work @dispvm allow\n"

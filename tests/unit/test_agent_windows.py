@@ -14,7 +14,7 @@ from insula_agent import windows
 from insula_agent.gui import server, session
 from insula_agent.loop import Loop
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

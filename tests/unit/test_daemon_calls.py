@@ -27,7 +27,7 @@ from insula.testing.admin_daemon import AdminDaemon, admin_daemon
 from insula.testing.fake_pool import FakePool
 from insula.testing.scripted_guest import Result, ScriptedGuest, talk
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass

@@ -28,7 +28,7 @@ from insula.preload.messages import View
 from insula.testing.fake_session import FakeSession
 from insula.testing.systems import TEMPLATE, WORK, all_halted, small_system
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(300)
 
 DESKTOP = {"DISPLAY": ":3"}
 OTHER = {"DISPLAY": ":4"}

@@ -17,7 +17,7 @@ from insula.testing.call_world import CallWorld, call_world, echo
 from insula.testing.scripted_guest import Answer, ScriptedGuest, Served
 from insula.testing.scripted_policy_agent import ScriptedAgent
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 RULE = "test.Echo * work @anyvm ask default_target=vault\n"
 

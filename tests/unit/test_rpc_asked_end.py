@@ -16,7 +16,7 @@ from insula_proto import limits
 from insula_proto.qrexec import Stdin
 from insula_proto.qrexec_channel import ServiceEnd
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(300)
 COMMAND = b"QUBESRPC policy.Ask dom0"
 
 

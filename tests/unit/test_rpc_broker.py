@@ -18,7 +18,7 @@ from insula.testing.scripted_guest import Answer, ScriptedGuest, Served, talk
 from insula_proto import limits
 from insula_proto.qrexec_channel import CallerEnd
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 CLIENT_VM = "import sys; from insula_agent.client_vm import main; sys.exit(main())"
 

@@ -16,7 +16,7 @@ from insula.testing.scripted_guest import ScriptedGuest, Stream, talk
 from insula_proto import limits
 from insula_proto.qrexec_channel import CallerEnd
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 
 class World:
