@@ -40,7 +40,7 @@ def cpu_seconds(processes: list[int]) -> float:
 
 def watch(screen: Desktop, window: Window, centre: tuple[int, int], processes: list[int]) -> list[float]:
     """Pictures a second, and percent of one core."""
-    screen.do("windowactivate", "--sync", window.number)
+    screen.activate(window.number)
     screen.park()
     time.sleep(WARM_UP_S)
     with contextlib.ExitStack() as stack:

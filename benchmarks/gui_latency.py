@@ -78,7 +78,7 @@ Measure = Callable[[Desktop, Window, tuple[int, int], list[int]], list[float]]
 def measure(screen: Desktop, window: Window, centre: tuple[int, int], processes: list[int]) -> list[float]:
     """Milliseconds of each press."""
     del processes
-    screen.do("windowactivate", "--sync", window.number)
+    screen.activate(window.number)
     screen.click(window.x + 40, window.y + 60)
     generator = random.Random(7)
     with contextlib.ExitStack() as stack:

@@ -358,7 +358,7 @@ def test_what_programs_ask_of_their_window_manager_is_told_to_the_desktops(scree
             wisher.stdin.flush()
 
         first, second = screen.window(r"\[work\] First"), screen.window(r"\[work\] Second")
-        screen.do("windowactivate", "--sync", second.number)
+        screen.activate(second.number)
         wish("palette")
         palette = screen.window(r"\[work\] Palette")
         assert owner_of(screen, palette) == second.number
@@ -367,7 +367,7 @@ def test_what_programs_ask_of_their_window_manager_is_told_to_the_desktops(scree
         attention = "_NET_WM_STATE_DEMANDS_ATTENTION"
         screen.wait(lambda: attention in about(screen, first, "_NET_WM_STATE"), "it does not ask for attention")
         wish("calm")
-        screen.do("windowactivate", "--sync", first.number)
+        screen.activate(first.number)
         screen.wait(lambda: attention not in about(screen, first, "_NET_WM_STATE"), "it asks for attention for ever")
         wish("icon")
         screen.wait(lambda: not screen.windows(r"\[work\] First"), "it was not minimised")
@@ -378,7 +378,7 @@ def test_what_programs_ask_of_their_window_manager_is_told_to_the_desktops(scree
 def test_users_close_reaches_the_program(screen: Desktop, guest: RealGuest) -> None:
     with program(guest, EDITOR) as editor:
         wait_equal(screen, guest, r"\[work\] Editor")
-        screen.do("windowactivate", "--sync", screen.window(r"\[work\]").number)
+        screen.activate(screen.window(r"\[work\]").number)
         screen.key("alt+F4")
         assert editor.wait(20) == 0
 

@@ -99,7 +99,7 @@ def test_mc32_lost_focus_disarms_and_the_click_that_brings_it_back_allows_nothin
     asking = prompt.ask(QUESTION)
     window = prompt.armed()
     other = prompt.cover(window)
-    prompt.screen.do("windowactivate", "--sync", other.number)
+    prompt.screen.activate(other.number)
     prompt.screen.wait(lambda: not prompt.is_enabled(prompt.allow_button(window)), "it is still armed")
     prompt.screen.click(*prompt.allow_button(window))
     prompt.screen.wait(lambda: prompt.screen.focused() == window.number, "the focus did not come back")
@@ -115,7 +115,7 @@ def test_mc32_other_window_does_not_cover_it(prompt: PromptProgram) -> None:
     window = prompt.armed()
     before = prompt.picture(window)
     other = prompt.cover(window)
-    prompt.screen.do("windowactivate", "--sync", other.number)
+    prompt.screen.activate(other.number)
     prompt.screen.do("windowraise", other.number)
     outside = (window.x - 10, window.y + 30)
     prompt.screen.wait(lambda: prompt.screen.picture().pixel(*outside) == 0x00FF00, "the other one is not shown")
@@ -264,7 +264,7 @@ def test_twice_the_pixels_where_the_screen_is_fine(screen: Desktop, tmp_path: Pa
 
 def test_notice_takes_no_focus_and_goes_by_itself(prompt: PromptProgram) -> None:
     other = prompt.cover(Window(0, 40, 40, 0, 0))
-    prompt.screen.do("windowactivate", "--sync", other.number)
+    prompt.screen.activate(other.number)
     assert prompt.ask(Notice(Resolution.DENY, "qubes.Gpg", "+", "untrusted", "vault")).answer() == b""
     notice = prompt.screen.window("^Insula$")
     assert notice.x > 600
@@ -290,7 +290,7 @@ def border(picture: Picture, window: Window) -> set[int]:
 def test_mc50_notification_of_a_qube_has_its_frame_and_name_and_not_the_mark_of_the_host(prompt: PromptProgram) -> None:
     screen = prompt.screen
     other = prompt.cover(Window(0, 40, 40, 0, 0))
-    screen.do("windowactivate", "--sync", other.number)
+    screen.activate(other.number)
     imitation = "<b>Insula asks</b>\nvault asks to use your keys.\n<a href='https://x'>Allow</a>"
     assert prompt.ask(told("Insula", imitation, is_urgent=True)).answer() == b""
     window = screen.window("^Insula: untrusted$")
@@ -348,7 +348,7 @@ def test_program_that_is_told_to_end_ends_and_leaves_the_question_unanswered(pro
 
 def test_mc32_prompt_comes_up_over_a_full_screen_window(prompt: PromptProgram) -> None:
     other = prompt.cover(Window(0, 20, 20, 0, 0), is_full_screen=True)
-    prompt.screen.do("windowactivate", "--sync", other.number)
+    prompt.screen.activate(other.number)
     prompt.screen.click(500, 400)  # somebody is at work in it
     prompt.screen.wait(lambda: prompt.screen.picture().share(0x00FF00) > 0.95, "it does not fill the screen")
     asking = prompt.ask(QUESTION)

@@ -95,7 +95,7 @@ def two(screen: Desktop) -> Iterator[None]:
         screen.window(r"^\[work\]")
         untrusted.window(1, UPPER, SAND)
         upper = screen.window(r"^\[untrusted\]")
-        screen.do("windowactivate", "--sync", upper.number)
+        screen.activate(upper.number)
         screen.park()
         screen.wait(
             lambda: (screen.picture().pixel(120, 120), screen.picture().pixel(300, 250)) == (GREEN, SAND), "not drawn"

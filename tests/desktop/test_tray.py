@@ -174,7 +174,7 @@ def test_icon_comes_back_with_the_next_agent_and_goes_and_comes_as_its_program_l
 def test_icon_never_has_the_focus_and_gets_clicks_without_it_and_no_keys(screen: Desktop) -> None:
     with tray(screen), scripted_guests(screen, ("work", BLUE), ("untrusted", RED)) as (_, [work, untrusted]):
         work.window(1, Rect(300, 300, 200, 100), 0x204060)
-        screen.do("windowactivate", "--sync", screen.window(r"^\[work\]").number)
+        screen.activate(screen.window(r"^\[work\]").number)
         docked(untrusted, 1, 0xFFFFFF)
         icon = icon_of(screen, RED)
         work.listen()

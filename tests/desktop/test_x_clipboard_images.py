@@ -82,7 +82,7 @@ def two(screen: Desktop, policy: str = "allow") -> Iterator[tuple[Host, RealGues
 
 def go_to(screen: Desktop, qube: str) -> None:
     window = screen.window(rf"^\[{qube}\]")
-    screen.do("windowactivate", "--sync", window.number)
+    screen.activate(window.number)
     screen.wait(lambda: screen.focused() == window.number, "it has no focus")
 
 

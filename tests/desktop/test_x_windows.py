@@ -314,7 +314,7 @@ def test_keys_that_copy_and_paste_do_not_reach_the_guest(
 def test_users_close_is_a_wish_the_window_stays_until_the_guest_goes(screen: Desktop, guest: ScriptedGuest) -> None:
     guest.window(1, PLACE, GREEN)
     window = screen.window(r"\[work\]")
-    screen.do("windowactivate", "--sync", window.number)
+    screen.activate(window.number)
     screen.key("alt+F4")
     guest.wait_for(gui.Close(1))
     assert screen.windows(r"\[work\]")

@@ -97,7 +97,8 @@ class Chain:
 
     async def configure(self, name: str, text: str) -> None:
         """Give the VPN this configuration alone, and have it used."""
-        await self.in_vpn(f"mkdir -p /rw/config/vpn; rm -f /rw/config/vpn/*; cat > /rw/config/vpn/{name}", text)
+        # (On the disk: the qube is killed later.)
+        await self.in_vpn(f"mkdir -p /rw/config/vpn; rm -f /rw/config/vpn/*; cat > /rw/config/vpn/{name}; sync", text)
         await self.in_vpn("systemctl restart insula-vpn")
 
 

@@ -184,10 +184,10 @@ async def test_keys_reach_the_qube_whose_window_has_the_focus_and_no_other(
             lambda: RED in {pixel for window in (one, two) for pixel in ring(screen.picture(), window)},
             "no frame of the red one",
         )
-        screen.do("windowactivate", "--sync", one.number)
+        screen.activate(one.number)
         screen.type("for blue\n")
         await until_typed(daemon, blue, "for blue")
-        screen.do("windowactivate", "--sync", two.number)
+        screen.activate(two.number)
         screen.type("for red\n")
         await until_typed(daemon, red, "for red")
         assert (await typed(daemon, blue), await typed(daemon, red)) == ("for blue", "for red")
@@ -222,7 +222,7 @@ async def test_killed_process_is_replaced_and_the_program_has_not_noticed(
         window = await drawn(screen, blue)
         await until(lambda: content(screen.picture(), window).share(GROUND[blue]) > 0.99, "not what was drawn")
         assert await sh(daemon, blue, "pidof xterm") == program
-        screen.do("windowactivate", "--sync", window.number)
+        screen.activate(window.number)
         screen.type("again\n")
         await until_typed(daemon, blue, "again")
 
@@ -339,10 +339,10 @@ async def test_picture_in_the_clipboard_of_a_qube_is_pasted_into_another_as_a_fi
             )
             try:
                 source = await drawn(screen, blue, owning)
-                screen.do("windowactivate", "--sync", source.number)
+                screen.activate(source.number)
                 size = 8 + 4 * SIDE_X * SIDE_Y
                 await until_told(screen, told, "ctrl+shift+c", f"{size} bytes copied")
-                screen.do("windowactivate", "--sync", target.number)
+                screen.activate(target.number)
                 await until_told(screen, told, "ctrl+shift+v", "pasted")
                 seen = ""
                 async with asyncio.timeout(SHOWN_TIMEOUT_S):

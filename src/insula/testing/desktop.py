@@ -138,6 +138,18 @@ class Desktop:
         )
         return done.stdout
 
+    def activate(self, number: int) -> None:
+        """Give a window the keys; it has them when this returns. :raise TimeoutError:
+
+        (``windowactivate --sync`` does not wait where the window manager has not said yet which window is active.)
+        """
+
+        def is_active() -> bool:
+            self._try("windowactivate", number)
+            return self._try("getactivewindow") == str(number)
+
+        self.wait(is_active, f"window {number} is not active")
+
     def park(self) -> None:
         """Put the pointer, which is in the picture, into the lower right corner."""
         self.do("mousemove", 32000, 32000)
@@ -153,15 +165,8 @@ class Desktop:
 
     def windows(self, title: str) -> list[Window]:
         """Those shown whose title fits the pattern."""
-        found = subprocess.run(
-            ["xdotool", "search", "--onlyvisible", "--name", title],
-            env=self.environment,
-            check=False,  # none is exit status 1
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        windows = [self._window(int(number)) for number in found.stdout.split()]
+        found = self._try("search", "--onlyvisible", "--name", title)
+        windows = [self._window(int(number)) for number in found.split()]
         return [window for window in windows if window is not None]
 
     def window(self, title: str) -> Window:
@@ -177,15 +182,7 @@ class Desktop:
 
     def focused(self) -> int:
         """Number of the window that gets keys, 0: none."""
-        done = subprocess.run(
-            ["xdotool", "getwindowfocus"],
-            env=self.environment,
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        return int(done.stdout or 0)
+        return int(self._try("getwindowfocus") or 0)
 
     def wait(self, is_so: Callable[[], bool], otherwise: str) -> None:
         """:raise TimeoutError:"""
@@ -194,6 +191,18 @@ class Desktop:
             if time.monotonic() > end:
                 raise TimeoutError(f"{otherwise} after {WAIT_S:g} s")
             time.sleep(POLL_S)
+
+    def _try(self, *words: object) -> str:
+        """As :meth:`do`, for what may fail: then nothing is printed that is of use."""
+        done = subprocess.run(
+            ["xdotool", *map(str, words)],
+            env=self.environment,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        return done.stdout.strip()
 
     def _window(self, number: int) -> Window | None:
         """Geometry from ``xwininfo``: that of ``xdotool`` counts the frame twice. None: it went meanwhile."""

@@ -57,6 +57,8 @@ _COMMAND = """cd {folder}
 export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin {variables}
 {command}
 echo "{end}$?"
+# What was printed goes out before it does anything; the kernel's own words do not wait for it.
+stty -echo
 echo o >/proc/sysrq-trigger
 sleep 60
 """
