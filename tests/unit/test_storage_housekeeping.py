@@ -141,6 +141,15 @@ async def test_close_ends_a_fold_and_keeps_the_layers(room: Room, monkeypatch: p
     assert not room.keeper.is_busy(VID), "closed"
 
 
+async def test_closed_before_its_turn_came_what_is_not_needed_is_gone(room: Room) -> None:
+    stray = room.volume.path / room.volume.new_base(SIZE).file
+    room.keeper.enable()
+    room.keeper.schedule(VID)
+    await room.keeper.aclose()
+    assert room.layers == 2
+    assert not stray.exists()
+
+
 async def test_layer_another_volume_has_is_not_written(room: Room, tmp_path: Path) -> None:
     lower = room.volume.path / room.volume.load().newest.chain[0].file
     os.link(lower, tmp_path / "elsewhere")

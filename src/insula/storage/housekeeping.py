@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import assert_never
@@ -63,12 +64,17 @@ class Housekeeper:
             await asyncio.sleep(0)  # lets the callbacks remove the finished tasks
 
     async def aclose(self) -> None:
-        """Stop; what was under way is undone or done at the next :meth:`schedule`."""
+        """Stop: nothing is folded any more, and no file is left that is not needed."""
         self._enabled = False
+        unfinished = {*self._due, *self._tasks}
         self._due.clear()
         for task in self._tasks.values():
             task.cancel()
         await self.settle()
+        for vid in sorted(unfinished):
+            with self._warning(vid):
+                async with self._turns.hold(vid):
+                    await in_thread(partial(_clean_up, self._folder.volume(vid), self._in_use()))
 
     def _begin(self, vid: str) -> None:
         if vid not in self._tasks:
@@ -85,13 +91,18 @@ class Housekeeper:
     async def _run(self, vid: str) -> None:
         async with self._slot:
             self._due.discard(vid)
-            try:
+            with self._warning(vid):
                 while not await self._tidy(vid):
                     self._log.debug("volume %s: folding stepped aside", vid)
-            except NoSuchVolume:
-                return  # removed since it was scheduled
-            except (StorageError, OSError) as error:
-                self._log.warning("volume %s: not tidied now: %s", vid, error)
+
+    @contextmanager
+    def _warning(self, vid: str) -> Iterator[None]:
+        try:
+            yield
+        except NoSuchVolume:
+            return  # removed since it was scheduled
+        except (StorageError, OSError) as error:
+            self._log.warning("volume %s: not tidied now: %s", vid, error)
 
     async def _tidy(self, vid: str) -> bool:
         """Do all there is to do; False if stopped half-way because somebody wants the volume."""
@@ -163,6 +174,10 @@ class Housekeeper:
             return await in_thread(record)
         finally:
             await in_thread(partial(staged.unlink, missing_ok=True))
+
+
+def _clean_up(volume: VolumeFolder, in_use: Set[Path]) -> None:
+    _clean(volume, volume.load(), in_use)
 
 
 def _clean(volume: VolumeFolder, manifest: Manifest, in_use: Set[Path]) -> Fold | None:
