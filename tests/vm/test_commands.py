@@ -22,6 +22,12 @@ RANDOMIZED = "cat /proc/sys/kernel/randomize_va_space"
 async def test_command_gets_its_user_home_and_shell(daemon: DaemonProcess, shared_qube: str) -> None:
     assert await sh(daemon, shared_qube, "id -un; pwd; echo $HOME $LOGNAME") == "user\n/home/user\n/home/user user"
     assert await sh(daemon, shared_qube, "id -u; pwd", user="root") == "0\n/root"
+    # All that it could have of root's is gone, and nothing of that is gone in the agent, which has started it.
+    rights = "sed -n 's/^\\(Uid\\|Gid\\|CapPrm\\):.//p' /proc/{}/status"
+    ours, agents = [await sh(daemon, shared_qube, rights.format(of)) for of in ("self", "$QREXEC_AGENT_PID")]
+    assert ours.split() == [*["1000"] * 8, "0" * 16]
+    assert agents.split()[:8] == ["0"] * 8
+    assert int(agents.split()[8], 16) > 0
 
 
 async def test_exit_codes_signals_and_stderr_arrive_apart(daemon: DaemonProcess, shared_qube: str) -> None:
