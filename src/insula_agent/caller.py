@@ -41,6 +41,8 @@ HANDSHAKE_TIMEOUT = 120.0
 READ_SIZE = 65536 - qrexec.HEADER.size
 """Bytes read of the source at once: with their header 64 KiB."""
 CHANNEL_READ_SIZE = 262144
+BULK_READ_SIZE = 1048576
+"""Bytes of the channel taken at once: of one with much in it as much as the agent puts there, which it is woken for."""
 PIPE_SIZE = 524288
 """Bytes of the pipes of the programs on both sides of us, where that is allowed."""
 MOVES = 32
@@ -151,6 +153,7 @@ class Caller:
         self._is_sink_full = False
         """It took no more pages."""
         self._buffer = memoryview(bytearray(CHANNEL_READ_SIZE))
+        """Larger when there has been much."""
         self._is_lost = False
         """No more comes over the channel."""
         self._deadline = time.monotonic() + HANDSHAKE_TIMEOUT
@@ -254,23 +257,38 @@ class Caller:
         if self._moves_output and self._sink.pipe >= 0 and self._end.version is not None:
             self._move_output()
         else:
-            self._read_channel(CHANNEL_READ_SIZE)
+            data = self._read_channel()
+            output: list[bytes | memoryview] = []
+            taken = self._end.take_stdout(data, output)  # type: ignore[arg-type]
+            self._sink.write(*output)
+            self._take_all(data[taken:])
 
-    def _read_channel(self, limit: int) -> bool:
-        """Read once; whether anything was there."""
+    def _read_channel(self, limit: int = 0) -> memoryview:
+        """Read once, at most ``limit`` bytes if that is not 0; nothing: there is nothing now.
+
+        A view, not a copy: the buffer is not used again before the sinks have taken what is in it.
+        """
         try:
-            size = os.readv(self._input, [self._buffer[:limit]])
+            size = os.readv(self._input, [self._buffer[:limit]]) if limit else self._read_much()
         except BlockingIOError:
-            return False
+            return self._buffer[:0]
         except OSError:
             size = 0
         if not size:
             self._lose()
-            return False
-        # A view, not a copy: the buffer is not used again before the sinks have taken what is in it.
-        for message in self._end.receive(self._buffer[:size]):  # type: ignore[arg-type]
-            self._take(message)
-        return True
+        return self._buffer[:size]
+
+    def _read_much(self) -> int:
+        """:raise OSError:"""
+        if not self._moves_output:
+            return os.readv(self._input, [self._buffer])
+        available = conveyor.waiting(self._input)
+        if available < conveyor.SMALLEST_WRITTEN:
+            return os.readv(self._input, [self._buffer])
+        if available > len(self._buffer):
+            self._buffer = memoryview(bytearray(BULK_READ_SIZE))
+        size = min(available, len(self._buffer))
+        return conveyor.drawer().read(self._input, [self._buffer[:size]], size)
 
     def _move_output(self) -> None:
         """Read headers only, and have pages of output moved on."""
@@ -278,8 +296,11 @@ class Caller:
             if self._end.output_left >= conveyor.SMALLEST:
                 if not self._move_pages():
                     return
-            elif not self._read_channel(min(self._end.missing, CHANNEL_READ_SIZE)):
-                return
+            else:
+                data = self._read_channel(min(self._end.missing, CHANNEL_READ_SIZE))
+                if not data:
+                    return
+                self._take_all(data)
             if self._sink.is_busy or self._errors.is_busy or self._sink.pipe < 0:
                 return
 
@@ -299,6 +320,10 @@ class Caller:
             return False
         self._end.skip_output(count)
         return True
+
+    def _take_all(self, untrusted_data: memoryview) -> None:
+        for message in self._end.receive(untrusted_data):  # type: ignore[arg-type] # a view reads like bytes
+            self._take(message)
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Stdout):

@@ -13,6 +13,7 @@ import select
 import stat
 
 from insula_agent import sockets
+from insula_agent.pieces import MAX_PIECES, drop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ class Sink:
         """Whether something waits; :meth:`writable` is to be called when ``fd`` is."""
         return bool(self._pending)
 
-    def write(self, data: Buffer) -> None:
+    def write(self, *pieces: Buffer) -> None:
         """Take data; a view must stay valid until the sink is not busy."""
-        if self.is_open and not self._is_ending:
-            self._pending.append(bytes(data).translate(HARMLESS) if self._is_filtered else data)
+        if pieces and self.is_open and not self._is_ending:
+            self._pending += [bytes(piece).translate(HARMLESS) for piece in pieces] if self._is_filtered else pieces
             if not self._may_block:
                 self.writable()
 
@@ -72,12 +73,7 @@ class Sink:
         """Write what goes without blocking."""
         try:
             while self._pending:
-                data = self._pending[0]
-                written = self._write(data)
-                if written < len(data):
-                    self._pending[0] = data[written:]
-                else:
-                    del self._pending[0]
+                drop(self._pending, self._write())
                 if self._may_block:
                     break
         except BlockingIOError:
@@ -88,12 +84,14 @@ class Sink:
         if self._is_ending and not self._pending:
             self.close()
 
-    def _write(self, data: Buffer) -> int:
+    def _write(self) -> int:
+        """Write some of what waits; how much. :raise OSError:"""
+        if self._may_block:
+            return os.write(self.fd, self._pending[0][:SAFE_PIECE])
+        pieces = self._pending[:MAX_PIECES]
         if self._socket is not None:
-            return self._socket.send(data, _socket.MSG_DONTWAIT)
-        if self._own_pipe >= 0:
-            return os.write(self._own_pipe, data)
-        return os.write(self.fd, data[:SAFE_PIECE] if self._may_block else data)
+            return self._socket.sendmsg(pieces, (), _socket.MSG_DONTWAIT)
+        return os.writev(self._own_pipe if self._own_pipe >= 0 else self.fd, pieces)
 
     def close(self) -> None:
         """Half-close a socket, which may be read by us too; close anything else. What waits is dropped."""

@@ -293,6 +293,12 @@ class CallerEnd(_DataEnd):
             raise RemoteProtocolError("Stdout after its end")
         self._decoder.skip(count)
 
+    def take_stdout(self, untrusted_data: bytes, bodies: list[bytes | memoryview]) -> int:
+        """Append the output with which the bytes begin; return how many that was: the rest is for :meth:`receive`."""
+        if self.version is None or self.exit_code is not None or Stdout in self._peer_ended:
+            return 0
+        return self._decoder.take_bodies(STDOUT, untrusted_data, bodies)
+
     def _check(self, messages: list[Message]) -> list[Message]:
         checked: list[Message] = []
         for message in messages:

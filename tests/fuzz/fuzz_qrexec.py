@@ -31,6 +31,8 @@ SEEDS = [
     b"\1" + HELLO + qrexec.encode(qrexec.ConnectionTerminated(0, 600)),
     b"\2" + HELLO + qrexec.encode(qrexec.Stdout(b"hello")) + qrexec.encode(qrexec.ExitCode(3)),
     b"\3" + HELLO + qrexec.encode(qrexec.Stdin(b"hello")) + qrexec.encode(qrexec.Stdin(b"")),
+    b"\x82" + HELLO + qrexec.encode(qrexec.Stdout(b"hello")) + qrexec.encode(qrexec.ExitCode(3)),
+    b"\x83" + HELLO + qrexec.encode(qrexec.Stdin(b"hello")) + qrexec.encode(qrexec.Stdin(b"")),
     b"\4" + qrexec.encode(qrexec.Hello(3)) + qrexec.encode(qrexec.ServiceConnect(7, 513, b"SOCKET1", 8)),
     b"\4" + qrexec.encode(qrexec.Hello(3)) + qrexec.encode(qrexec.JustExec(0, 0, b"user:true")),
     b"\5" + qrexec.encode(qrexec.Hello(3)) + qrexec.encode(qrexec.JustExec(7, 513)),
@@ -41,9 +43,18 @@ SEEDS = [
 
 def fuzz_one(data: bytes) -> None:
     end = ENDS[data[0] % len(ENDS) if data else 0]()
+    # With the highest bit, bulk is taken as bodies first, as callers and agents do.
+    is_bulk = bool(data) and data[0] >= 0x80
     try:
         for piece in harness.pieces(data[1:]):
-            for message in end.receive(piece):
+            bodies: list[bytes | memoryview] = []
+            taken = 0
+            if is_bulk and isinstance(end, qrexec_channel.CallerEnd):
+                taken = end.take_stdout(piece, bodies)
+            elif is_bulk and isinstance(end, qrexec_channel.ServiceEnd):
+                taken = end.take_stdin(piece, bodies)
+            assert sum([len(body) for body in bodies]) <= taken <= len(piece)
+            for message in end.receive(piece[taken:]):
                 if isinstance(message, qrexec_channel.ServiceRequested):
                     assert qrexec.SERVICE_ALPHABET.issuperset(message.service.encode())
                     assert qrexec.NAME_ALPHABET.issuperset(message.target.encode())

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from vchan_peers import PATIENCE_S, Peer
 
+from insula_agent import conveyor
 from insula_agent.client_vm import UsageError, parse_options
 from insula_agent.requests import ANSWER
 from insula_agent.sink import HARMLESS
@@ -149,6 +150,35 @@ def test_file_as_input_and_output_bulk_arrives_whole(world: World, tmp_path: Pat
         service.send(Stdout(b""), ExitCode(0))
         assert program.wait(PATIENCE_S) == 0
     assert (tmp_path / "out").read_bytes() == data
+
+
+@pytest.mark.parametrize("size", [65536, 60000, 100])
+def test_bulk_of_a_channel_of_pipes_arrives_whole_and_in_order(world: World, tmp_path: Path, size: int) -> None:
+    """As much as the pipe holds is taken at once; what is said between, and behind it, is heard all the same."""
+    data = os.urandom(3_000_000 if size > 100 else 100_000)
+    with (tmp_path / "out").open("wb") as sink:
+        program = world.start("vault", "a.B", stdout=sink)
+    agent, _ = world.asked()
+    their_input, into = os.pipe()
+    out, their_output = os.pipe()
+    conveyor.enlarge(into, 1 << 20)
+    socket.send_fds(agent.connection, [ANSWER.pack(9, 600)], [their_input, their_output])
+    os.close(their_input)
+    os.close(their_output)
+    said = [qrexec.encode(Hello(4))]
+    for start in range(0, len(data), size):
+        said.append(qrexec.encode(Stdout(data[start : start + size])))
+        if start == 20 * size:
+            said.append(qrexec.encode(Stderr(b"between\n")))
+    said += [qrexec.encode(Stdout(b"")), qrexec.encode(Stderr(b"behind\n")), qrexec.encode(ExitCode(3))]
+    with os.fdopen(into, "wb", buffering=0) as channel:
+        left = memoryview(b"".join(said))
+        while left:
+            left = left[channel.write(left) :]
+        assert program.wait(PATIENCE_S) == 3
+    assert (tmp_path / "out").read_bytes() == data
+    assert read(program.stderr) == b"between\nbehind\n"
+    os.close(out)
 
 
 def test_prefix_goes_before_the_input(world: World) -> None:

@@ -408,3 +408,49 @@ def test_input_taken_as_bodies_is_what_messages_would_have_been(
     assert bodies[2] == messages[2]
     if not bodies[2]:
         assert bodies == messages
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from([qrexec.STDIN, qrexec.STDOUT, qrexec.STDERR]), st.binary(max_size=40)),
+            st.just((qrexec.EXIT_CODE, struct.pack("<I", 7))),
+        ),
+        max_size=8,
+    ),
+    st.integers(1, 60),
+    st.data(),
+)
+def test_output_taken_as_bodies_is_what_messages_would_have_been(
+    said: list[tuple[int, bytes]], size: int, data: st.DataObject
+) -> None:
+    """As above, for the caller's end: output is taken neither behind its end nor behind the exit code (MC-11)."""
+    wire = bytearray(b"".join(qrexec.HEADER.pack(kind, len(body)) + body for kind, body in said))
+    for _ in range(data.draw(st.integers(0, 2)) if wire else 0):
+        wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+
+    def run(*, as_bodies: bool) -> tuple[bytes, bytes, bool, int | None, bool]:
+        end = CallerEnd()
+        end.receive(ServiceEnd().hello())
+        got, errors, is_ended = b"", b"", False
+        for start in range(0, len(wire), size):
+            piece = bytes(wire[start : start + size])
+            bodies: list[bytes | memoryview] = []
+            try:
+                taken = end.take_stdout(piece, bodies) if as_bodies else 0
+                messages = end.receive(piece[taken:]) if taken < len(piece) else []
+            except RemoteProtocolError:
+                return got, errors, is_ended, end.exit_code, True
+            got += b"".join(bodies)
+            for message in messages:
+                if isinstance(message, Stdout):
+                    got += message.data
+                    is_ended = is_ended or not message.data
+                elif isinstance(message, Stderr):
+                    errors += message.data
+        return got, errors, is_ended, end.exit_code, False
+
+    bodies, messages = run(as_bodies=True), run(as_bodies=False)
+    assert bodies[4] == messages[4]
+    if not bodies[4]:
+        assert bodies == messages

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import fcntl
 import os
 import select
 import socket
@@ -61,7 +62,8 @@ CHUNK_SIZE = limits.MUX_MAX_DATA - qrexec.HEADER.size
 SOURCE_CHUNKS = 4
 """So many of them are read and sent at once."""
 PIPE_WRITE = select.PIPE_BUF
-"""Bytes that a pipe or terminal reported writable takes without blocking (pipe(7)); its mode is the caller's to set."""
+"""Bytes that a pipe or terminal reported writable takes without blocking (pipe(7)); its mode is the caller's to set. (A
+pipe that can be opened anew takes all it has room for.)"""
 MAX_PIECES = 1024
 """That sendmsg(2) takes at once (IOV_MAX); an old version has small messages."""
 HANDSHAKE_TIMEOUT = 60.0
@@ -274,10 +276,12 @@ class _Source:
 class _Sink:
     """Where stdout or stderr goes: a descriptor, a buffer, or nowhere."""
 
-    def __init__(self, fd: int | None, collect: Callable[[bytes], None] | None = None) -> None:
+    def __init__(self, fd: int | None, collect: Callable[[bytes | memoryview], None] | None = None) -> None:
         self._collect = collect
-        self._fd = None if fd is None else os.dup(fd)
+        own_pipe = -1 if fd is None else _open_pipe_anew(fd)
+        self._fd = None if fd is None else own_pipe if own_pipe >= 0 else os.dup(fd)
         self.is_watchable = self._fd is not None and _is_watchable(self._fd)
+        self._may_block = self.is_watchable and own_pipe < 0
         self.pending = bytearray()
 
     @property
@@ -285,24 +289,31 @@ class _Sink:
         assert self._fd is not None
         return self._fd
 
-    def put(self, data: bytes) -> None:
-        """Take bytes, a view maybe; those for a watchable descriptor wait in :attr:`pending`."""
+    def put(self, *pieces: bytes | memoryview) -> None:
+        """Take bytes, views maybe; those for a watchable descriptor wait in :attr:`pending`."""
         if self._collect is not None:
-            self._collect(data)
+            for piece in pieces:
+                self._collect(piece)
         elif self._fd is None:
             return
         elif self.is_watchable:
-            self.pending += data
+            for piece in pieces:
+                self.pending += piece
         else:
-            written = 0
-            while written < len(data):
-                written += os.write(self._fd, data[written:])
+            left = list(pieces)
+            while left:
+                written = os.writev(self._fd, left[:MAX_PIECES])
+                while left and written >= len(left[0]):
+                    written -= len(left.pop(0))
+                if written:
+                    left[0] = left[0][written:]
 
     def write(self) -> None:
         """Write some; the descriptor is writable. Who reads no more gets no more."""
         try:
-            part = self.pending[:PIPE_WRITE] if self.is_watchable else self.pending
-            del self.pending[: os.write(self.fd, part)]
+            with memoryview(self.pending) as view:
+                written = os.write(self.fd, view[:PIPE_WRITE] if self._may_block else view)
+            del self.pending[:written]
         except BlockingIOError:
             return
         except (BrokenPipeError, ConnectionResetError):
@@ -313,6 +324,18 @@ class _Sink:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _open_pipe_anew(fd: int) -> int:
+    """The same pipe by a description of our own, which does not block although others' do; -1: it is none that we may
+    write to like that."""
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        return -1
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        # Somebody else's, nobody reads it any more, or there is no /proc.
+        return -1
 
 
 def _is_watchable(fd: int) -> bool:
@@ -398,8 +421,13 @@ class _Exchange:
             return
         try:
             untrusted_view = self._buffer[:size]
-            for message in self._protocol.receive(untrusted_view):  # type: ignore[arg-type] # a view reads like bytes
-                self._take(message)
+            output: list[bytes | memoryview] = []
+            taken = self._protocol.take_stdout(untrusted_view, output)  # type: ignore[arg-type] # a view reads like bytes
+            if output:
+                self._put(self._sinks[0], *output)
+            if taken < size:
+                for message in self._protocol.receive(untrusted_view[taken:]):  # type: ignore[arg-type]
+                    self._take(message)
         except RemoteProtocolError:
             self._finish(EXIT_CHANNEL_LOST)
         except (OSError, RpcError) as error:
@@ -413,15 +441,15 @@ class _Exchange:
         elif isinstance(message, (Stdout, Stderr)):
             sink = self._sinks[isinstance(message, Stderr)]
             if message.data:
-                sink.put(message.data)
-                self._drain(sink)
+                self._put(sink, message.data)
             elif not sink.pending:
                 # Whoever reads the other end of a pipe of ours learns of the end now.
                 sink.close()
         elif isinstance(message, ExitCode):
             self._finish(message.code if 0 <= message.code <= 255 else EXIT_CHANNEL_LOST)
 
-    def _drain(self, sink: _Sink) -> None:
+    def _put(self, sink: _Sink, *pieces: bytes | memoryview) -> None:
+        sink.put(*pieces)
         if sink.pending and sink not in self._writing:
             self._writing.add(sink)
             self._loop.remove_reader(self._fd)
@@ -575,7 +603,7 @@ async def run_collect(
     """
     buffers = (bytearray(), bytearray())
 
-    def collect(buffer: bytearray, data: bytes) -> None:
+    def collect(buffer: bytearray, data: bytes | memoryview) -> None:
         if len(buffers[0]) + len(buffers[1]) + len(data) > limit:
             raise OutputTooLong(f"more than {limit} bytes of output")
         buffer += data
