@@ -386,3 +386,22 @@ async def test_what_a_guest_lends_arrives_and_its_slot_returns_though_the_caller
     while len(received) < len(data):
         received += await loop.sock_recv(world.peer, 1 << 20)
     assert received == data
+
+
+async def test_call_whose_guest_lends_is_large_from_its_beginning(world: World, memory: memoryview) -> None:
+    """Its socket then holds as much as this machine lets it, so that little of a slot is kept in the session."""
+    _, guest = await shared(world, memory, peer_serves=False)
+    ours, peer = socket.socketpair()
+    with peer:
+        before = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        # Less than would hold a slot, whatever is the default here.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, before // 4)
+        relay = Relay(world.channel, ours, world, limits.FIRST_DATA_PORT + 1)
+        await world.until(lambda: len(world.guest.streams) == 2)
+        stream = world.guest.streams[1]
+        await world.until(lambda: world.guest.mux.writable(stream) >= limits.BULK_SLOT_SIZE)
+        guest.lend(stream, os.urandom(100_000))
+        await world.guest.flush()
+        await world.until(lambda: relay.from_qube)
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= before
+        relay.caller_gone()

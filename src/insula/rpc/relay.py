@@ -129,7 +129,8 @@ class Relay(StreamHandler):
     def _count(self, *, from_qube: int = 0, to_qube: int = 0) -> None:
         self.from_qube += from_qube
         self.to_qube += to_qube
-        if not self._is_bulk and self.from_qube + self.to_qube >= BULK:
+        # (More than a frame at once comes from the memory: such a call is large from its beginning.)
+        if not self._is_bulk and (self.from_qube + self.to_qube >= BULK or from_qube > READ_SIZE):
             self._is_bulk = True
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BULK_BUFFER)
             self._channel.want_memory()
