@@ -145,7 +145,8 @@ class Call(StreamHandler):
         del stream
         if self._writer is not None:
             self._writer.flush()
-            self._convey_more()
+            if self._convey_more():
+                return
         self._advance()
 
     def kill(self) -> None:
@@ -364,7 +365,9 @@ class Call(StreamHandler):
 
     def _read_stdout(self, events: int) -> None:
         del events
-        self._read_output(is_stdout=True)
+        found = [fd for fd, is_stdout in self._outputs.items() if is_stdout]
+        is_much = bool(found) and conveyor.waiting(found[0]) >= conveyor.SMALLEST_SHARED
+        self._read_output(is_stdout=not (is_much and self._has_error_output))
 
     def _read_stderr(self, events: int) -> None:
         del events
@@ -398,13 +401,23 @@ class Call(StreamHandler):
                 self._socket_said(is_client=False)
         self._advance()
 
-    def _convey_more(self) -> None:
-        """Much of stdout may wait already: then the loop need not be asked whether anything does."""
+    def _convey_more(self) -> bool:
+        """Much of stdout may wait already: then the loop need not be asked whether anything does. Whether that leaves
+        nothing to do until there is room again."""
         assert self._writer is not None
-        if self._writer.is_empty and self._is_bulk_allowed:
+        if self._writer.is_empty and self._is_bulk_allowed and not self._has_error_output:
             for fd, is_stdout in self._outputs.items():
-                if is_stdout:
-                    self._link.convey(self._stream, fd, self._channel.stdout_header)
+                if is_stdout and self._link.convey(self._stream, fd, self._channel.stdout_header):
+                    if self._link.has_room(self._stream):
+                        return False
+                    self._link.notify_writable(self._stream)
+                    return True
+        return False
+
+    @property
+    def _has_error_output(self) -> bool:
+        """Then that has its turn: while much is under way nothing else can be sent."""
+        return any(conveyor.waiting(fd) for fd, is_stdout in self._outputs.items() if not is_stdout)
 
     @property
     def _is_bulk_allowed(self) -> bool:

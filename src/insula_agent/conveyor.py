@@ -175,42 +175,57 @@ class MessageReader:
         self._bodies = [memory[start + HEADER_SIZE : start + MESSAGE_SIZE] for start in starts]
         self._memory = memory
         self._drawer = drawer
+        self._full_header = b""
+        self._full_headers = 0
+        """So many of the headers, from the first on, are that one: nobody else writes here."""
 
-    def read(self, pipe: int, room: int, make_header: Callable[[int], bytes]) -> int:
-        """Read into at most ``room`` bytes of the memory, headers included, as long as the pipe has whole messages; one
-        that is not whole is taken where it is the first, or the last there is room for. Return how many were used.
+    def read(self, pipe: int, room: int, available: int, make_header: Callable[[int], bytes]) -> int:
+        """Read into at most ``room`` bytes of the memory, headers included, as long as the pipe has whole messages (at
+        first it has ``available`` bytes); one that is not whole is taken where it is the first, or the last there is
+        room for. Return how many were used.
         """
         done = used = 0
-        while size := self._next(done, room - used, waiting(pipe)):
-            places = self._bodies[done : done + -(-size // FULL_BODY)]
-            places[-1] = places[-1][: size - FULL_BODY * (len(places) - 1)]
+        while size := self._next(done, room - used, available):
+            count = -(-size // FULL_BODY)
+            places = self._bodies[done : done + count]
+            if size < count * FULL_BODY:
+                places[-1] = places[-1][: size - FULL_BODY * (count - 1)]
             size = self._drawer.read(pipe, places, size)
             full, last = divmod(size, FULL_BODY)
+            done += full
             if full:
-                header = make_header(FULL_BODY)
-                for place in self._headers[done : done + full]:
-                    place[:] = header
+                self._head(done, make_header(FULL_BODY))
+            used += size + HEADER_SIZE * full
             if last:
-                self._headers[done + full][:] = make_header(last)
-            done += full + bool(last)
-            used += size + HEADER_SIZE * (full + bool(last))
-            if last or not size:
+                self._headers[done][:] = make_header(last)
+                self._full_headers = min(self._full_headers, done)
+                used += HEADER_SIZE
+            if last or not size or room - used < MESSAGE_SIZE:
                 break
+            available = waiting(pipe)
         return used
+
+    def _head(self, count: int, header: bytes) -> None:
+        """Have so many messages begin with this header; most do already."""
+        if header != self._full_header:
+            self._full_header = header
+            self._full_headers = 0
+        for place in self._headers[self._full_headers : count]:
+            place[:] = header
+        self._full_headers = max(self._full_headers, count)
 
     def _next(self, done: int, room: int, available: int) -> int:
         """How many bytes to read now, behind so many messages; 0: no more."""
-        whole = min(available // FULL_BODY, room // MESSAGE_SIZE)
-        if whole:
-            return whole * FULL_BODY
-        last = min(room - HEADER_SIZE, FULL_BODY)
-        if last <= 0 or (done and available < last):
-            return 0
-        return min(available, last)
+        full, left = divmod(room, MESSAGE_SIZE)
+        last = max(left - HEADER_SIZE, 0)
+        if available >= full * FULL_BODY + last:
+            return full * FULL_BODY + last
+        whole = available // FULL_BODY
+        return whole * FULL_BODY if whole or done else available
 
     def read_framed(self, pipe: int, room: int) -> int:
         """The same of a pipe whose messages have their headers already."""
-        used = 0
+        used = self._full_headers = 0
         while (available := waiting(pipe)) >= (FULL_BODY if used else 1) and used < room:
             size = min(available, room - used)
             size = self._drawer.read(pipe, [self._memory[used : used + size]], size)

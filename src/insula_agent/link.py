@@ -204,12 +204,16 @@ class Link(Streams):
         available = conveyor.waiting(pipe) if conveyor.IS_POSSIBLE else 0
         if available < conveyor.SMALLEST:
             return False
-        while self._may_lend(stream, available):
-            size = self._lend(stream, pipe, None if is_framed else make_header)
+        lent = self._mux.lent(stream)
+        while self._may_lend(stream, available, lent):
+            size = self._lend(stream, pipe, available, None if is_framed else make_header)
             if not size:
                 break
+            lent += 1
+            if lent >= limits.BULK_MAX_LENT:
+                return True
             available = conveyor.waiting(pipe)
-        if self._mux.lent(stream):
+        if lent:
             return True
         self._conveyor = self._conveyor or conveyor.Conveyor()
         self.flush()
@@ -226,9 +230,8 @@ class Link(Streams):
                 self._mux.complete(rest)
         return True
 
-    def _may_lend(self, stream: int, available: int) -> bool:
+    def _may_lend(self, stream: int, available: int, lent: int) -> bool:
         """Whether it is worth it, now: a first slot carries what there is, a second one is to be filled."""
-        lent = self._mux.lent(stream)
         if self._memory is None:
             return False
         if lent:
@@ -236,7 +239,7 @@ class Link(Streams):
             return lent < limits.BULK_MAX_LENT and min(available, self._mux.credit(stream)) >= enough
         return available >= conveyor.SMALLEST_SHARED and self._mux.writable(stream) >= ENOUGH_ROOM
 
-    def _lend(self, stream: int, pipe: int, make_header: Callable[[int], bytes] | None) -> int:
+    def _lend(self, stream: int, pipe: int, available: int, make_header: Callable[[int], bytes] | None) -> int:
         """Have the host read what waits in a pipe from shared memory; how many bytes of that are lent, 0: none."""
         slot = self._mux.reserve_slot()
         if not slot or self._memory is None:
@@ -248,7 +251,11 @@ class Link(Streams):
             self._readers[slot] = reader
         room = min(self._mux.credit(stream), bulk.SLOT_SIZE)
         try:
-            size = reader.read_framed(pipe, room) if make_header is None else reader.read(pipe, room, make_header)
+            size = (
+                reader.read_framed(pipe, room)
+                if make_header is None
+                else reader.read(pipe, room, available, make_header)
+            )
         except OSError:
             # What it is the one who reads will see.
             size = 0
@@ -310,7 +317,12 @@ class Link(Streams):
             return
         received: dict[int, None] = {}
         slots: list[int] = []
+        roomy: dict[int, None] = {}
         for event in current(events):
+            if isinstance(event, (CreditReceived, SlotFreed)):
+                # The two come together: who waits for room is told once.
+                roomy[event.stream] = None
+                continue
             if isinstance(event, (DataReceived, SharedReceived)):
                 received[event.stream] = None
             if isinstance(event, SharedReceived):
@@ -323,6 +335,8 @@ class Link(Streams):
         for slot in slots:
             # Nothing refers to it any more: what was kept of it was copied.
             self._mux.free(slot)
+        for stream in roomy:
+            self._notify(stream, may_lend=self._mux.lent(stream) == 1)
 
     def _dispatch(self, event: MuxEvent) -> None:
         if isinstance(event, DataReceived):
@@ -334,8 +348,6 @@ class Link(Streams):
             if handler is not None and self._memory is not None:
                 start = bulk.offset(event.slot)
                 handler.data(event.stream, self._memory[start : start + event.size])  # type: ignore[arg-type]
-        elif isinstance(event, (CreditReceived, SlotFreed)):
-            self._notify(event.stream, may_lend=self._mux.lent(event.stream) == 1)
         elif isinstance(event, FinReceived):
             handler = self._handlers.get(event.stream)
             if not self._mux.is_open(event.stream):

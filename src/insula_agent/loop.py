@@ -85,6 +85,8 @@ class Loop:
 
     def _run_timers(self) -> float:
         """Call what is due; return the seconds until the next, -1 if there is none."""
+        if not self._timers:
+            return -1
         self._timers = [timer for timer in self._timers if timer.callback is not None]
         now = time.monotonic()
         due = [timer for timer in self._timers if timer.due <= now]

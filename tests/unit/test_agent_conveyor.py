@@ -163,7 +163,7 @@ def test_messages_read_into_memory_have_their_headers_and_fit(
     os.write(ends[1], payload)
     got = b""
     while waiting(ends[0]):
-        used = reader.read(ends[0], room, number)
+        used = reader.read(ends[0], room, waiting(ends[0]), number)
         assert 0 < used <= room
         got += b"".join(messages(memory, used))
     assert got == payload
@@ -189,10 +189,10 @@ def test_reader_goes_on_while_there_are_whole_messages_and_leaves_the_rest(
     monkeypatch.setattr(drawer, "read", read_and_write)
     os.write(pipe[1], bytes(FULL_BODY))
     reader = MessageReader(memory, drawer)
-    used = reader.read(pipe[0], len(memory), number)
+    used = reader.read(pipe[0], len(memory), waiting(pipe[0]), number)
     assert [len(body) for body in messages(memory, used)] == 4 * [FULL_BODY]
     assert waiting(pipe[0]) == 100
-    used = reader.read(pipe[0], len(memory), number)
+    used = reader.read(pipe[0], len(memory), waiting(pipe[0]), number)
     assert [len(body) for body in messages(memory, used)] == [100]
 
 
@@ -200,13 +200,48 @@ def test_what_is_left_of_the_memory_is_filled_if_that_much_is_there(pipe: tuple[
     memory = memoryview(bytearray(MESSAGE_SIZE + 1000))
     reader = MessageReader(memory, drawer)
     os.write(pipe[1], bytes(FULL_BODY + 991))
-    used = reader.read(pipe[0], len(memory), number)
+    used = reader.read(pipe[0], len(memory), waiting(pipe[0]), number)
     assert [len(body) for body in messages(memory, used)] == [FULL_BODY]
     os.write(pipe[1], bytes(FULL_BODY + 2))
-    used = reader.read(pipe[0], len(memory), number)
+    used = reader.read(pipe[0], len(memory), waiting(pipe[0]), number)
     assert [len(body) for body in messages(memory, used)] == [FULL_BODY, 992]
     assert used == len(memory)
     assert waiting(pipe[0]) == 1
+
+
+def test_memory_that_is_used_again_has_the_headers_of_what_is_in_it(pipe: tuple[int, int], drawer: Drawer) -> None:
+    """Those of whole messages stay where they are; anything else that was there in between is written over."""
+    memory = memoryview(bytearray(4 * MESSAGE_SIZE))
+    reader = MessageReader(memory, drawer)
+
+    def read(*sizes: int) -> None:
+        os.write(pipe[1], b"9" * sum(sizes))
+        used = reader.read(pipe[0], len(memory), sum(sizes), number)
+        assert [len(body) for body in messages(memory, used)] == list(sizes)
+
+    read(FULL_BODY, FULL_BODY, FULL_BODY)
+    read(12345)
+    read(FULL_BODY, FULL_BODY)
+    os.write(pipe[1], b"9" * 3 * FULL_BODY)
+    assert reader.read_framed(pipe[0], 3 * FULL_BODY) == 3 * FULL_BODY
+    read(FULL_BODY, FULL_BODY, FULL_BODY, FULL_BODY)
+    os.write(pipe[1], b"9" * 2 * FULL_BODY)
+    used = reader.read(pipe[0], len(memory), 2 * FULL_BODY, lambda size: b"+%07d" % size)
+    assert [len(body) for body in messages(memory, used)] == [FULL_BODY, FULL_BODY]
+    assert bytes(memory[:8]) == bytes(memory[MESSAGE_SIZE : MESSAGE_SIZE + 8]) == b"+%07d" % FULL_BODY
+
+
+def test_what_somebody_else_reads_meanwhile_makes_a_shorter_message(pipe: tuple[int, int], drawer: Drawer) -> None:
+    memory = memoryview(bytearray(4 * MESSAGE_SIZE))
+    reader = MessageReader(memory, drawer)
+    os.write(pipe[1], bytes(2 * FULL_BODY))
+    assert reader.read(pipe[0], len(memory), 2 * FULL_BODY, number) == 2 * MESSAGE_SIZE
+    os.write(pipe[1], bytes(FULL_BODY + 100))
+    used = reader.read(pipe[0], len(memory), 2 * FULL_BODY, number)
+    assert [len(body) for body in messages(memory, used)] == [FULL_BODY, 100]
+    os.write(pipe[1], bytes(2 * FULL_BODY))
+    used = reader.read(pipe[0], len(memory), 2 * FULL_BODY, number)
+    assert [len(body) for body in messages(memory, used)] == [FULL_BODY, FULL_BODY]
 
 
 def test_framed_bytes_are_read_as_they_are(pipe: tuple[int, int], drawer: Drawer) -> None:
@@ -223,7 +258,7 @@ def test_framed_bytes_are_read_as_they_are(pipe: tuple[int, int], drawer: Drawer
 
 def test_nothing_to_read_leaves_the_memory_alone(pipe: tuple[int, int], drawer: Drawer) -> None:
     memory = memoryview(bytearray(b"x" * 70000))
-    assert MessageReader(memory, drawer).read(pipe[0], 70000, number) == 0
+    assert MessageReader(memory, drawer).read(pipe[0], 70000, 0, number) == 0
     assert bytes(memory) == b"x" * 70000
 
 

@@ -465,6 +465,27 @@ def test_second_slot_is_lent_only_with_much_and_its_stream_hears_when_the_first_
     os.close(writing)
 
 
+def test_credit_and_a_slot_that_come_together_are_told_once(world: World) -> None:
+    share(world)
+    pipe, writing = os.pipe2(os.O_NONBLOCK)
+    conveyor.enlarge(writing, 1 << 20)
+    handler = Waiting()
+    stream = world.link.open(111, handler)
+    world.until(lambda: world.link.writable(stream) > limits.MUX_INITIAL_CREDIT)
+    os.write(writing, bytes(1 << 20))
+    assert world.link.convey(stream, pipe, header)
+    world.until(lambda: any(isinstance(event, SharedReceived) for event in world.events))
+    world.link.notify_writable(stream)
+    shared = next(event for event in world.events if isinstance(event, SharedReceived))
+    world.mux.consumed(stream, shared.size)
+    world.mux.free(shared.slot)
+    world.until(lambda: handler.log)
+    assert handler.log == ["writable"]
+    assert world.link.has_room(stream)
+    os.close(pipe)
+    os.close(writing)
+
+
 def test_messages_that_are_framed_already_are_lent_as_they_are(world: World) -> None:
     memory = share(world)
     payload = os.urandom(200_000)

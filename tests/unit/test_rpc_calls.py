@@ -107,6 +107,22 @@ async def test_stdout_and_stderr_flood_at_once_both_arrive_whole(qube: FakeQube)
     assert (code, len(output), len(errors)) == (0, 3000000, 3000000)
 
 
+async def test_error_output_has_its_turn_beside_an_endless_stream(qube: FakeQube) -> None:
+    reader, writer = os.pipe()
+    null = os.open(os.devnull, os.O_WRONLY)
+    command = "while sleep 0.05; do echo word >&2; done & head -c 4000000 /dev/zero; cat /dev/zero 2>/dev/null"
+    call = asyncio.create_task(run(qube.rpc_socket, command, stdout=null, stderr=writer, timeout=60))
+    with os.fdopen(reader, "rb") as errors:
+        async with asyncio.timeout(30):
+            for _ in range(20):
+                assert await asyncio.to_thread(errors.readline) == b"word\n"
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    os.close(writer)
+    os.close(null)
+
+
 async def test_command_on_descriptors_reads_and_writes_them(qube: FakeQube, tmp_path: Path) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(BIG[:200000])
