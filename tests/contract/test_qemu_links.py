@@ -103,6 +103,12 @@ async def until_ping(machine: Machine, address: str) -> None:
             pass
 
 
+async def send_much(machine: Machine, address: str) -> None:
+    """Several times what the socket between two machines takes."""
+    large = f"ping -c 1 -W 1 -s 60000 {address} >/dev/null"
+    await run_in_guest(machine, f"for i in $(seq 40); do {large} & done; wait")
+
+
 async def test_frames_pass_between_two_linked_guests_and_stop_when_they_are_parted(
     world: QemuWorld, driver: QemuDriver
 ) -> None:
@@ -112,7 +118,11 @@ async def test_frames_pass_between_two_linked_guests_and_stop_when_they_are_part
         await driver.link(one, net, 2)
         await give_address(net, link_mac(2), "10.1.0.1/24")
         await until_ping(one, "10.1.0.1")
+        # With frames on their way that nobody took.
+        await net.pause()
+        await send_much(one, "10.1.0.1")
         await driver.unlink(net, 2)
+        await net.resume()
         assert not await can_ping(one, "10.1.0.1")
         # Back again, on another number: the client's interface is the one it always had.
         await driver.link(one, net, 3)
@@ -128,6 +138,9 @@ async def test_client_of_a_provider_that_died_is_linked_to_another(world: QemuWo
                 await driver.link(one, net, 0)
                 await give_address(net, link_mac(0), "10.1.0.1/24")
                 await until_ping(one, "10.1.0.1")
+                # It dies with frames on their way that it did not take.
+                await net.pause()
+                await send_much(one, "10.1.0.1")
 
 
 async def test_provider_that_takes_no_frames_does_not_hold_its_client(world: QemuWorld, driver: QemuDriver) -> None:
@@ -137,9 +150,7 @@ async def test_provider_that_takes_no_frames_does_not_hold_its_client(world: Qem
         await give_address(one, MAC, "10.1.0.2/24")
         await until_ping(one, "10.1.0.1")
         await net.pause()
-        # Several times what the socket between the two takes.
-        large = "ping -c 1 -W 1 -s 60000 10.1.0.1 >/dev/null"
-        await run_in_guest(one, f"for i in $(seq 40); do {large} & done; wait")
+        await send_much(one, "10.1.0.1")
         async with asyncio.timeout(GUEST_LIMIT_S):
             assert await run_in_guest(one, "echo alive") == b"alive\n"
             assert await driver.links(one) == frozenset()
@@ -159,6 +170,8 @@ async def test_way_out_that_is_lost_is_replaced_and_the_interface_stays(
         await until_ping(one, OUTSIDE_GATEWAY)
         name, first = await interface(one, MAC), way_out_of(one)
         os.kill(first, how)
+        # (A process that hangs takes nothing of it.)
+        await send_much(one, OUTSIDE_GATEWAY)
         async with asyncio.timeout(GUEST_LIMIT_S):
             while way_out_of(one) == first:
                 await asyncio.sleep(POLL_S)

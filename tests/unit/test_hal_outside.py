@@ -24,7 +24,7 @@ UID = 0x7000_0007
 async def started(folder: Path, user: HostUser | None = None) -> tuple[socket.socket, WayOut]:
     machine, cable = socket.socketpair()
     with cable:
-        return machine, await join(folder, cable, user)
+        return machine, await join(folder, cable.fileno(), user)
 
 
 async def lost(way: WayOut) -> str:
@@ -91,7 +91,7 @@ async def test_one_that_cannot_begin_is_told_with_its_words(tmp_path: Path, monk
     monkeypatch.setattr(outside, "_RUN", "import sys; print('no way out', file=sys.stderr); sys.exit(1)")
     machine, cable = socket.socketpair()
     with machine, cable, pytest.raises(DriverError) as caught:
-        await join(tmp_path, cable, None)
+        await join(tmp_path, cable.fileno(), None)
     assert "no way out" in caught.value.detail
     assert WayOut.find(tmp_path) is None
 
@@ -101,7 +101,7 @@ async def test_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(outside, "_RUN", outside._RUN.replace("from insula", f"{missing}from insula"))
     machine, cable = socket.socketpair()
     with machine, cable, pytest.raises(DriverError) as caught:
-        await join(tmp_path, cable, None)
+        await join(tmp_path, cable.fileno(), None)
     assert "libnone.so.0" in caught.value.detail
 
 
@@ -112,7 +112,7 @@ async def test_one_that_is_not_in_its_sandbox_in_time_is_ended(tmp_path: Path, m
     machine, cable = socket.socketpair()
     with machine:
         with cable, pytest.raises(DriverError, match="within 1 s"):
-            await join(tmp_path, cable, None)
+            await join(tmp_path, cable.fileno(), None)
         # Nobody holds the other end any more.
         machine.settimeout(LIMIT_S)
         assert machine.recv(1) == b""

@@ -27,7 +27,7 @@ QUIET_S = 0.5
 async def way(tmp_path: Path) -> AsyncIterator[tuple[WayOut, CableGuest]]:
     ours, theirs = socket.socketpair()
     with theirs:
-        found = await join(tmp_path, theirs, None)
+        found = await join(tmp_path, theirs.fileno(), None)
     guest = CableGuest(ours)
     guest.introduce()
     yield found, guest

@@ -12,6 +12,9 @@ shares with QEMU for a moment (pidfd_getfd(2)); QEMU then keeps what does not fi
 A machine that leads outside has a process at the other end of its interface (:mod:`insula.hal.qemu.outside`). It is
 watched here: when it is lost another one is started, and the guest's interface stays what it was.
 
+The daemon keeps a copy of the far end, for a cable that is no longer used is cut before it ends
+(:mod:`insula.hal.qemu.cable`).
+
 Pulling: first the network end goes (from that moment nothing passes), then the guest is asked to let go of the device.
 A guest that does not keeps its port occupied, and nothing else.
 
@@ -25,12 +28,12 @@ import asyncio
 import logging
 import os
 import re
-import socket
 from collections.abc import Callable
 
 from insula.hal.driver import MachineSpec, link_mac
 from insula.hal.errors import DriverError, HalError, MachineGone
 from insula.hal.qemu import outside
+from insula.hal.qemu.cable import Cable
 from insula.hal.qemu.command import (
     LINK_PORT_BUS,
     NIC_BUS,
@@ -47,6 +50,8 @@ from insula.hal.qemu.process import HostUser, VmmProcess
 CABLE_LIMIT_S = 2.0
 """For QEMU to notice that the last cable is gone."""
 CABLE_POLL_S = 0.002
+TURNS = 2
+"""Questions to QEMU until what was ready before has had its turn: it answers from the loop that writes frames."""
 UNPLUG_LIMIT_S = 5.0
 """For a guest to let go of a device that was unplugged; half a second under emulation."""
 UNPLUG_POLL_S = 0.05
@@ -79,6 +84,10 @@ class MachineLinks:
         self._plugging = asyncio.Lock()
         self._is_nic_going = False
         """Whether its guest was asked to let go of its interface, and may not have yet."""
+        self._cable: Cable | None = None
+        """What its interface was linked with last; None: nothing, or an earlier daemon did it."""
+        self._served: dict[int, Cable] = {}
+        """Those of its clients, by number of the link."""
         self._leading: asyncio.Task[None] | None = None
         self._log = logging.getLogger(f"{__name__}.{spec.name}")
 
@@ -87,6 +96,14 @@ class MachineLinks:
         if self._leading is not None:
             self._leading.cancel()
             await asyncio.gather(self._leading, return_exceptions=True)
+        if self._cable is not None:
+            self._cable.close()
+
+    def ended(self) -> None:
+        """Its VMM is gone."""
+        for cable in self._served.values():
+            cable.cut()
+        self._served.clear()
 
     # its clients
 
@@ -103,17 +120,24 @@ class MachineLinks:
         async with self._plugging:
             if number in await self.numbers():
                 raise DriverError(f"link {number} of {name!r} is in use, or its guest still holds it")
-            with await client.open_cable() as cable:
-                netdev, descriptor = _NETDEV.format(number), _DESCRIPTOR.format(number)
-                await self._monitor.give(descriptor, cable.fileno())
-                await self._monitor.execute("netdev_add", {"type": "socket", "id": netdev, "fd": descriptor})
-                bus = LINK_PORT_BUS.format(number)
-                try:
-                    device = interface(_DEVICE.format(number), netdev, bus, link_mac(number))
-                    await self._monitor.execute("device_add", device)
-                except DriverError:
-                    await self._monitor.execute("netdev_del", {"id": netdev})
-                    raise
+            cable = await client.open_cable()
+            try:
+                await self._plug(number, cable)
+            except BaseException:
+                cable.cut()
+                raise
+            self._served[number] = cable
+
+    async def _plug(self, number: int, cable: Cable) -> None:
+        netdev, descriptor = _NETDEV.format(number), _DESCRIPTOR.format(number)
+        await self._monitor.give(descriptor, cable.fileno())
+        await self._monitor.execute("netdev_add", {"type": "socket", "id": netdev, "fd": descriptor})
+        try:
+            device = interface(_DEVICE.format(number), netdev, LINK_PORT_BUS.format(number), link_mac(number))
+            await self._monitor.execute("device_add", device)
+        except DriverError:
+            await self._monitor.execute("netdev_del", {"id": netdev})
+            raise
 
     async def unplug(self, number: int) -> None:
         """See :meth:`insula.hal.driver.Driver.unlink`."""
@@ -126,19 +150,25 @@ class MachineLinks:
                 # It was cut before, and the guest still holds the interface.
                 if "not found" not in error.detail:
                     raise
+            if number in self._served:
+                self._served.pop(number).cut()
             await self._ask_to_let_go(_DEVICE.format(number))
 
     # its own
 
-    async def open_cable(self) -> socket.socket:
-        """Connect to its interface; the caller owns the socket. :raise DriverError: it has none, or it is linked."""
+    async def open_cable(self) -> Cable:
+        """Connect to its interface. Whoever lets go of what is returned cuts it.
+
+        :raise DriverError: it has none, or it is linked.
+        """
         name = self._spec.name
         if self._is_nic_going or not await self.has_nic():
             raise DriverError(f"machine {name!r} has no network interface")
+        await self._end_cut_cable()
         deadline = asyncio.get_running_loop().time() + CABLE_LIMIT_S
         while True:
             try:
-                cable = connect(self._spec.runtime_dir / NIC_SOCKET, is_named=True)
+                cable = Cable(connect(self._spec.runtime_dir / NIC_SOCKET, is_named=True))
                 break
             except BlockingIOError:
                 if asyncio.get_running_loop().time() > deadline:
@@ -151,14 +181,24 @@ class MachineLinks:
         except BaseException:
             cable.close()
             raise
+        self._cable = cable
         return cable
 
-    async def _unblock_other_end(self, cable: socket.socket) -> None:
+    async def _end_cut_cable(self) -> None:
+        """End the one before, once QEMU has heard that nothing is taken any more."""
+        if self._cable is None or not self._cable.is_cut:
+            return
+        for _ in range(TURNS):
+            await self._monitor.plugged_devices()
+        self._cable.close()
+        self._cable = None
+
+    async def _unblock_other_end(self, cable: Cable) -> None:
         name, process = self._spec.name, self._process()
         deadline = asyncio.get_running_loop().time() + CABLE_LIMIT_S
         while True:
             try:
-                other_end = process.socket_to(cable.getsockname())
+                other_end = process.socket_to(cable.name)
             except OSError as error:
                 raise DriverError(f"the interface of machine {name!r} would block its VMM", str(error)) from error
             if other_end is not None:
@@ -206,8 +246,12 @@ class MachineLinks:
                 self._leading = asyncio.create_task(self._keep_leading(way), name=f"way out of {self._spec.name}")
 
     async def _lead_outside(self) -> WayOut:
-        with await self.open_cable() as cable:
-            return await outside.join(self._spec.runtime_dir, cable, self._user)
+        cable = await self.open_cable()
+        try:
+            return await outside.join(self._spec.runtime_dir, cable.fileno(), self._user)
+        except BaseException:
+            cable.cut()
+            raise
 
     async def _keep_leading(self, way: WayOut | None) -> None:
         """Replace a way out that is lost, as long as the machine lives."""
@@ -221,6 +265,8 @@ class MachineLinks:
                     await way.end()
                 finally:
                     way.close()
+                if self._cable is not None:
+                    self._cable.cut()
                 if loop.time() - since > OUTSIDE_STABLE_S:
                     delay_s = OUTSIDE_DELAY_S
                 self._log.warning("its way to the network is lost (%s)", why)

@@ -544,6 +544,7 @@ class QemuMachine:
             self._log.info("the VMM said: %s", output[:LOGGED_OUTPUT])
         if self._process is not None:
             await self._process.wait_sandbox()
+        self._links.ended()
         await self._close_handles()
         if self._owns_folder:
             remove_runtime_files(self._spec.runtime_dir)

@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -118,10 +117,11 @@ class WayOut:
             await self._ended.wait()
 
 
-async def join(folder: Path, cable: socket.socket, user: HostUser | None) -> WayOut:
-    """Start the process on a connection to a machine's interface; the caller closes its copy of ``cable``.
+async def join(folder: Path, cable: int, user: HostUser | None) -> WayOut:
+    """Start the process on a connection to a machine's interface.
 
     :param folder: the machine's run-time folder.
+    :param cable: the connection's descriptor; the caller's, and needed only until this returns.
     :param user: who it is to be, where the daemon is root.
     :raise DriverError: it is not in its sandbox; nothing runs.
     """
@@ -135,7 +135,7 @@ async def join(folder: Path, cable: socket.socket, user: HostUser | None) -> Way
             pulse = os.open(folder / PULSE, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, pulse)
             heartbeat.beat(pulse)
-            numbers = (cable.fileno(), pulse, writer)
+            numbers = (cable, pulse, writer)
             arguments = [*map(str, numbers), *([] if user is None else [str(user.uid)])]
             child = ReapedChild(_popen(arguments, numbers, output))
         try:
