@@ -47,13 +47,13 @@ from insula.hal.qemu.monitor import Monitor
 from insula.hal.qemu.outside import WayOut
 from insula.hal.qemu.process import HostUser, VmmProcess
 
-CABLE_LIMIT_S = 2.0
-"""For QEMU to notice that the last cable is gone."""
+CABLE_LIMIT_S = 10.0
+"""For QEMU to notice that the last cable is gone, on a busy host."""
 CABLE_POLL_S = 0.002
 TURNS = 2
 """Questions to QEMU until what was ready before has had its turn: it answers from the loop that writes frames."""
-UNPLUG_LIMIT_S = 5.0
-"""For a guest to let go of a device that was unplugged; half a second under emulation."""
+UNPLUG_LIMIT_S = 10.0
+"""For a guest to let go of a device that was unplugged; half a second under emulation, on a busy host several."""
 UNPLUG_POLL_S = 0.05
 OUTSIDE_DELAY_S = 0.25
 """Until a lost way out is replaced; twice as long each time it does not last."""

@@ -71,8 +71,8 @@ CLOSE_LIMIT_S = 60.0
 """How long a VMM may take to close its disks after its guest has shut down."""
 DRAIN_LIMIT_S = 1.0
 """For the monitor's last messages after the process has ended; its socket has reached its end by then."""
-CHANNEL_LIMIT_S = 2.0
-"""For QEMU to take a channel's new client, or to notice that the last one left."""
+CHANNEL_LIMIT_S = 5.0
+"""For QEMU to take a channel's new client, or to notice that the last one left, on a busy host."""
 CHANNEL_POLL_S = 0.002
 LEFTOVERS_DELAY_S = 1.0
 """After a machine that waited goes on as a qube: a start, and a first command, are over by then."""
