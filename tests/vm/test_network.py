@@ -25,13 +25,15 @@ import pytest
 
 from insula.hal.qemu.outside import NOTE
 from insula.model.errors import QubesVMNotStartedError
+from insula.model.state import PowerState
 from insula.rpc.client import run_collect
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import create_app_qube
-from insula.testing.net_world import fetch_command
+from insula.testing.net_world import fetch_command, state_of_network
 from insula.testing.vlan_frames import SEND, UNTAGGED
 
-LIMIT_S = 60.0
+LIMIT_S = 120.0
+"""For what must happen, under software emulation on a busy machine."""
 _numbers = itertools.count(1)
 
 
@@ -117,9 +119,15 @@ async def fetches(daemon: DaemonProcess, qube: str, url: str, limit_s: float = 5
 
 
 async def until_fetches(daemon: DaemonProcess, qube: str, url: str) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while not await fetches(daemon, qube, url, 2):
-            pass
+    begin = time.monotonic()
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            while not await fetches(daemon, qube, url):
+                pass
+    except TimeoutError as error:
+        running = [row.name for row in await daemon.client.list_qubes() if row.state is PowerState.RUNNING]
+        state = await state_of_network(daemon, *[name for name in running if name != "dom0"])
+        raise AssertionError(f"{qube} had no page for {time.monotonic() - begin:.0f} s ({error!r})\n{state}") from None
 
 
 async def listen(daemon: DaemonProcess, qube: str, port: int) -> None:

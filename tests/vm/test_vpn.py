@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from insula.testing.net_world import (
     open_world,
     rounds_of_noise,
     start_program,
+    state_of_network,
 )
 
 LIMIT_S = 240.0
@@ -54,14 +56,16 @@ class Chain:
         return result.code == 0 and ANSWER in result.text
 
     async def until_fetches(self, host: str = WEB) -> None:
+        begin = time.monotonic()
         try:
             async with asyncio.timeout(LIMIT_S):
                 while not await self.fetches(host):
                     pass
-        except TimeoutError:
-            print(await self.in_vpn("journalctl -b -u insula-vpn -u insula-agent | tail -40; ip -br address"))
-            print(await self.in_world("cat /run/world/openvpn.log | tail -20; ip -br address"))
-            raise
+        except TimeoutError as error:
+            state = await state_of_network(self.daemon, *NAMES)
+            far_end = await self.in_world("tail -n 20 /run/world/openvpn.log || true")
+            passed_s = time.monotonic() - begin
+            raise AssertionError(f"no page from {host} for {passed_s:.0f} s ({error!r})\n{state}\n{far_end}") from None
 
     async def in_vpn(self, command: str, stdin: str = "") -> str:
         result = await run(self.daemon, VPN, command, user="root", stdin=stdin.encode())

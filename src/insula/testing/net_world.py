@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from insula.model.errors import QubesVMNotFoundError, QubesVMNotStartedError
+from insula.rpc.client import RpcError
 from insula.testing.daemon import DaemonProcess
 from insula.testing.guest import TEMPLATE, run, sh
 
@@ -91,6 +92,13 @@ while True:
     time.sleep(0.5); tcp.close()
 """
 """What a client sends that does not care: questions for names, all protocols, both families; it counts its rounds."""
+_STATE = """
+date +%s; ip -br address; ip rule | grep -v -e main -e default -e local; ip route; ip route show table 5300; ip neigh
+wg show; nft list ruleset | grep 'counter packets' | grep -v 'packets 0 '
+journalctl -b -o short-monotonic -u insula-agent -u insula-vpn | tail -15
+"""
+_LOG_LINES = 30
+"""Of the daemon's log."""
 _ROUNDS = 4
 """Of noise that a test looks at: the first may have begun before, the last may be on its way."""
 
@@ -162,6 +170,18 @@ async def rounds_of_noise(daemon: DaemonProcess, qube: str) -> None:
     """Return when a client has tried everything a few times more, however slow it is."""
     command = f"end=$(($(cat {_NOISE_FILE}) + {_ROUNDS})); until [ $(cat {_NOISE_FILE}) -ge $end ]; do sleep 0.1; done"
     await sh(daemon, qube, command, user="root")
+
+
+async def state_of_network(daemon: DaemonProcess, *qubes: str) -> str:
+    """Why one does not reach another: what each of them has, and what the daemon said, for the message of a failure."""
+    told = []
+    for qube in qubes:
+        try:
+            told.append((await run(daemon, qube, f"exec 2>/dev/null; {_STATE}", user="root")).text)
+        except (RpcError, OSError) as error:
+            told.append(f"does not answer: {error!r}")
+    told.append("\n".join(daemon.log().splitlines()[-_LOG_LINES:]))
+    return "\n".join([f"--- {name}\n{text}" for name, text in zip([*qubes, "insulad"], told, strict=True)])
 
 
 async def discard(daemon: DaemonProcess, *names: str) -> None:
