@@ -14,7 +14,7 @@ from insula.testing.guest import create_app_qube, run, sh
 
 pytestmark = pytest.mark.vm
 
-GONE_S = 30.0
+GONE_S = 120.0
 NAMES = ("copy-from", "copy-to")
 POLICY = """\
 qubes.Filecopy    *                 copy-from  @default  allow target=copy-to

@@ -11,7 +11,7 @@ import pytest
 from insula.admin.client import AdminClient
 from insula.model.errors import QubesException, QubesVMNotRunningError, QubesVMNotStartedError
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import run, sh
+from insula.testing.guest import RUN_TIMEOUT_S, run, sh
 
 FREED_MIB = 120
 GIVEN_BACK_S = 120.0
@@ -54,7 +54,7 @@ async def test_guest_that_powers_itself_off_is_halted_with_its_data_kept(daemon:
     stopped = asyncio.create_task(daemon.client.wait_for(["domain-shutdown"], qube))
     await sh(daemon, qube, "echo kept > ~/file")
     await run(daemon, qube, "systemctl poweroff", user="root")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(RUN_TIMEOUT_S):
         await stopped
     await daemon.client.start(qube)
     assert await sh(daemon, qube, "cat ~/file") == "kept"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from insula.testing.daemon import DaemonProcess
-from insula.testing.guest import create_app_qube, run, sh
+from insula.testing.guest import RUN_TIMEOUT_S, create_app_qube, run, sh
 
 from .conftest import discard
 
@@ -96,7 +96,7 @@ async def test_published_path_and_a_local_program(daemon: DaemonProcess, pair: P
 
 async def test_tcp_service_reaches_the_port_of_the_target(daemon: DaemonProcess, pair: Pair) -> None:
     listening = asyncio.ensure_future(run(daemon, pair.target, "python3 -", stdin=SERVER))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(RUN_TIMEOUT_S):
         while await _is_refused(daemon, pair):
             await asyncio.sleep(0.2)
     assert (await listening).out == f"b'test.Tcp+8123 {pair.caller}\\x00hello\\n'\n".encode()

@@ -47,7 +47,7 @@ os.setsid()
 null = os.open(os.devnull, os.O_RDWR)
 for fd in (0, 1, 2):
     os.dup2(null, fd)
-server.settimeout(60)
+server.settimeout(600)
 since = time.time() + 2208988800 + 3600 - time.monotonic()
 while True:
     question, who = server.recvfrom(1024)

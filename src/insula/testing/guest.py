@@ -20,8 +20,8 @@ TEMPLATE = "debian-12"
 WAITING_TIMEOUT_S = 120.0
 """For machines to be made and to rehearse, on a busy machine."""
 WAITING_POLL_S = 0.1
-RUN_TIMEOUT_S = 60.0
-"""For one command; software emulation on a busy machine is slow."""
+RUN_TIMEOUT_S = 180.0
+"""For one command; software emulation on a busy machine is slow. What ends is not waited for longer than it takes."""
 
 
 def cache_folder() -> Path:
