@@ -34,6 +34,8 @@ from insula.testing.vlan_frames import SEND, UNTAGGED
 
 LIMIT_S = 120.0
 """For what must happen, under software emulation on a busy machine."""
+BUSY_S = 8
+"""Longer than a qube takes to end and to be linked again."""
 _numbers = itertools.count(1)
 
 
@@ -137,6 +139,11 @@ async def listen(daemon: DaemonProcess, qube: str, port: int) -> None:
     assert await run(daemon, qube, f"({server} &); {waiting}") == (0, "")
 
 
+def connect_command(address: str, port: int, limit_s: float) -> str:
+    """What ends well if somebody listens there and can be reached."""
+    return f"python3 -c 'import socket; socket.create_connection((\"{address}\", {port}), {limit_s})'"
+
+
 async def make(daemon: DaemonProcess, name: str, **properties: str) -> str:
     await create_app_qube(daemon.client, name)
     for prop, value in properties.items():
@@ -194,7 +201,7 @@ async def test_more_arrives_at_once_than_an_interface_takes(
     for qube in names[0], names[2]:
         command = f"import urllib.request as r; print(len(r.urlopen('{page}large', timeout=30).read()))"
         assert await run(daemon, qube, f'python3 -c "{command}"') == (0, f"{LARGE_MIB * 2**20}\n")
-        assert await fetches(daemon, qube, page)
+        assert await fetches(daemon, qube, page, LIMIT_S)
 
 
 async def test_nobody_reaches_the_app_qube_from_a_net_qube(daemon: DaemonProcess, names: tuple[str, str, str]) -> None:
@@ -202,9 +209,8 @@ async def test_nobody_reaches_the_app_qube_from_a_net_qube(daemon: DaemonProcess
     net, firewall, app = names
     await listen(daemon, app, 8000)
     address = (await run(daemon, app, "hostname -I"))[1].strip()
-    probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8000), 3); print(1)'"
-    assert (await run(daemon, net, f"ip route add {address} dev vif0.0; {probe}"))[0] != 0
-    assert (await run(daemon, firewall, probe))[1].strip() == "1"
+    assert (await run(daemon, net, f"ip route add {address} dev vif0.0; {connect_command(address, 8000, 3)}"))[0] != 0
+    assert await run(daemon, firewall, connect_command(address, 8000, LIMIT_S)) == (0, "")
 
 
 async def test_forwarded_port_leads_to_the_client_until_it_is_taken_back(
@@ -214,7 +220,7 @@ async def test_forwarded_port_leads_to_the_client_until_it_is_taken_back(
     await listen(daemon, app, 8003)
     # (Its addresses: the first is its own, the others are those it has for its clients.)
     address = (await run(daemon, firewall, "hostname -I"))[1].split()[0]
-    probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8080), 3)'"
+    probe = connect_command(address, 8080, 3)
     assert (await run(daemon, net, probe))[0] != 0
     await daemon.client.set_feature(app, "net.forward", "tcp:8080:8003")
     async with asyncio.timeout(LIMIT_S):
@@ -410,6 +416,24 @@ async def test_net_qube_killed_in_mid_transfer_serves_its_clients_again(
     await until_fetches(daemon, app, page)
 
 
+async def test_client_that_is_back_before_its_net_qube_has_looked_is_linked(
+    daemon: DaemonProcess, names: tuple[str, str, str], page: str
+) -> None:
+    """MC-85: the agent of a busy net qube finds its client as it was, and another interface."""
+    net, firewall, app = names
+    await until_fetches(daemon, app, page)
+    pid = (await run(daemon, net, "systemctl show --property MainPID --value insula-agent"))[1].strip()
+    busy = f"sleep 1; kill -STOP {pid}; sleep {BUSY_S}; kill -CONT {pid}"
+    assert (await run(daemon, net, f"nohup sh -c '{busy}' > /dev/null 2>&1 &"))[0] == 0
+    with pytest.raises(TimeoutError):
+        while True:
+            async with asyncio.timeout(1.5):
+                await run(daemon, net, ":")
+    await daemon.client.kill(firewall)
+    await daemon.client.start(firewall)
+    await until_fetches(daemon, app, page)
+
+
 async def test_way_out_killed_in_mid_transfer_comes_back_by_itself(
     daemon: DaemonProcess, names: tuple[str, str, str], page: str
 ) -> None:
@@ -453,9 +477,8 @@ async def test_clients_of_one_net_qube_do_not_reach_each_other(
         await daemon.client.start(other)
         address = (await run(daemon, app, "hostname -I"))[1].strip()
         await listen(daemon, app, 8001)
-        probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8001), 3)'"
-        assert (await run(daemon, other, probe))[0] != 0
-        assert (await run(daemon, firewall, probe))[0] == 0
+        assert (await run(daemon, other, connect_command(address, 8001, 3)))[0] != 0
+        assert await run(daemon, firewall, connect_command(address, 8001, LIMIT_S)) == (0, "")
     finally:
         await daemon.client.kill(other)
         await daemon.client.remove(other)
