@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -121,8 +122,13 @@ class TestCalls:
     ) -> None:
         """MC-24."""
         asker.may_answer.clear()
-        result = await run(daemon, CALLER, "timeout 2 qrexec-client-vm '' test.Asked < /dev/null")
-        assert result.code == 124
+        asking = "qrexec-client-vm '' test.Asked < /dev/null & echo $! > /tmp/asking; wait $!"
+        calling = asyncio.create_task(run(daemon, CALLER, asking))
+        async with asyncio.timeout(RUN_TIMEOUT_S):
+            while not asker.questions:
+                await asyncio.sleep(0.05)
+        await sh(daemon, CALLER, "kill $(cat /tmp/asking)")
+        assert (await calling).code == 128 + signal.SIGTERM
         async with asyncio.timeout(RUN_TIMEOUT_S):
             while not asker.withdrawn:
                 await asyncio.sleep(0.05)

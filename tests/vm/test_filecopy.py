@@ -125,7 +125,8 @@ async def test_command_runs_in_the_other_qube_with_our_input(qubes: DaemonProces
 async def test_port_of_the_other_qube_is_reachable(qubes: DaemonProcess) -> None:
     server = "import socket; s = socket.create_server(('127.0.0.1', 8000))\nfor _ in range(2):\n  c = s.accept()[0]; "
     server += "c.sendall(c.recv(99).upper()); c.close()"
-    await sh(qubes, "copy-to", f'nohup python3 -c "{server}" > /dev/null 2>&1 < /dev/null & sleep 1')
+    listens = "until ss -Hltn sport = :8000 | grep -q .; do sleep 0.1; done"
+    await sh(qubes, "copy-to", f'nohup python3 -c "{server}" > /dev/null 2>&1 < /dev/null & {listens}')
     client = (
         "import socket\nfor _ in range(2):\n  c = socket.create_connection(('127.0.0.1', 9000)); c.sendall(b'hello')"
     )

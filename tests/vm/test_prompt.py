@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -87,9 +88,11 @@ async def test_mc24_prompt_disappears_with_the_call_and_with_the_qube(
     def is_gone() -> bool:
         return not screen.windows(TITLE)
 
-    call = asyncio.create_task(run(daemon, pair.caller, f"timeout 20 qrexec-client-vm @default {SERVICE}"))
+    asking = f"qrexec-client-vm @default {SERVICE} < /dev/null & echo $! > /tmp/asking; wait $!"
+    call = asyncio.create_task(run(daemon, pair.caller, asking))
     await asyncio.to_thread(prompt.settled)
-    assert (await call).code != 0
+    await sh(daemon, pair.caller, "kill $(cat /tmp/asking)")
+    assert (await call).code == 128 + signal.SIGTERM
     await asyncio.to_thread(screen.wait, is_gone, "the prompt of a program that gave up is still there")
 
     call = asyncio.create_task(run(daemon, pair.caller, f"qrexec-client-vm @default {SERVICE}"))
