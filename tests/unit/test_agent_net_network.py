@@ -226,6 +226,35 @@ def test_interface_that_is_there_before_its_keys_is_nobodys(steps: Steps, machin
     assert not steps.has("10.137.0.7")
 
 
+def test_own_interface_that_went_while_it_was_set_up_is_looked_for_again(steps: Steps, machine: Machine) -> None:
+    """It is found by its address, then by its name: another may be plugged in between."""
+    steps.refused = ("ip: ",)
+    net = Network(machine.loop)
+    net.begin(KEYS, frozenset())
+    assert not steps.has("dev eth0")
+    steps.refused = ()
+    machine.let_pass()
+    assert steps.has("dev eth0")
+    assert steps.has("nameserver")
+    steps.clear()
+    machine.let_pass()
+    assert steps == []
+
+
+def test_qube_that_is_cut_off_has_no_name_servers_though_its_interface_went_first(
+    steps: Steps, machine: Machine
+) -> None:
+    net = Network(machine.loop)
+    net.begin(KEYS, frozenset())
+    steps.clear()
+    steps.refused = ("ip: ",)
+    for path in KEYS:
+        net.key_changed(path, None)
+    machine.let_pass()
+    assert steps.has("resolv.conf")
+    assert not steps.has("nameserver")
+
+
 def test_own_interface_that_was_plugged_anew_is_set_up_again_though_keys_say_the_same(
     steps: Steps, machine: Machine
 ) -> None:

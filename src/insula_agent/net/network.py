@@ -123,7 +123,7 @@ def firewall_of(keys: Mapping[str, bytes], number: int) -> str | None:
 
 
 class NotThere(NetworkError):
-    """An interface is not there, or not yet."""
+    """An interface is not there, not yet or not any more."""
 
 
 class Firewall:
@@ -324,14 +324,21 @@ class Network:
         name = None if uplink is None else self._wait_for(uplink.mac)
         old = None if before is None else interfaces.find(before.mac)
         lines = [] if old is None else [f"address flush dev {old}", f"route flush dev {old}"]
-        if uplink is not None and name is not None:
-            if uplink.address6 is None:
-                _switch_off_ip6(name)
-            route = "disable-default-route" not in self._services
-            lines += uplink.commands(name, with_default_route=route)
-        # All in one run: who waits for the network waits for each start of a program.
-        interfaces.run_ip(lines)
-        self._name_servers_are([] if uplink is None else uplink.dns)
+        if uplink is None:
+            self._name_servers_are([])
+        try:
+            if uplink is not None and name is not None:
+                if uplink.address6 is None:
+                    _switch_off_ip6(name)
+                route = "disable-default-route" not in self._services
+                lines += uplink.commands(name, with_default_route=route)
+            # All in one run: who waits for the network waits for each start of a program.
+            interfaces.run_ip(lines)
+        except (NetworkError, OSError) as error:
+            # It may have been pulled out just now, and another one be about to be plugged.
+            raise NotThere(str(error)) from error
+        if uplink is not None:
+            self._name_servers_are(uplink.dns)
         self._uplink_index = "" if uplink is None else self._index_of(uplink)
         self._uplink = uplink
 
