@@ -414,7 +414,9 @@ TONE = f"""python3 -c "
 import sys
 half = {PERIOD_FRAMES // 2}
 sys.stdout.buffer.write((b'\\0\\x20' * 2 * half + b'\\0\\xe0' * 2 * half) * 3000)" >/tmp/tone"""
-LISTEN = "timeout 9 parec --raw --format=s16le --rate=48000 --channels=2 --latency-msec=50 >/tmp/heard; cat /tmp/heard"
+HEARD_BYTES = 5 * RATE * FRAME
+LISTEN = f"timeout 120 parec --raw --format=s16le --rate=48000 --channels=2 --latency-msec=50 | head -c {HEARD_BYTES}"
+"""Five seconds, however long the qube's sound server takes to begin."""
 PLAY = "paplay --raw --format=s16le --rate=48000 --channels=2 /tmp/tone"
 
 
