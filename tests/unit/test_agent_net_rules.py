@@ -22,7 +22,7 @@ from insula_proto.forward import Forward
 
 ONE = Client(0, b"00:16:3e:5e:6c:00 10.137.0.4")
 TWO = Client(1, b"00:16:3e:5e:6c:00 10.137.0.5 fd09:24ef:4179::a89:5")
-LIMIT_S = 60
+LIMIT_S = 300
 
 
 # texts
@@ -143,7 +143,8 @@ ip -batch "$1_links"
 ping_from() { at "$1" busybox ping -c 1 -W 1 -q "$2" > /dev/null 2>&1 && echo yes || echo no; }
 """
 CONNECT = (
-    "timeout 3 python3 -c 'import socket; socket.create_connection((\"{}\", {}), 1)' 2>/dev/null && echo yes || echo no"
+    "timeout 60 python3 -c 'import socket; socket.create_connection((\"{}\", {}), 1)' 2>/dev/null "
+    "&& echo yes || echo no"
 )
 
 
@@ -183,13 +184,15 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         ),
         "questions with VLAN tags": "cat asked",
         "client reaches a service of the net qube": (
-            "(python3 -m http.server 8000 >/dev/null 2>&1 & echo $! > pid); sleep 1; "
-            "at $one timeout 2 python3 -c "
+            "(python3 -m http.server 8000 >/dev/null 2>&1 & echo $! > pid); "
+            "until grep -q :1F40 /proc/net/tcp; do :; done; "
+            "at $one timeout 60 python3 -c "
             "'import socket; socket.create_connection((\"10.137.0.3\", 8000), 1)' 2>/dev/null "
             "&& echo yes || echo no; kill $(cat pid)"
         ),
         "world reaches a forwarded port": (
-            "(at $one python3 -m http.server 8001 >/dev/null 2>&1 & echo $! > pid); sleep 1; "
+            "(at $one python3 -m http.server 8001 >/dev/null 2>&1 & echo $! > pid); "
+            "at $one sh -c 'until grep -q :1F41 /proc/net/tcp; do :; done'; "
             f"at $world {CONNECT.format('192.0.2.1', 8080)}"
         ),
         "world reaches another port": f"at $world {CONNECT.format('192.0.2.1', 8001)}",
