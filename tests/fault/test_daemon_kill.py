@@ -26,7 +26,7 @@ from insula.testing.guest import build_template, create_app_qube, install, run, 
 
 APP = "test-app"
 PATIENCE_S = 180.0
-NOTICE_S = 30.0
+NOTICE_S = 5.0
 """Within which the end of a VMM is known: at once, but for a busy machine."""
 
 
