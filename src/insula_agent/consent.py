@@ -49,9 +49,11 @@ def private_folder(environment: Mapping[str, str]) -> str:
     base = environment.get("XDG_RUNTIME_DIR", "")
     has_base = base.startswith("/") and os.path.isdir(base)
     folder = f"{base}/insula" if has_base else f"{SHARED_FOLDER}/insula-{os.geteuid()}"
-    if not os.path.lexists(folder):
+    # (contextlib is a slow import.) What was made earlier, or just now by who asks at the same time, is checked below.
+    try:  # noqa: SIM105
         os.mkdir(folder, 0o700)
-    # Made earlier, or by somebody who was quicker.
+    except FileExistsError:
+        pass
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise PermissionError(f"{folder} is not only this user's")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_folder_that_is_a_link_refused(tmp_path: Path, env: dict[str, str]) -> N
     (tmp_path / "run" / "insula").symlink_to(tmp_path)
     with pytest.raises(PermissionError):
         consent.private_folder(env)
+
+
+def test_folder_asked_for_by_several_at_once_is_everybodys(tmp_path: Path, env: dict[str, str]) -> None:
+    folder = tmp_path / "run" / "insula"
+    ready = threading.Barrier(8)
+
+    def ask(_: int) -> str:
+        ready.wait(WAIT_S)
+        return consent.private_folder(env)
+
+    with ThreadPoolExecutor(8) as others:
+        for _ in range(200):
+            assert set(others.map(ask, range(8), timeout=WAIT_S)) == {str(folder)}
+            folder.rmdir()
 
 
 # --- dialogs ---------------------------------------------------------------------------------------------------------
