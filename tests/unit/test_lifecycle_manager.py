@@ -218,6 +218,23 @@ async def test_paused_qube_refuses_a_shutdown_without_force(bench: Bench) -> Non
     assert bench.engine.power_state(WORK) is PowerState.HALTED
 
 
+async def test_qube_killed_while_it_is_unpaused_is_off_and_both_are_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.engine.start(WORK)
+    await bench.engine.pause(WORK)
+
+    async def is_told_late(path: str, value: bytes) -> None:
+        await bench.engine.kill(WORK)
+
+    monkeypatch.setattr(bench.sessions.of("work"), "set_key", is_told_late)
+    with pytest.raises(QubesException, match="ended"):
+        await bench.engine.unpause(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+    await bench.engine.start(WORK)
+    assert bench.engine.power_state(WORK) is PowerState.RUNNING
+
+
 async def test_halted_qube_cannot_be_stopped_or_paused(bench: Bench) -> None:
     for call in (bench.engine.kill(WORK), bench.engine.pause(WORK), bench.engine.unpause(WORK)):
         with pytest.raises(QubesVMNotStartedError):
@@ -322,12 +339,43 @@ async def test_session_that_dies_is_replaced_until_it_keeps_dying(bench: Bench) 
     assert bench.engine.power_state(WORK) is PowerState.RUNNING
 
 
-async def test_stop_all_shuts_down_and_kills_what_does_not_follow(bench: Bench) -> None:
+async def test_stop_all_shuts_down_and_kills_what_does_not_follow(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await bench.engine.start(WORK)
     await bench.engine.start(TEMPLATE)
     bench.guest("work").powers_off_when_asked = False
-    assert await bench.engine.stop_all(timeout_s=0.5) == ["work"]
+    work = bench.engine._supervisors[WORK]
+    wait_ended = work.wait_ended
+
+    async def wait_for_the_other_first(timeout_s: float) -> None:
+        # However long that one takes to keep what it wrote.
+        await bench.until(PowerState.HALTED, TEMPLATE)
+        await wait_ended(timeout_s / 1000)
+
+    monkeypatch.setattr(work, "wait_ended", wait_for_the_other_first)
+    assert await bench.engine.stop_all(timeout_s=60) == ["work"]
     assert bench.engine.power_state(TEMPLATE) is PowerState.HALTED
+    assert bench.engine.power_state(WORK) is PowerState.HALTED
+
+
+async def test_stop_all_does_not_miss_a_qube_that_is_removed_while_its_client_stops(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = QubeName("net")
+    await bench.engine.create(CreateRequest("AppVM", net, "red", template=TEMPLATE))
+    for name in (net, WORK):
+        await bench.engine.start(name)
+    monkeypatch.setattr(bench.engine, "_net_qube_of", {WORK: net}.get)
+    shutdown = bench.engine._supervisors[WORK].shutdown
+
+    async def remove_the_other_first(*, force: bool) -> None:
+        await bench.engine.kill(net)
+        await bench.engine.remove(net)
+        await shutdown(force=force)
+
+    monkeypatch.setattr(bench.engine._supervisors[WORK], "shutdown", remove_the_other_first)
+    assert await bench.engine.stop_all() == []
     assert bench.engine.power_state(WORK) is PowerState.HALTED
 
 

@@ -143,7 +143,10 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
         return QubeName(str(value)) if value else None
 
     async def _stop_or_kill(self, name: QubeName, timeout_s: float) -> bool:
-        supervisor = self._supervisors[name]
+        supervisor = self._supervisors.get(name)
+        if supervisor is None:
+            # It ended by itself while others were stopped, and was removed.
+            return False
         try:
             async with asyncio.timeout(timeout_s):
                 await supervisor.shutdown(force=True)

@@ -271,11 +271,13 @@ class Supervisor:
             await self.host.windows.hide(self.name)
 
     async def unpause(self) -> None:
-        if self.state is not PowerState.PAUSED or self.running is None:
+        running = self.running
+        if self.state is not PowerState.PAUSED or running is None:
             raise QubesVMNotPausedError(f"{self.name} is not paused")
         self.host.publish(self.name, "domain-pre-unpaused")
         await self._tell_time()
-        await self._machine_call(self.running.machine.resume())
+        # It may have been killed meanwhile, and says so.
+        await self._machine_call(running.machine.resume())
         self._state = PowerState.RUNNING
         self.host.publish(self.name, "domain-unpaused")
         await self._show_windows_again()

@@ -95,7 +95,7 @@ class Bench:
         return [g for g in self.computer.guests.values() if g.spec.name == name][-1]
 
     async def until(self, state: PowerState, name: QubeName = WORK) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.engine.power_state(name) is not state:
                 await asyncio.sleep(0)
 
