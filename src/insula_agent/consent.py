@@ -60,6 +60,20 @@ def private_folder(environment: Mapping[str, str]) -> str:
     return folder
 
 
+def lock(path: str) -> int:
+    """Wait to be the only process that has a lock file of a private folder; closing what this returns gives it back.
+
+    :raise OSError:
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 # --- remembering -----------------------------------------------------------------------------------------------------
 
 
@@ -145,9 +159,8 @@ def ask_or_remember(use: str, source: str, question: str, seconds: int, environm
     :raise NobodyToAsk, OSError:
     """
     folder = private_folder(environment)
-    lock = os.open(f"{folder}/{use}.{source}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    held = lock(f"{folder}/{use}.{source}.lock")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         if is_remembered(folder, use, source, seconds, time.time()):
             return True
         if is_remembered(folder, f"{use}-no", source, NO_LASTS_S, time.time()):
@@ -159,4 +172,4 @@ def ask_or_remember(use: str, source: str, question: str, seconds: int, environm
             remember(folder, use, source)
         return is_allowed
     finally:
-        os.close(lock)
+        os.close(held)

@@ -37,24 +37,28 @@ def printable(untrusted_data: bytes) -> str:
 
 def listen(path: str) -> socket.socket:
     """Serve this path. :raise OSError: another terminal does already."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # One at a time: who is about to listen refuses as one that has ended does.
+    held = consent.lock(f"{path}.lock")
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        probe.connect(path)
-    except FileNotFoundError:
-        # Nobody was here.
-        pass
-    except ConnectionRefusedError:
-        # Somebody was, and ended.
-        os.unlink(path)
-    else:
-        raise FileExistsError(f"another terminal answers at {path} already")
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            # Nobody was here.
+            pass
+        except ConnectionRefusedError:
+            # Somebody was, and ended.
+            os.unlink(path)
+        else:
+            raise FileExistsError(f"another terminal answers at {path} already")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(MAX_WAITING)
+        return listener
     finally:
         probe.close()
-    listener.bind(path)
-    os.chmod(path, 0o600)
-    listener.listen(MAX_WAITING)
-    return listener
+        os.close(held)
 
 
 def _question(asker: socket.socket) -> str:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -119,9 +121,18 @@ def test_answer_of_a_dialog(
 def test_dialog_nobody_answers_is_a_no_and_goes_away(
     tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake(tmp_path, "zenity", f"echo $$ >'{tmp_path}/pid'; exec sleep 1000")
+    fake(tmp_path, "zenity", f"echo $$ >'{tmp_path}/pid.new'; mv '{tmp_path}/pid.new' '{tmp_path}/pid'; sleep 1000")
     monkeypatch.setenv("PATH", env["PATH"])
     monkeypatch.setattr(consent, "ANSWER_LIMIT_S", 0.5)
+
+    def wait_once_shown(*arguments: Any) -> Any:
+        deadline = time.monotonic() + WAIT_S
+        while not (tmp_path / "pid").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return select.select(*arguments)
+
+    monkeypatch.setattr(consent, "select", SimpleNamespace(select=wait_once_shown))
     assert not consent.ask("?", {**env, "DISPLAY": ":0"})
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
@@ -138,6 +149,7 @@ def test_after_a_no_nobody_is_asked_for_a_while(
     tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MC-33."""
+    monkeypatch.setattr(consent, "NO_LASTS_S", 3600)  # longer than any machine takes for what follows
     fake(tmp_path, "zenity", f"echo asked >>'{tmp_path}/asked'; exit 1")
     monkeypatch.setenv("PATH", env["PATH"])
     env["DISPLAY"] = ":0"
@@ -262,6 +274,25 @@ def test_second_terminal_is_refused_the_first_goes_on(terminal: Terminal, env: d
     terminal.type("yes\n")
     thread.join(WAIT_S)
     assert answers == [True]
+
+
+def test_terminals_that_begin_at_once_are_one(env: dict[str, str]) -> None:
+    path = f"{consent.private_folder(env)}/{consent.SOCKET}"
+    ready = threading.Barrier(4)
+
+    def begin(_: int) -> socket.socket | None:
+        ready.wait(WAIT_S)
+        try:
+            return consent_terminal.listen(path)
+        except FileExistsError:
+            return None
+
+    with ThreadPoolExecutor(4) as others:
+        for _ in range(200):
+            (one,) = [listener for listener in others.map(begin, range(4), timeout=WAIT_S) if listener is not None]
+            with one, socket.socket(socket.AF_UNIX) as asker:
+                asker.connect(path)
+                one.accept()[0].close()
 
 
 def test_socket_of_a_terminal_that_was_killed_is_taken_over(env: dict[str, str]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from insula.testing.qube_calls import TwoQubes
+from insula_agent.opening import service
 from insula_proto import open_in_vm
 
 
@@ -137,6 +139,30 @@ def test_waits_for_what_goes_on_in_the_background(qubes: TwoQubes) -> None:
     (qubes.here / "f.txt").write_text("text")
     assert qubes.run("qvm-open-in-dvm", "f.txt").returncode == 0
     assert (qubes.here / "f.txt").read_text() == "late\n"
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_program_that_clears_up_behind_itself_meanwhile_does_not_lose_the_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_folder: bool
+) -> None:
+    """One that had run before, and was told what to open, is not waited for: its lock file goes when it likes."""
+    folder = tmp_path / "work-1"
+    folder.mkdir()
+    for name in ("f.txt", "lock"):
+        (folder / name).touch()
+    listdir = os.listdir
+
+    def clear_up_after(path: str) -> list[str]:
+        if is_folder:
+            shutil.rmtree(path)
+            return listdir(path)
+        found = listdir(path)
+        (folder / "lock").unlink()
+        return found
+
+    monkeypatch.setattr(os, "listdir", clear_up_after)
+    service.clear(str(folder))
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("name", ["missing.txt", ".", "fifo"])

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -211,10 +212,38 @@ def test_insula_ssh_add_starts_an_agent_of_the_set(vault: Vault) -> None:
         vault.run("insula-ssh-add", "other", "-q", str(vault.base / "new"))
         assert vault.fingerprint("new").encode() in vault.run("insula-ssh-add", "other", "-l").stdout
     finally:
-        path = keyset.socket_path("other", vault.env).encode()
-        for process in Path("/proc").glob("[0-9]*/cmdline"):
-            if process.exists() and path in process.read_bytes().split(b"\0"):
+        assert end_agents(vault, "other") == 1
+
+
+def test_insula_ssh_add_at_once_starts_one_agent(vault: Vault, tmp_path: Path) -> None:
+    # As slow as a busy machine makes it: between a look at the socket and the agent's being there.
+    real = shutil.which("ssh-agent")
+    (tmp_path / "ssh-agent").write_text(f'#!/bin/sh\nsleep 0.3\nexec {real} "$@"\n')
+    (tmp_path / "ssh-agent").chmod(0o755)
+    vault.env["PATH"] = f"{tmp_path}:{vault.env['PATH']}"
+    try:
+        adding = [
+            subprocess.Popen(
+                ["insula-ssh-add", "other", "-q", vault.base / name], env=vault.env, stderr=subprocess.PIPE
+            )
+            for name in ("one", "two", "new")
+        ]
+        said = [one.communicate(timeout=WAIT_S)[1] for one in adding]
+        assert [one.returncode for one in adding] == [0, 0, 0], said
+        assert len(vault.run("insula-ssh-add", "other", "-l").stdout.splitlines()) == 3
+    finally:
+        assert end_agents(vault, "other") == 1
+
+
+def end_agents(vault: Vault, name: str) -> int:
+    """End the agents of a set that run in the background; how many."""
+    path, count = keyset.socket_path(name, vault.env).encode(), 0
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            if path in process.read_bytes().split(b"\0"):
                 os.kill(int(process.parent.name), signal.SIGTERM)
+                count += 1
+    return count
 
 
 def test_agent_that_does_not_answer_or_lies(vault: Vault) -> None:
@@ -251,7 +280,7 @@ def test_background_agent_says_what_to_set_and_ends_clean(vault: Vault) -> None:
     done = vault.run("sh", "-c", script)
     *listed, path = done.stdout.decode().splitlines()
     assert vault.fingerprint("one") in "\n".join(listed)
-    for _ in range(1000):
+    for _ in range(int(WAIT_S * 100)):
         if not Path(path).exists():
             return
         threading.Event().wait(0.01)

@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 
+from insula_agent import sockets
 from insula_agent.client_call import write_all
 from insula_agent.opening import handlers, running
 from insula_agent.opening.handlers import NoHandler
@@ -81,6 +82,21 @@ def send_file(path: str, sink: int) -> None:
         os.close(fd)
 
 
+def clear(folder: str) -> None:
+    """Remove a folder with what an application has left in it. What stays is told: it is no failure of the edit."""
+    try:
+        for item in os.listdir(folder):
+            # Nothing but files is expected here: copies and locks of editors.
+            if not os.path.isdir(f"{folder}/{item}"):
+                sockets.remove(f"{folder}/{item}")
+        os.rmdir(folder)
+    except FileNotFoundError:
+        # A program that had run before, and was only told what to open, still clears up after itself.
+        return
+    except OSError as error:
+        sys.stderr.write(f"{folder} stays: {error.strerror}\n")
+
+
 def open_file(environment: Mapping[str, str]) -> int:
     """:raise Refused, NoHandler, RemoteProtocolError, OSError:"""
     name = open_in_vm.decode(read_exactly(0, limits.OPEN_NAME_SIZE))
@@ -96,14 +112,7 @@ def open_file(environment: Mapping[str, str]) -> int:
             return 0
         return 1 if code else 0
     finally:
-        for item in os.listdir(folder):
-            # Nothing but files is expected here: copies and locks of editors.
-            if not os.path.isdir(f"{folder}/{item}"):
-                os.unlink(f"{folder}/{item}")
-        try:
-            os.rmdir(folder)
-        except OSError as error:
-            sys.stderr.write(f"{folder} stays: {error.strerror}\n")
+        clear(folder)
 
 
 def parse_url(untrusted_line: bytes) -> str:

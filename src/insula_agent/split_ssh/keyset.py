@@ -144,7 +144,10 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: insula-ssh-add NAME [FILE…, or what else ssh-add takes]\n")
         return 2
     try:
-        path = load(check_name(arguments[0]), os.environ).agent
+        name = check_name(arguments[0])
+        path = load(name, os.environ).agent
+        # One at a time: of two that find no agent, the second would find the name taken, or take it from the first.
+        held = consent.lock(f"{socket_path(name, os.environ)}.lock")
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             probe.connect(path)
@@ -156,6 +159,7 @@ def main(arguments: list[str]) -> int:
             subprocess.run(["ssh-agent", "-a", path], stdout=subprocess.DEVNULL, check=True)
         finally:
             probe.close()
+            os.close(held)
         os.environ["SSH_AUTH_SOCK"] = path
         os.execvp("ssh-add", ["ssh-add", *arguments[1:]])  # noqa: S606 - a vector, no shell
     except (KeysetError, OSError, subprocess.CalledProcessError) as error:
