@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.admin.client import AdminClient, QubeRow
 from insula.model.applications import Application
 from insula.model.names import QubeName
 from insula.testing.cli_runner import Cli, served_cli
@@ -31,6 +32,28 @@ def test_every_qube_that_may_have_windows_is_listed_templates_and_the_host_are_n
     assert rows == [("other", "Terminal"), ("work", "Editor"), ("work", "Web Browser")]
     assert cli.run("features", "work", "gui", "").code == 0
     assert [row["qube"] for row in cli.run("menu", "--json").json] == ["other"]
+
+
+@pytest.mark.parametrize("command", [["menu"], ["net"], ["volume", "ls"], ["ls"]])
+def test_qube_that_is_gone_before_it_is_asked_about_is_left_out(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """As disposables go: at any moment, several a minute."""
+    assert cli.run("create", "other", "--template", "debian-12", "--label", "red").code == 0
+    list_qubes = AdminClient.list_qubes
+
+    async def and_one_goes(client: AdminClient) -> list[QubeRow]:
+        rows = await list_qubes(client)
+        other = QubeName("other")
+        if any(row.name == other for row in rows):
+            cli.await_in_daemon(cli.daemon.engine.remove(other))
+        return rows
+
+    monkeypatch.setattr(AdminClient, "list_qubes", and_one_goes)
+    ran = cli.run(*command, "--json")
+    assert ran.code == 0, ran.err
+    assert "work" in ran.out
+    assert "other" not in ran.out
 
 
 def test_words_that_match_several_list_them_and_none_is_said(cli: Cli) -> None:

@@ -255,6 +255,19 @@ async def test_desktop_that_went_is_not_tried_for_ever(world: World) -> None:
     assert len(world.launch.started) == 2
 
 
+async def test_shown_again_while_the_first_try_fails_ends_with_its_machine_all_the_same(world: World) -> None:
+    world.launch.fails = True
+    first, second = asyncio.create_task(world.show()), asyncio.create_task(world.show(OTHER))
+    with pytest.raises(QubesException, match="cannot be shown"):
+        await first
+    world.launch.fails = False
+    await second
+    [gui] = world.launch.started
+    assert (gui.is_running, gui.desktop) == (True, OTHER)
+    await world.windows.end(WORK)
+    assert not gui.is_running
+
+
 async def test_changed_label_shows_windows_anew(world: World) -> None:
     await world.show()
     world.store.commit(set_property(world.store.system, WORK, "label", "red", all_halted))

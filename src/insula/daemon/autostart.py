@@ -18,8 +18,9 @@ from pathlib import Path
 
 from insula.daemon.paths import Paths
 
-START_TIMEOUT_S = 15.0
-"""Opening the store, the pools and finding running qubes again; a second is usual."""
+START_TIMEOUT_S = 60.0
+"""Opening the store, the pools and finding running qubes again: a second is usual, twenty and more take a machine whose
+every core is wanted. A daemon that fails is noticed at once."""
 POLL_S = 0.05
 
 _spawned: list[subprocess.Popen[bytes]] = []

@@ -30,8 +30,8 @@ from insula.rpc.sockets import address
 
 SETTING = "INSULA_PROMPT"
 """``off`` in the daemon's environment: it starts none."""
-START_TIMEOUT_S = 20.0
-"""Until it listens; two seconds are usual, most of them Qt's."""
+START_TIMEOUT_S = 60.0
+"""Until it listens; two seconds are usual, most of them Qt's. One that ends is noticed at once."""
 POLL_S = 0.05
 END_TIMEOUT_S = 5.0
 MANAGER_TIMEOUT_S = 2.0

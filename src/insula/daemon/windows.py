@@ -148,12 +148,22 @@ class Windows:
         self.are_used = True
         is_users, desktop = desktop is not None, self._desktop if desktop is None else desktop
         self._check(name, desktop)
+        while not await self._show(name, machine, session, desktop, is_users=is_users):
+            # Who was before us has failed, or its machine stands still: what was waited for is not known any more.
+            pass
+
+    async def _show(
+        self, name: QubeName, machine: Machine, session: Session, desktop: Desktop, *, is_users: bool
+    ) -> bool:
+        """As :meth:`show`, by what is known of the qube now; False: it was forgotten before it was our turn."""
         shown = self._shown.setdefault(name, _Shown(machine, desktop))
         async with shown.lock:
+            if self._shown.get(name) is not shown:
+                return False
             if shown.gui is not None and shown.gui.is_running and shown.desktop == desktop:
                 if is_users:
                     shown.gui.expect()
-                return
+                return True
             await self._end_process(shown)
             shown.desktop = desktop
             try:
@@ -164,6 +174,7 @@ class Windows:
             if shown.gui is not None and is_users:
                 shown.gui.expect()
         self._remember(desktop)
+        return True
 
     def _check(self, name: QubeName, desktop: Desktop) -> None:
         system = self._store.system

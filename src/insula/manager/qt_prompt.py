@@ -33,7 +33,8 @@ from insula.policy.agent import Notification
 
 LABELS_TIMEOUT_S = 5.0
 """For the colours of labels; until they come, a label that a user made is grey."""
-_START_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 60.0
+"""For a thread to open a socket; what fails is told at once."""
 
 
 class _Bridge(QObject):
@@ -58,7 +59,8 @@ class _ServerThread(threading.Thread):
     def begin(self) -> None:
         """Return when the socket is there. :raise AlreadyServed, OSError:"""
         self.start()
-        self._is_up.wait(_START_TIMEOUT_S)
+        if not self._is_up.wait(_START_TIMEOUT_S):
+            raise TimeoutError(f"no socket was there after {_START_TIMEOUT_S:g} s")
         if self.error is not None:
             raise self.error
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +21,7 @@ from insula.cli.table import Column
 from insula.manager import display
 from insula.manager import menu as entries
 from insula.manager.menu import Entry
+from insula.model.errors import QubesVMNotFoundError
 from insula.model.klass import Klass
 
 app = typer.Typer(add_completion=False)
@@ -102,16 +105,23 @@ async def find_all(client: AdminClient) -> list[Entry]:
     colours = {name: int(colour, 16) for name, colour in (await client.list_labels()).items()}
     found: list[Entry] = []
     for row in await client.list_qubes():
-        if row.klass in WITHOUT or (await client.get_features(row.name)).get("gui") in OFF:
-            continue
-        label = (await client.get_property("label", row.name)).value
-        colour = colours.get(label, 0)
-        told = [
-            Entry(row.name, colour, item["id"], item["name"], item["comment"], tuple(item["categories"]))
-            for item in await client.applications(row.name)
-        ]
-        found += told or [Entry(row.name, colour, "", "Terminal")]
+        if row.klass not in WITHOUT:
+            # A disposable may end, and be gone, at any moment.
+            with suppress(QubesVMNotFoundError):
+                found += await _find(client, row.name, colours)
     return sorted(found, key=lambda entry: (entry.qube, entry.name.lower()))
+
+
+async def _find(client: AdminClient, qube: str, colours: Mapping[str, int]) -> list[Entry]:
+    """Those of one qube. :raise QubesVMNotFoundError:"""
+    if (await client.get_features(qube)).get("gui") in OFF:
+        return []
+    colour = colours.get((await client.get_property("label", qube)).value, 0)
+    told = [
+        Entry(qube, colour, item["id"], item["name"], item["comment"], tuple(item["categories"]))
+        for item in await client.applications(qube)
+    ]
+    return told or [Entry(qube, colour, "", "Terminal")]
 
 
 def insula() -> list[str]:

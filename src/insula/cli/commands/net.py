@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import typer
 
@@ -12,6 +13,7 @@ from insula.cli.commands.forward import as_object, load, text_of
 from insula.cli.commands.ls import Line, describe
 from insula.cli.connection import with_daemon
 from insula.cli.options import Json
+from insula.model.errors import QubesVMNotFoundError
 from insula.model.klass import Klass
 from insula.model.uplink import CARD_PREFIX, Uplink
 from insula_proto.forward import Forward
@@ -29,9 +31,17 @@ def net(as_json: Json = False) -> None:
     async def work(client: AdminClient) -> tuple[list[Line], dict[str, str], dict[str, list[Forward]]]:
         rows = [row for row in await client.list_qubes() if row.klass not in (Klass.ADMINVM, Klass.REMOTEVM)]
         lines = await describe(client, rows)
-        uplinks = [(line.row.name, await client.get_property("uplink", line.row.name)) for line in lines]
-        outside = {name: uplink.value for name, uplink in uplinks if uplink.value != Uplink.NONE}
-        return lines, outside, {line.row.name: await load(client, line.row.name) for line in lines if line.netvm}
+        outside, forwards, found = {}, {}, []
+        for line in lines:
+            # A disposable may end, and be gone, at any moment.
+            with suppress(QubesVMNotFoundError):
+                uplink = (await client.get_property("uplink", line.row.name)).value
+                if line.netvm:
+                    forwards[line.row.name] = await load(client, line.row.name)
+                if uplink != Uplink.NONE:
+                    outside[line.row.name] = uplink
+                found.append(line)
+        return found, outside, forwards
 
     lines, outside, forwards = with_daemon(work)
     if as_json:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -20,7 +21,12 @@ from insula.cli.options import Json, Qube, SomeQubes, Volume
 from insula.cli.progress import Board
 from insula.cli.table import Cell, Column
 from insula.cli.text import parse_size, size_text
-from insula.model.errors import PermissionDenied, QubesPropertyValueError, QubesVolumeNotFoundError
+from insula.model.errors import (
+    PermissionDenied,
+    QubesPropertyValueError,
+    QubesVMNotFoundError,
+    QubesVolumeNotFoundError,
+)
 from insula.model.property_parsing import flag
 
 IMPORT_CHUNK = 1024 * 1024
@@ -35,12 +41,13 @@ def ls(qubes: SomeQubes = None, as_json: Json = False) -> None:
     """List volumes of all or some qubes."""
 
     async def work(client: AdminClient) -> list[tuple[str, str, VolumeInfo]]:
-        names = qubes or [row.name for row in await client.list_qubes()]
-        return [
-            (qube, volume, await client.volume_info(qube, volume))
-            for qube in names
-            for volume in await client.list_volumes(qube)
-        ]
+        found = []
+        for qube in qubes or [row.name for row in await client.list_qubes()]:
+            # Where all are meant: a disposable may end, and be gone, at any moment.
+            with suppress(*() if qubes else (QubesVMNotFoundError,)):
+                volumes = await client.list_volumes(qube)
+                found += [(qube, volume, await client.volume_info(qube, volume)) for volume in volumes]
+        return found
 
     found = with_daemon(work)
     if as_json:

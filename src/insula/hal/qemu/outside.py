@@ -32,8 +32,9 @@ NOTE = "outside.pid"
 """In the run-time folder: which process it is, for a later daemon."""
 PULSE = "outside.beat"
 """In the run-time folder: when it last showed that it lives."""
-START_LIMIT_S = 15.0
-"""Until the process is in its sandbox: 60 ms, seconds on a busy machine."""
+START_LIMIT_S = 60.0
+"""Until the process is in its sandbox: 60 ms, many seconds on a machine whose every core is wanted. One that ends is
+noticed at once."""
 SILENCE_LIMIT_S = 20.0
 """A process that has written no time for so long hangs: it does every second, and a turn of it takes milliseconds."""
 WATCH_S = 2.0

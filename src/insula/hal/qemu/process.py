@@ -30,8 +30,9 @@ from insula.hal.driver import MachineStats
 from insula.hal.errors import DriverError
 from insula.hal.qemu.sandbox import SandboxFacts, sandbox_argv
 
-SPAWN_LIMIT_S = 15.0
-"""From fork until bubblewrap tells the VMM's pid: milliseconds, seconds on a busy machine."""
+SPAWN_LIMIT_S = 60.0
+"""From fork until bubblewrap tells the VMM's pid: milliseconds, many seconds on a machine whose every core is wanted.
+One that ends is noticed at once."""
 SANDBOX_END_LIMIT_S = 1.0
 """From the VMM's end to bubblewrap's."""
 MAX_INFO = 4096
