@@ -49,7 +49,7 @@ def test_window_is_found_seen_and_clicked(screen: Desktop, tmp_path: Path) -> No
         assert inside.share(0xCC0000) == 1.0
         assert screen.picture().share(0xCC0000) == pytest.approx(200 * 100 / (640 * 480))
         screen.click(window.x + 30, window.y + 40)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=120)
         assert out == "(30, 40)\n"
         screen.wait(lambda: screen.picture().share(0xCC0000) == 0.0, "the square is still there")
         inside.save(tmp_path / "square.png")

@@ -53,7 +53,7 @@ async def test_pair_of_operations_at_once_ends_in_a_valid_state(
             for _ in range(turns):
                 await asyncio.sleep(0)
             second = asyncio.ensure_future(OPERATIONS[pair[1]](bench))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 results = await asyncio.gather(first, second, return_exceptions=True)
             for result in results:
                 assert result is None or isinstance(result, InsulaError), result

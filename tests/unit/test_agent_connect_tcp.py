@@ -60,7 +60,7 @@ def port(environment: dict[str, str]) -> Iterator[int]:
 
 
 def test_each_connection_is_a_call(port: int) -> None:
-    connections = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(5)]
+    connections = [socket.create_connection(("127.0.0.1", port), timeout=120) for _ in range(5)]
     for number, connection in enumerate(connections):
         connection.sendall(b"%d\n" % number)
         connection.shutdown(socket.SHUT_WR)
@@ -81,7 +81,7 @@ def test_port_in_use_is_said(port: int, environment: dict[str, str]) -> None:
         [AGENT / "bin" / "qvm-connect-tcp", f"{port}::22"],
         env=environment,
         capture_output=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1
@@ -93,12 +93,12 @@ def test_in_the_background_it_holds_nothing_of_its_starter(environment: dict[str
     number = free_port()
     command = [AGENT / "bin" / "qvm-connect-tcp", f"{number}:web:443"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, b"")
     assert out.startswith(b"port 443 of web")
     server = owner(number)
     try:
-        with socket.create_connection(("127.0.0.1", number), timeout=30) as connection:
+        with socket.create_connection(("127.0.0.1", number), timeout=120) as connection:
             assert connection.recv(100) == b"-- web qubes.ConnectTCP+443\n"
     finally:
         os.kill(server, signal.SIGTERM)

@@ -67,6 +67,6 @@ def test_sync_clock_takes_only_a_time_of_a_call_that_went_well(tmp_path: Path, a
     env = local_client(tmp_path, answer)
     before = time.time()
     command = SRC / "insula_agent" / "bin" / "qvm-sync-clock"
-    assert subprocess.run([command], env=env, capture_output=True, check=False, timeout=30).returncode == code
+    assert subprocess.run([command], env=env, capture_output=True, check=False, timeout=120).returncode == code
     assert (tmp_path / "calls").read_text() == "@default qubes.GetDate\n"
     assert abs(time.time() - before) < 30

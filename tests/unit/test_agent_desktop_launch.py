@@ -20,7 +20,7 @@ SERVICE = SRC / "insula_agent" / "rpc" / "qubes.StartApp"
 
 def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     env = {**os.environ, "XDG_DATA_HOME": str(folder), "XDG_DATA_DIRS": "/nowhere", "INSULA_LIBRARY": str(SRC)}
-    return subprocess.run([SERVICE, *arguments], env=env, capture_output=True, check=False, timeout=30)
+    return subprocess.run([SERVICE, *arguments], env=env, capture_output=True, check=False, timeout=120)
 
 
 def place(folder: Path, name: str, text: str) -> None:
@@ -64,7 +64,7 @@ def test_application_meets_signals_as_usual(tmp_path: Path) -> None:
     """Python ignores SIGPIPE; what it becomes must not, or its pipelines would not end."""
     place(tmp_path, "b.desktop", "[Desktop Entry]\nExec=grep SigIgn /proc/self/status\n")
     # (A machine's container may have signals of the C library ignored from its start.)
-    usual = subprocess.run(["/bin/grep", "SigIgn", "/proc/self/status"], capture_output=True, check=True, timeout=30)
+    usual = subprocess.run(["/bin/grep", "SigIgn", "/proc/self/status"], capture_output=True, check=True, timeout=120)
     met = start(tmp_path, "b").stdout
     assert met == usual.stdout
     assert not int(met.split()[1], 16) >> (signal.SIGPIPE - 1) & 1

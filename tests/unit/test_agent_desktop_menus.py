@@ -15,7 +15,7 @@ SERVICE = SRC / "insula_agent" / "rpc" / "qubes.GetAppmenus"
 def ask(home: Path) -> str:
     env = {**os.environ, "HOME": str(home), "XDG_DATA_HOME": str(home / "own"), "XDG_DATA_DIRS": str(home / "shared")}
     env["INSULA_LIBRARY"] = str(SRC)
-    return subprocess.run([SERVICE], env=env, capture_output=True, check=True, timeout=30).stdout.decode()
+    return subprocess.run([SERVICE], env=env, capture_output=True, check=True, timeout=120).stdout.decode()
 
 
 def place(folder: Path, name: str, text: str) -> None:

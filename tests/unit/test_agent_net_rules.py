@@ -120,7 +120,11 @@ def split_of(first: str) -> str:
 _WORLD = r"""
 set -e
 at() { nsenter -t "$1" -n "${@:2}"; }
-space() { unshare -n sleep 1000 & eval "$1=$!"; sleep 0.1; }
+own=$(readlink /proc/self/ns/net)
+space() {
+    unshare -n sleep 1000 & eval "$1=$!"
+    until [ "$(readlink /proc/$!/ns/net)" != "$own" ]; do sleep 0.01; done
+}
 space one; space two; space world
 ip link set lo up
 ip link add uplink group 1 type veth peer name eth0 netns $world
@@ -140,10 +144,11 @@ done
 nft -f "$1_rules"
 echo 1 > /proc/sys/net/ipv4/ip_forward
 ip -batch "$1_links"
-ping_from() { at "$1" busybox ping -c 1 -W 1 -q "$2" > /dev/null 2>&1 && echo yes || echo no; }
+# With the seconds that may pass: what is expected to come has the time that a busy machine needs for it.
+ping_from() { at "$1" busybox ping -c 1 -W ${3:-1} -q "$2" > /dev/null 2>&1 && echo yes || echo no; }
 """
 CONNECT = (
-    "timeout 60 python3 -c 'import socket; socket.create_connection((\"{}\", {}), 1)' 2>/dev/null "
+    "timeout 60 python3 -c 'import socket; socket.create_connection((\"{}\", {}), {})' 2>/dev/null "
     "&& echo yes || echo no"
 )
 
@@ -159,18 +164,18 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     (folder / "receive.py").write_text(RECEIVE)
     script = _WORLD.replace('"$1_rules"', f"{folder}/rules").replace('"$1_links"', f"{folder}/links")
     questions = {
-        "client reaches the world": "ping_from $one 192.0.2.2",
-        "client reaches its net qube": "ping_from $one 10.137.0.3",
+        "client reaches the world": "ping_from $one 192.0.2.2 30",
+        "client reaches its net qube": "ping_from $one 10.137.0.3 30",
         "client reaches another": "ping_from $one 10.137.0.5",
         "world reaches a client": "ping_from $world 10.137.0.4",
-        "net qube reaches a client": "busybox ping -c 1 -W 1 -q 10.137.0.4 > /dev/null && echo yes || echo no",
+        "net qube reaches a client": "busybox ping -c 1 -W 30 -q 10.137.0.4 > /dev/null && echo yes || echo no",
         "spoofed source": "at $one ip addr add 10.137.0.5/32 dev lo; "
         "at $one busybox ping -c 1 -W 1 -q -I 10.137.0.5 192.0.2.2 > /dev/null 2>&1 && echo yes || echo no",
         "spoofed hardware address": "at $two ip link set eth0 address 00:16:3e:5e:6c:99; "
         "ip neigh replace 10.137.0.5 lladdr 00:16:3e:5e:6c:99 dev vif1.0 nud permanent; ping_from $two 192.0.2.2; "
         "at $two ip link set eth0 address 00:16:3e:5e:6c:00; "
         "ip neigh replace 10.137.0.5 lladdr 00:16:3e:5e:6c:00 dev vif1.0 nud permanent",
-        "own hardware address again": "ping_from $two 192.0.2.2",
+        "own hardware address again": "ping_from $two 192.0.2.2 30",
         "dropped as spoofed": (
             "echo $(nft list chain ip qubes antispoof | sed -n 's/.*counter packets \\([0-9]*\\).*/\\1/p')"
         ),
@@ -193,13 +198,13 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         "world reaches a forwarded port": (
             "(at $one python3 -m http.server 8001 >/dev/null 2>&1 & echo $! > pid); "
             "at $one sh -c 'until grep -q :1F41 /proc/net/tcp; do :; done'; "
-            f"at $world {CONNECT.format('192.0.2.1', 8080)}"
+            f"at $world {CONNECT.format('192.0.2.1', 8080, 30)}"
         ),
-        "world reaches another port": f"at $world {CONNECT.format('192.0.2.1', 8001)}",
-        "world reaches the client's port itself": f"at $world {CONNECT.format('10.137.0.4', 8001)}",
-        "other client reaches the forwarded port": f"at $two {CONNECT.format('10.137.0.3', 8080)}",
+        "world reaches another port": f"at $world {CONNECT.format('192.0.2.1', 8001, 1)}",
+        "world reaches the client's port itself": f"at $world {CONNECT.format('10.137.0.4', 8001, 1)}",
+        "other client reaches the forwarded port": f"at $two {CONNECT.format('10.137.0.3', 8080, 1)}",
         "forwarding that is taken back": (
-            f"nft -f {folder}/closed; at $world {CONNECT.format('192.0.2.1', 8080)}; kill $(cat pid)"
+            f"nft -f {folder}/closed; at $world {CONNECT.format('192.0.2.1', 8080, 1)}; kill $(cat pid)"
         ),
         "client that is taken off": f"nft -f {folder}/without; ping_from $one 192.0.2.2",
     }

@@ -128,7 +128,7 @@ def test_command_says_how_it_is_used() -> None:
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = str(Path(tunnel.__file__))
     return subprocess.run(
-        ["python3", "-I", "-S", program, *arguments], capture_output=True, text=True, check=False, timeout=30
+        ["python3", "-I", "-S", program, *arguments], capture_output=True, text=True, check=False, timeout=120
     )
 
 

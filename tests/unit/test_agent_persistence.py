@@ -186,8 +186,9 @@ def test_size_that_is_enough_is_taken_at_once(tmp_path: Path) -> None:
         assert persistence._size(file.fileno(), 4096) == 4096
 
 
-def test_size_that_is_too_small_is_given_a_moment(tmp_path: Path) -> None:
+def test_size_that_is_too_small_is_given_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork's kernel learns its disk's size from an interrupt that may still be under way."""
+    monkeypatch.setattr(persistence, "SIZE_PATIENCE", 120.0)
     image = tmp_path / "disk"
     image.write_bytes(bytes(512))
     with image.open("rb+") as file:

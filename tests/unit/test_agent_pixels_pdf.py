@@ -25,10 +25,10 @@ def convert(env: dict[str, str], *arguments: str | Path) -> subprocess.Completed
 def rendered(path: Path) -> list[tuple[int, int, bytes]]:
     """Width, height and pixels of each page, by poppler."""
     pages = []
-    count = subprocess.run(["pdfinfo", path], capture_output=True, check=True, text=True, timeout=30).stdout
+    count = subprocess.run(["pdfinfo", path], capture_output=True, check=True, text=True, timeout=120).stdout
     for page in range(1, int(count.partition("Pages:")[2].split()[0]) + 1):
         argv = ["pdftoppm", "-r", SMALL, "-f", str(page), "-l", str(page), path]
-        pages.append(read_ppm(subprocess.run(argv, capture_output=True, check=True, timeout=30).stdout))
+        pages.append(read_ppm(subprocess.run(argv, capture_output=True, check=True, timeout=120).stdout))
     return pages
 
 
@@ -42,7 +42,7 @@ def images(path: Path) -> list[tuple[int, int, bytes]]:
     """Width, height and pixels of each image in a PDF, by poppler."""
     folder = path.with_suffix(".images")
     folder.mkdir()
-    subprocess.run(["pdfimages", path, folder / "image"], check=True, timeout=30)
+    subprocess.run(["pdfimages", path, folder / "image"], check=True, timeout=120)
     return [read_ppm(image.read_bytes()) for image in sorted(folder.iterdir())]
 
 

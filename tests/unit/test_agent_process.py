@@ -190,7 +190,7 @@ def test_descriptors_in_each_others_places_are_told_apart(tmp_path: Path, order:
         "plan = process.Plan('/bin/sh', ['sh', '-c', show, sys.argv[1]], {'PATH': '/usr/bin:/bin'}, '/')\n"
         "os.waitpid(process.start(plan, *map(int, sys.argv[2:])), 0)\n"
     )
-    subprocess.run([sys.executable, "-c", code, told, *map(str, order)], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code, told, *map(str, order)], check=True, timeout=120)
     assert told.read_text().splitlines() == [f"/memfd:{number} (deleted)" for number in order]
 
 

@@ -33,7 +33,7 @@ class Qube:
         }
 
     def run(self, *argv: str | Path) -> int:
-        return subprocess.run(argv, env=self.env, check=False, timeout=30, stderr=subprocess.DEVNULL).returncode
+        return subprocess.run(argv, env=self.env, check=False, timeout=120, stderr=subprocess.DEVNULL).returncode
 
     @property
     def said(self) -> list[str]:

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -668,11 +669,17 @@ def test_program_that_does_not_finish_its_request_is_closed_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MC-13."""
-    monkeypatch.setattr(requests, "REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr(requests, "REQUEST_TIMEOUT", 3600.0)
     desk = Desk(tmp_path)
     with desk.connect() as half, desk.connect() as whole:
         half.sendall(REQUEST[:-1])
         whole.sendall(REQUEST)
+        clients = desk.requests._clients
+        desk.run_until(lambda: len(clients) == 2 and any(client.request for client in clients))
+        # Now that both were read their time is over, however long that took.
+        for client in clients:
+            assert 0 < client._timer.due - time.monotonic() <= requests.REQUEST_TIMEOUT
+            client._timer.due = 0.0
         desk.run_until(lambda: is_closed(half))
         assert not is_closed(whole)
     desk.requests.close()

@@ -40,7 +40,7 @@ def run(
 ) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "INSULA_LIBRARY": str(FOLDER.parents[1]), **(env or {})}
     return subprocess.run(
-        [FOLDER / name, *arguments], input=stdin, env=environment, capture_output=True, check=False, timeout=30
+        [FOLDER / name, *arguments], input=stdin, env=environment, capture_output=True, check=False, timeout=120
     )
 
 

@@ -39,7 +39,7 @@ def test_first_line_any_text_is_one_word_to_the_shell(text: str) -> None:
     """MC-17: read as the service's bash reads it, which never reads further than the command it is about to run."""
     quoted = "'" + text.replace("'", "'\\''") + "'"
     line = first_line(f"printf %s {quoted}; cat")
-    done = subprocess.run(["bash"], input=line + b"rest", capture_output=True, check=True, timeout=30)
+    done = subprocess.run(["bash"], input=line + b"rest", capture_output=True, check=True, timeout=120)
     assert done.stdout == text.encode() + b"rest"
 
 
@@ -51,7 +51,7 @@ def test_command_becomes_the_client(tmp_path: Path) -> None:
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "INSULA_LIBRARY": str(agent.parent)}
     done = subprocess.run(
         [agent / "bin" / "qvm-run-vm", "work", "echo", "it's"], env=environment, input=b"stdin",
-        capture_output=True, check=True, timeout=30,
+        capture_output=True, check=True, timeout=120,
     )  # fmt: skip
     line = "exec \"${BASH:-/bin/sh}\" -c 'echo it'\\''s' || exit 127\n"
     assert done.stdout.decode() == f"--prefix-data={line}|--|work|qubes.VMShell|stdin"

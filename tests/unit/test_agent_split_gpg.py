@@ -39,7 +39,7 @@ def homes() -> Iterator[tuple[Path, Path]]:
     gpg(other, "--import", data=gpg(vault, "--export"))
     yield vault, other
     for home in (vault, other):
-        subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False, timeout=30)
+        subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False, timeout=120)
     shutil.rmtree(base)
 
 
@@ -142,7 +142,7 @@ def test_hostile_options_refused_by_the_server_itself(
     (tmp_path / "gpg").chmod(0o755)
     service = SRC / "insula_agent" / "rpc" / "qubes.Gpg"
     block = split_gpg.encode_command(arguments)
-    done = subprocess.run([service], input=block, env=env, capture_output=True, check=False, timeout=30)
+    done = subprocess.run([service], input=block, env=env, capture_output=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"Traceback" not in done.stderr
     assert not (tmp_path / "ran").exists()
@@ -152,7 +152,7 @@ def test_hostile_options_refused_by_the_server_itself(
 @pytest.mark.parametrize("data", [b"", b"x", bytes(1027), b"\xff" * 1028])
 def test_server_given_no_command_ends(env: dict[str, str], data: bytes) -> None:
     service = SRC / "insula_agent" / "rpc" / "qubes.Gpg"
-    done = subprocess.run([service], input=data, env=env, capture_output=True, check=False, timeout=30)
+    done = subprocess.run([service], input=data, env=env, capture_output=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"Traceback" not in done.stderr
 
@@ -187,7 +187,7 @@ def test_key_is_imported_when_allowed(env: dict[str, str], homes: tuple[Path, Pa
         assert done.returncode == 0, done.stderr
         assert b"me@localhost" in gpg(ring, "-k")
     finally:
-        subprocess.run(["gpgconf", "--homedir", ring, "--kill", "all"], check=False, timeout=30)
+        subprocess.run(["gpgconf", "--homedir", ring, "--kill", "all"], check=False, timeout=120)
         shutil.rmtree(ring)
 
 
@@ -207,7 +207,7 @@ def test_server_whose_caller_goes_ends_gpg(env: dict[str, str], tmp_path: Path) 
     service = SRC / "insula_agent" / "rpc" / "qubes.Gpg"
     env = {**env, "PATH": f"{tmp_path}:/usr/bin:/bin"}
     command = split_gpg.encode_command(["-b"])
-    done = subprocess.run([service], input=command, env=env, capture_output=True, check=False, timeout=30)
+    done = subprocess.run([service], input=command, env=env, capture_output=True, check=False, timeout=120)
     assert done.returncode == 1
     pid = (tmp_path / "pid").read_text().strip() if (tmp_path / "pid").exists() else ""
     assert not pid or not Path(f"/proc/{pid}").exists()

@@ -107,7 +107,7 @@ def gpg(*arguments: str) -> str:
     """What it says to options, with no key ring to look at and no agent to start."""
     env = {**os.environ, "GNUPGHOME": "/nonexistent", "LC_ALL": "C"}
     argv = ["gpg", "--batch", "--no-autostart", *arguments]
-    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=30).stderr
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=120).stderr
 
 
 @pytest.mark.parametrize("name", sorted(options.WITH_VALUE))

@@ -32,7 +32,7 @@ def update(folder: Path, *, download: int = 0, anew: int = 0) -> tuple[int, list
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     done = subprocess.run(
-        [SERVICE], env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}, check=False, timeout=30,
+        [SERVICE], env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}, check=False, timeout=120,
         stdin=subprocess.DEVNULL, capture_output=True,
     )  # fmt: skip
     return done.returncode, [line.rsplit(" ", 1)[1] for line in calls.read_text().splitlines()]

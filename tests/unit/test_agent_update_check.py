@@ -28,7 +28,7 @@ def look(tmp_path: Path, services: list[str], route: str = "", apt: int = 0) -> 
         "INSULA_SERVICES": str(tmp_path / "services"),
         "INSULA_NOTIFY": str(tmp_path / "notify"),
     }
-    done = subprocess.run([SCRIPT], env=environment, check=False, timeout=30)
+    done = subprocess.run([SCRIPT], env=environment, check=False, timeout=120)
     return done.returncode, [call for call in calls.read_text().split() if call != "ip"]
 
 

@@ -64,7 +64,7 @@ def test_terminal_is_left_and_what_is_open_stays() -> None:
         command = [sys.executable, "-c", LEAVE_TERMINAL]
         # In a session of its own the terminal can become its controlling one, as under a shell.
         shown = subprocess.run(
-            command, stdin=theirs, stdout=subprocess.PIPE, start_new_session=True, check=True, text=True, timeout=30
+            command, stdin=theirs, stdout=subprocess.PIPE, start_new_session=True, check=True, text=True, timeout=120
         )
     finally:
         os.close(ours)

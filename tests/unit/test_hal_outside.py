@@ -7,6 +7,9 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -106,9 +109,25 @@ async def test_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 async def test_one_that_is_not_in_its_sandbox_in_time_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = "import os, sys, time; os.write(int(sys.argv[4]), b'%d\\n' % os.getpid()); time.sleep(60)"
+    told = tmp_path / "told"
+    slow = (
+        "import os, sys, time; os.write(int(sys.argv[4]), b'%d\\n' % os.getpid()); "
+        f"open({str(told)!r}, 'w').close(); time.sleep(600)"
+    )
     monkeypatch.setattr(outside, "_RUN", slow)
     monkeypatch.setattr(outside, "START_LIMIT_S", 1.0)
+    popen = outside._popen
+
+    def until_it_has_told(arguments: Sequence[str], descriptors: Sequence[int], output: int) -> subprocess.Popen[bytes]:
+        """The time to begin in is that of its sandbox, not that of the interpreter on a busy machine."""
+        process = popen(arguments, descriptors, output)
+        end = time.monotonic() + LIMIT_S
+        while not told.exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return process
+
+    monkeypatch.setattr(outside, "_popen", until_it_has_told)
     machine, cable = socket.socketpair()
     with machine:
         with cable, pytest.raises(DriverError, match="within 1 s"):

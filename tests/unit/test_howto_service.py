@@ -44,5 +44,5 @@ def test_file_is_found_and_does_what_the_page_says(tmp_path: Path) -> None:
     assert isinstance(found, Executable)
     assert found.path == str(path)
     assert CALL == "echo hello | qrexec-client-vm vault example.Shout\n"
-    done = subprocess.run([path, "more"], input=b"hello\n", capture_output=True, check=True, timeout=30)
+    done = subprocess.run([path, "more"], input=b"hello\n", capture_output=True, check=True, timeout=120)
     assert done.stdout == b"HELLO\nmore"

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -292,10 +293,16 @@ async def test_rules_that_change_are_told_at_once_and_leave_nothing_of_those_bef
     assert rules_of(bench, "sys-firewall") == {"/insula-firewall/0/00": "action=drop\n", "/insula-firewall/0": "1"}
 
 
-async def test_rule_whose_time_is_over_is_taken_back(bench: Bench) -> None:
-    put_firewall(bench, WORK, f"action=accept expire={int(time.time()) + 3}\naction=drop\n")
+async def test_rule_whose_time_is_over_is_taken_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.engine.start(WORK)
+    now = int(time.time())
+    clock = SimpleNamespace(time=lambda: now)
+    # It stands still until what holds before was seen.
+    monkeypatch.setattr(links, "time", clock)
+    put_firewall(bench, WORK, f"action=accept expire={now + 1}\naction=drop\n")
+    await bench.engine.firewall_changed(WORK)
     assert rules_of(bench, "sys-firewall")["/insula-firewall/0/00"] == "action=accept\naction=drop\n"
+    clock.time = time.time
     async with asyncio.timeout(60):
         while rules_of(bench, "sys-firewall")["/insula-firewall/0/00"] != "action=drop\n":
             await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import pty
 import termios
@@ -127,22 +128,33 @@ async def test_mc32_line_that_names_no_target_allows_nothing(tmp_path: Path, lin
         assert await read(asked) == b"deny"
 
 
-async def test_mc32_keys_before_the_delay_is_over_go_nowhere_and_begin_it_anew(tmp_path: Path) -> None:
-    async with served(tmp_path) as person:
-        asked = await person.ask()
-        told = await person.shows("Which qube may it use?")
-        loop = asyncio.get_running_loop()
-        for _ in range(10):
-            person.type("1\r")
-            typed_last = loop.time()
-            await asyncio.sleep(DELAY_S / 3)
-        told += await person.shows(READY)
-        assert loop.time() - typed_last >= DELAY_S * 0.9
-        assert "1\n" not in told.partition("Which qube")[2].replace("personal", "")
-        person.type("\r")  # had "1" been kept, this would allow
-        await person.shows("Nothing chosen.")
-        person.type("d\r")
-        assert await read(asked) == b"deny"
+async def test_mc32_keys_before_the_delay_is_over_go_nowhere_and_begin_it_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delay_s, loop = 0.5, asyncio.get_running_loop()
+    monkeypatch.setattr(prompt, "ARM_DELAY_S", delay_s)
+    for attempt in range(100):
+        async with served(tmp_path / str(attempt)) as person:
+            moments = [loop.time()]
+            asked = await person.ask()
+            told = await person.shows("Which qube may it use?")
+            for _ in range(10):
+                person.type("1\r")
+                moments.append(loop.time())
+                await asyncio.sleep(delay_s / 3)
+            moments.append(loop.time())
+            if max(later - earlier for earlier, later in itertools.pairwise(moments)) > delay_s * 0.9:
+                # The machine stood still for so long: then nobody typed, and the question counts.
+                continue
+            told += await person.shows(READY)
+            assert loop.time() - moments[-2] >= delay_s * 0.9
+            assert "1\n" not in told.partition("Which qube")[2].replace("personal", "")
+            person.type("\r")  # had "1" been kept, this would allow
+            await person.shows("Nothing chosen.")
+            person.type("d\r")
+            assert await read(asked) == b"deny"
+            return
+    raise AssertionError("nothing can be typed quickly enough on this machine")
 
 
 async def test_mc24_caller_that_goes_takes_its_question_along(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def guest(way: tuple[WayOut, CableGuest]) -> CableGuest:
 @pytest.fixture
 def server() -> Iterator[socket.socket]:
     with socket.create_server((own_address(), 0)) as listening:
-        listening.settimeout(20)
+        listening.settimeout(120)
         yield listening
 
 
@@ -164,7 +164,7 @@ async def test_what_is_no_frame_ends_it(way: tuple[WayOut, CableGuest]) -> None:
 
 async def test_it_shows_that_it_lives(way: tuple[WayOut, CableGuest], tmp_path: Path) -> None:
     begin = time.monotonic()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while (silence := heartbeat.silence_s(tmp_path / PULSE)) is None or silence >= time.monotonic() - begin:
             await asyncio.sleep(0.05)
     assert not way[0].has_ended

@@ -68,7 +68,7 @@ UID = 0x7000_0007 if os.geteuid() == 0 else 0
 @pytest.fixture(scope="module")
 def inside() -> Mapping[str, object]:
     done = subprocess.run(
-        [sys.executable, "-c", INSIDE, str(UID)], capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, "-c", INSIDE, str(UID)], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)

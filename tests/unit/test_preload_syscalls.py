@@ -28,7 +28,7 @@ print(json.dumps({"after": after, "descriptors": sorted(map(int, os.listdir("/pr
 @pytest.fixture
 def changed() -> dict[str, dict[str, str]]:
     """Status of a process that has called several of them."""
-    done = subprocess.run([sys.executable, "-c", CHANGED], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", CHANGED], capture_output=True, text=True, check=True, timeout=120)
     found = json.loads(done.stdout)
     assert isinstance(found, dict)
     return found

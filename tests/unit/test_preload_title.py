@@ -21,7 +21,7 @@ for text in sys.argv[1:]:
 
 def shown(*texts: str) -> bytes:
     command = [sys.executable, "-c", SHOWING, *texts]
-    return subprocess.run(command, capture_output=True, check=True, timeout=30).stdout
+    return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout
 
 
 @pytest.mark.parametrize("text", ["x", "insula-session work", "two words and more"])

@@ -33,7 +33,7 @@ class Thread(threading.Thread):
         self.result = self._work()
 
     def done(self) -> int:
-        self.join(20)
+        self.join(120)
         assert self.result is not None, "it still runs"
         return self.result
 
@@ -48,7 +48,7 @@ class Call:
         errors, self.stderr = socket.socketpair()
         self.service, behind = socket.socketpair()
         for end in (self.stdin, self.stdout, self.stderr, self.service):
-            end.settimeout(20)
+            end.settimeout(120)
 
         def call() -> int:
             end = CallerEnd(oldest=OLDEST_VERSION)
@@ -98,7 +98,7 @@ def test_bytes_arrive_both_ways_whole_and_in_order(size: int, version: int) -> N
     threads[-1].start()
     assert read_all(call.stdout) == back
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert received == [there]
     call.service.close()
     assert call.caller.done() == call.server.done() == 0

@@ -46,7 +46,7 @@ def test_vchan_without_the_other_end_is_given_up_in_time(tmp_path: Path) -> None
         connect_vchan(path, Deadline(0.2))
     with pytest.raises(ChannelTimeout):
         ServedVchan(path).accept(Deadline(0.2))
-    assert 0.4 <= time.monotonic() - begin < 10
+    assert 0.4 <= time.monotonic() - begin < 60
     assert not (tmp_path / "vchan").exists()
 
 

@@ -35,13 +35,13 @@ async def sh(qube: FakeQube, command: str, stdin: bytes = b"") -> tuple[int, byt
 async def calls_are_over(qube: FakeQube) -> None:
     """Wait for the session to have counted the last call's end."""
     assert qube.session is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while qube.session.calls.running or not qube.session.calls.started:
             await asyncio.sleep(0.005)
 
 
 async def is_gone(pid: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             try:
                 os.kill(pid, 0)
@@ -113,7 +113,7 @@ async def test_error_output_has_its_turn_beside_an_endless_stream(qube: FakeQube
     command = "while sleep 0.05; do echo word >&2; done & head -c 4000000 /dev/zero; cat /dev/zero 2>/dev/null"
     call = asyncio.create_task(run(qube.rpc_socket, command, stdout=null, stderr=writer, timeout=60))
     with os.fdopen(reader, "rb") as errors:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             for _ in range(20):
                 assert await asyncio.to_thread(errors.readline) == b"word\n"
         call.cancel()
@@ -198,7 +198,7 @@ async def test_calls_over_the_quota_are_refused_as_busy_the_others_succeed(qube:
     await calls_are_over(qube)
     assert await sh(qube, "echo again") == (0, b"again\n", b"")
     assert qube.session is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         # Told some times a second only.
         while qube.session.calls != CallsChanged(0, limits.MAX_CALLS + 1, 300 - limits.MAX_CALLS + 1):
             await asyncio.sleep(0.01)
@@ -208,7 +208,7 @@ async def test_cancelled_call_ends_its_process_and_frees_its_port(qube: FakeQube
     """MC-22: no orphan process stays, not even one that ignores SIGHUP."""
     pids = qube.folder / "pids"
     call = asyncio.create_task(sh(qube, f"trap '' HUP; sleep 1000 & echo $$ $! > {pids}; wait; sleep 1000"))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not pids.exists() or len(pids.read_text().split()) < 2:
             await asyncio.sleep(0.01)
     call.cancel()
@@ -221,8 +221,13 @@ async def test_cancelled_call_ends_its_process_and_frees_its_port(qube: FakeQube
 
 async def test_timeout_ends_the_command(qube: FakeQube) -> None:
     """MC-22: a handler that hangs."""
-    with pytest.raises(TimeoutError):
-        await run_collect(qube.rpc_socket, "sleep 1000", timeout=0.3)
+    limit_s, pid = 0.3, qube.folder / "pid"
+    # Until it is one that had begun, on a machine however busy.
+    while not pid.exists() or not pid.read_text():
+        with pytest.raises(TimeoutError):
+            await run_collect(qube.rpc_socket, f"echo $$ > {pid}; exec sleep 1000", timeout=limit_s)
+        limit_s *= 2
+    await is_gone(int(pid.read_text()))
     await calls_are_over(qube)
 
 
@@ -235,7 +240,7 @@ async def test_output_over_the_limit_ends_the_command(qube: FakeQube) -> None:
 async def test_detached_command_runs_on_after_the_call(qube: FakeQube) -> None:
     done = qube.folder / "done"
     await run_detached(qube.rpc_socket, f"sleep 0.2; echo yes > {done}", user="DEFAULT", timeout=60)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not done.exists() or not done.read_text():
             await asyncio.sleep(0.01)
     await calls_are_over(qube)
@@ -276,7 +281,7 @@ async def test_keys_are_shown_in_the_qube_and_changes_follow(qube: FakeQube) -> 
     await qube.session.set_key("/name", b"play")
     await qube.session.set_key("/new", b"1")
     await qube.session.remove_key("/new")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while (qube.folder / "keys" / "name").read_text() != "play" or (qube.folder / "keys" / "new").exists():
             await asyncio.sleep(0.01)
 
@@ -284,13 +289,13 @@ async def test_keys_are_shown_in_the_qube_and_changes_follow(qube: FakeQube) -> 
 async def test_agent_restarted_is_greeted_again_and_running_calls_end(qube: FakeQube) -> None:
     stuck = asyncio.create_task(sh(qube, "echo $$; sleep 1000"))
     assert qube.session is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not qube.session.calls.running:
             await asyncio.sleep(0.005)
     await qube.kill_agent(signal.SIGTERM)
     await qube.start_agent()
-    assert (await asyncio.wait_for(stuck, 30))[0] == 255
-    async with asyncio.timeout(30):
+    assert (await asyncio.wait_for(stuck, 120))[0] == 255
+    async with asyncio.timeout(120):
         while not any(isinstance(message, AgentLost) for message in qube.messages):
             await asyncio.sleep(0.005)
     await qube.ready()

@@ -92,12 +92,18 @@ async def test_answer_of_any_length_comes_with_its_code_after_all_of_it(world: W
     assert world.end.to_qube == 40 * 65536
 
 
-async def test_caller_that_does_not_end_its_request_is_told_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_caller_that_does_not_end_its_request_is_told_so(world: World) -> None:
     """MC-13."""
-    monkeypatch.setattr(host_end, "INPUT_TIMEOUT", 0.1)
     stream = await world.start(10)
     caller = CallerEnd()
     await stream.send(caller.hello())
+    await stream.until(lambda: bool(stream.received))
+    # Now that it has said HELLO its time is over, however long that took.
+    timer = world.end._timer
+    assert timer is not None
+    assert timer.when() - asyncio.get_running_loop().time() <= host_end.INPUT_TIMEOUT
+    timer.cancel()
+    asyncio.get_running_loop().call_soon(world.end._too_slow)
     await stream.until(lambda: stream.is_finished)
     caller.receive(bytes(stream.received))
     assert caller.exit_code == 125

@@ -52,8 +52,9 @@ def test_line_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_program_on_the_right_asks_and_is_answered(tmp_path: Path) -> None:
-    asks = "printf 'yes or no? '; read answer; echo \"so $answer\""
-    code, shown = play(tmp_path, f"beside {asks}\nreply yes\n$ sleep 0.3; echo done\n")
+    said = tmp_path / "said"
+    asks = f"printf 'yes or no? '; read answer; echo \"so $answer\"; touch {said}"
+    code, shown = play(tmp_path, f"beside {asks}\nreply yes\n$ until [ -e {said} ]; do sleep 0.05; done; echo done\n")
     assert code == 0
     assert [line for line in shown if "so yes" in line] == [" " * 36 + "| so yes"]
 

@@ -129,7 +129,7 @@ def test_service_that_is_another_one_is_that_script_to_the_login_shell(name: str
     assert f"/{folder}/{name}" in OWN_SCRIPTS
     assert is_shell_script(found.path)
     for words in ([found.path], ["/bin/sh", "-c", '. "$0"', found.path]):
-        done = subprocess.run([*words, "echo+a-20b"], capture_output=True, check=True, timeout=30)
+        done = subprocess.run([*words, "echo+a-20b"], capture_output=True, check=True, timeout=120)
         assert done.stdout == b"a b\n"
 
 
