@@ -51,7 +51,7 @@ def guest() -> Iterator[ScriptedGuest]:
                 yield made
         finally:
             weston.terminate()
-            weston.wait(20)
+            weston.wait(120)
 
 
 def test_window_is_painted_resized_and_gone_in_its_sandbox(guest: ScriptedGuest) -> None:

@@ -342,7 +342,7 @@ def test_guest_that_breaks_the_protocol_is_shown_no_more(screen: Desktop) -> Non
         guest.window(1, PLACE, GREEN)
         content(screen)
         guest.say_raw(struct.pack("<III", gui.Destroy.kind, 77, 0))
-        assert guest.process.wait(20) == 0
+        assert guest.process.wait(120) == 0
         screen.wait(lambda: not screen.windows(r"\[work\]"), "its window stays")
 
 

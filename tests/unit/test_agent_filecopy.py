@@ -520,7 +520,7 @@ def is_receiver(command_line: Path, qubes: TwoQubes) -> bool:
 def wait_until(is_so: object) -> None:
     assert callable(is_so)
     pause = threading.Event()
-    for _ in range(3000):
+    for _ in range(12000):
         if is_so():
             return
         pause.wait(0.01)
@@ -701,7 +701,7 @@ def test_qfile_agent_is_a_program_of_the_client(qubes: TwoQubes) -> None:
     )  # fmt: skip
     for fd in (*stream, *answers):
         os.close(fd)
-    _, error = sender.communicate(timeout=60)
+    _, error = sender.communicate(timeout=120)
     assert (sender.returncode, receiver.wait(60)) == (0, 0)
     assert b"sent 1/1 KB" in error
     assert (qubes.room / "f").read_bytes() == b"abc"

@@ -32,7 +32,7 @@ def ext4(tmp_path: Path) -> Path:
     image = tmp_path / "disk"
     with image.open("wb") as file:
         file.truncate(SIZE)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, timeout=60)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, timeout=120)
     return image
 
 
@@ -49,7 +49,7 @@ def test_ext4_with_1k_blocks_has_the_right_size(tmp_path: Path) -> None:
     image = tmp_path / "small"
     with image.open("wb") as file:
         file.truncate(8 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "1024", str(image)], check=True, timeout=60)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "1024", str(image)], check=True, timeout=120)
     found = parse_ext(head(image))
     assert found is not None
     assert found.size == 8 << 20
@@ -122,7 +122,11 @@ def test_swap_header_is_what_the_system_takes_for_swap(tmp_path: Path) -> None:
         file.write(header)
         file.truncate(SIZE)
     result = subprocess.run(
-        ["blkid", "-p", "-o", "value", "-s", "TYPE", str(image)], capture_output=True, text=True, check=True, timeout=60
+        ["blkid", "-p", "-o", "value", "-s", "TYPE", str(image)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert result.stdout.strip() == "swap"
 

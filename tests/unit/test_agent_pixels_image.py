@@ -25,12 +25,12 @@ PIXELS = b"".join(bytes((*pixel, 255)) for row in ROWS for pixel in row)
 
 def convert(env: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     argv = [str(CLIENT), *map(str, arguments)]
-    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
 def ask(request: bytes, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
     env = {"INSULA_LIBRARY": str(SRC), "PATH": "/usr/bin:/bin", "XDG_DATA_HOME": str(tmp_path), "XDG_DATA_DIRS": "/no"}
-    return subprocess.run([SERVER], input=request, env=env, capture_output=True, check=False, timeout=60)
+    return subprocess.run([SERVER], input=request, env=env, capture_output=True, check=False, timeout=120)
 
 
 def read_png(data: bytes) -> tuple[int, int, bytes]:

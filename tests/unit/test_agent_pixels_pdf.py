@@ -19,7 +19,7 @@ SMALL = "100"
 
 def convert(env: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     argv = [str(CLIENT), *map(str, arguments)]
-    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
 def rendered(path: Path) -> list[tuple[int, int, bytes]]:
@@ -165,7 +165,7 @@ def test_password_goes_before_the_document(document: Path, tmp_path: Path) -> No
 
 def test_service_understands_a_password_line(document: Path) -> None:
     sent = b"--password=unneeded\n" + document.read_bytes()
-    done = subprocess.run([SERVER, SMALL], input=sent, env=SERVER_ENV, capture_output=True, check=False, timeout=60)
+    done = subprocess.run([SERVER, SMALL], input=sent, env=SERVER_ENV, capture_output=True, check=False, timeout=120)
     assert done.stdout.startswith(b"2\n100 50\n")
     assert len(done.stdout) == len(b"2\n") + 2 * (len(b"100 50\n") + 100 * 50 * 3)
 
@@ -175,7 +175,7 @@ SERVER_ENV = {"INSULA_LIBRARY": str(SRC), "PATH": "/usr/bin:/bin"}
 
 def test_page_too_large_to_be_sent_is_made_to_fit(tmp_path: Path) -> None:
     document = make_pdf([RED_BOX], width=14400, height=10)
-    done = subprocess.run([SERVER, "72"], input=document, env=SERVER_ENV, capture_output=True, check=False, timeout=60)
+    done = subprocess.run([SERVER, "72"], input=document, env=SERVER_ENV, capture_output=True, check=False, timeout=120)
     count, size, pixels = done.stdout.split(b"\n", 2)
     width, height = map(int, size.split())
     assert (count, width) == (b"1", 10000)
@@ -187,7 +187,7 @@ def test_page_too_large_to_be_sent_is_made_to_fit(tmp_path: Path) -> None:
 )
 def test_service_cannot_open_it_says_so_by_its_code(sent: bytes, code: int, tmp_path: Path) -> None:
     env = {**SERVER_ENV, "TMPDIR": str(tmp_path)}
-    done = subprocess.run([SERVER], input=sent, env=env, capture_output=True, check=False, timeout=60)
+    done = subprocess.run([SERVER], input=sent, env=env, capture_output=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (code, b"")
     assert b"Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ async def qube(tmp_path: Path) -> AsyncIterator[FakeQube]:
 
 
 async def serve(qube: FakeQube, command: str, stdin: bytes = b"", user: str = "DEFAULT") -> tuple[int, bytes, bytes]:
-    return await run_collect(qube.rpc_socket, f"QUBESRPC {command}", user=user, stdin=stdin, timeout=60)
+    return await run_collect(qube.rpc_socket, f"QUBESRPC {command}", user=user, stdin=stdin, timeout=120)
 
 
 class Listener:
@@ -215,7 +215,7 @@ async def test_calls_wait_for_the_session_which_is_waited_for_once(qube: FakeQub
 async def test_call_without_gui_does_not_wait(qube: FakeQube) -> None:
     qube.add_service("qubes.WaitForSession", SESSION.format(folder=qube.folder))
     qube.add_service("a.B", "#!/bin/sh\ncat\n", settings="wait-for-session = 1\n")
-    answer = await run_collect(qube.rpc_socket, "nogui:QUBESRPC a.B work", stdin=b"input", timeout=60)
+    answer = await run_collect(qube.rpc_socket, "nogui:QUBESRPC a.B work", stdin=b"input", timeout=120)
     assert answer == (0, b"input", b"")
     assert not (qube.folder / "waited").exists()
 

@@ -20,7 +20,7 @@ from insula_agent.sound.recorder import Recorder
 from insula_proto import sound
 from insula_proto.sound import AHEAD, BLOCK
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 class Qube:

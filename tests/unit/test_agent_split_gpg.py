@@ -66,7 +66,7 @@ def run(
     fds: tuple[int, ...] = (),
 ) -> Run:
     argv = [str(BIN / program), *arguments]
-    return subprocess.run(argv, input=data, env=env, capture_output=True, check=False, timeout=60, pass_fds=fds)
+    return subprocess.run(argv, input=data, env=env, capture_output=True, check=False, timeout=120, pass_fds=fds)
 
 
 def test_sign_in_the_vault_verifies_here(env: dict[str, str], homes: tuple[Path, Path], tmp_path: Path) -> None:

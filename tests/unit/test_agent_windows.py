@@ -92,9 +92,9 @@ def test_gate_opened_is_gone_and_lets_everybody_go_on(gate: Path) -> None:
     waiting = subprocess.Popen(["cat", gate], stdout=subprocess.DEVNULL)
     os.close(descriptor)
     try:
-        assert waiting.wait(20) == 0
+        assert waiting.wait(120) == 0
         # (``input`` fails at once: standard input is no gate any more.)
-        assert opener.wait(20) == 1
+        assert opener.wait(120) == 1
         assert not gate.exists()
     finally:
         for process in (opener, waiting):

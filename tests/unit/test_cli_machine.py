@@ -77,7 +77,7 @@ async def test_events_follow_prints_each_and_reconnects(
 
     async def shown(text: str) -> str:
         nonlocal seen
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while text not in seen:
                 seen += capsys.readouterr().out
                 await asyncio.sleep(0.01)

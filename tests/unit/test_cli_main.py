@@ -18,7 +18,7 @@ from insula.cli.catalogue import COMMANDS
 from insula.daemon.paths import Paths
 from insula.testing.cli_runner import PROGRAM, Cli, Ran, run_cli, served_cli
 
-PROCESS_TIMEOUT_S = 60
+PROCESS_TIMEOUT_S = 120
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from insula.testing.admin_daemon import WORK, admin_daemon
 
 
 async def until(condition: asyncio.Event) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         await condition.wait()
 
 

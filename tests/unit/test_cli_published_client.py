@@ -14,7 +14,7 @@ from insula.testing.cli_runner import Cli, served_cli
 from insula.testing.local_guest import LocalGuest
 
 PROGRAM = "import sys; from insula.cli.published_client import main; sys.exit(main())"
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
 @pytest.fixture

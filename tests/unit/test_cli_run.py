@@ -25,7 +25,7 @@ from insula.model.errors import QubesException
 from insula.testing.cli_runner import PROGRAM, Cli, served_cli
 from insula.testing.local_guest import LocalGuest
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_on_a_desktop_that_is_not_of_x11_it_names_the_desktops_own_way(tmp_path:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert ran.returncode == 1
     assert "take the picture with the desktop's own one" in ran.stderr

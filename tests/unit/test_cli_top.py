@@ -17,7 +17,7 @@ from insula.cli.usage import HostUsage, Sample, Usage, total_kib, usage
 from insula.testing.cli_runner import PROGRAM, Cli, served_cli
 from insula.testing.fake_engine import GUEST_USED_KIB
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
 @pytest.fixture

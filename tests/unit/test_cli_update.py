@@ -92,7 +92,7 @@ def test_service_looks_whether_there_was_room_when_its_package_manager_failed(
         (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
         (tmp_path / name).chmod(0o755)
     done = subprocess.run(
-        ["sh", UPDATE], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, check=False, timeout=60
+        ["sh", UPDATE], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, check=False, timeout=120
     )
     assert done.returncode == code
     assert (b"No space left" in done.stderr) is (code == NO_SPACE)

@@ -24,7 +24,7 @@ from insula.model.state import PowerState
 from insula.testing.admin_daemon import AdminDaemon, admin_daemon
 from insula.testing.local_guest import LocalGuest
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 class Machine:

@@ -142,7 +142,7 @@ async def test_client_that_could_not_be_linked_to_a_net_qube_that_came_back_is_l
     # (The first link of a start is the net qube's own.)
     put(bench, FIREWALL, "netvm", None)
     await bench.engine.start(FIREWALL)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while told(bench, "sys-firewall") == {} or link_of(bench, "work") != ("sys-firewall", 0):
             await asyncio.sleep(0)
 
@@ -303,7 +303,7 @@ async def test_rule_whose_time_is_over_is_taken_back(bench: Bench, monkeypatch: 
     await bench.engine.firewall_changed(WORK)
     assert rules_of(bench, "sys-firewall")["/insula-firewall/0/00"] == "action=accept\naction=drop\n"
     clock.time = time.time
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while rules_of(bench, "sys-firewall")["/insula-firewall/0/00"] != "action=drop\n":
             await asyncio.sleep(0.01)
 
@@ -311,7 +311,7 @@ async def test_rule_whose_time_is_over_is_taken_back(bench: Bench, monkeypatch: 
 async def test_session_that_is_replaced_is_told_all_again(bench: Bench) -> None:
     await bench.engine.start(WORK)
     bench.sessions.of("sys-firewall").die("killed")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while len([name for name, _ in bench.sessions.launched if name == "sys-firewall"]) < 2:
             await asyncio.sleep(0.01)
     assert list(told(bench, "sys-firewall")) == ["/insula-link/0"]

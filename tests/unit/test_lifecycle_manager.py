@@ -333,7 +333,7 @@ async def test_session_that_dies_is_replaced_until_it_keeps_dying(bench: Bench) 
     await bench.engine.start(WORK)
     first = bench.sessions.of("work")
     first.die("kill -9")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while bench.sessions.of("work") is first:
             await asyncio.sleep(0.01)
     assert bench.engine.power_state(WORK) is PowerState.RUNNING
@@ -545,7 +545,7 @@ async def test_power_button_is_pressed_again_for_a_guest_that_did_not_hear_it(be
     guest = bench.guest("work")
     guest.powers_off_when_asked = False
     stopping = asyncio.create_task(bench.engine.shutdown(WORK, force=False, wait=True))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not guest.shutdown_requests:
             await asyncio.sleep(0)
     guest.powers_off_when_asked = True

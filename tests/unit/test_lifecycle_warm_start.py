@@ -45,7 +45,7 @@ def set_property(bench: Bench, name: QubeName, prop: str, value: str | int) -> N
 
 async def made_in_background(bench: Bench) -> None:
     assert bench.engine.seeds is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while bench.engine.seeds.in_making():
             await asyncio.sleep(0)
 
@@ -79,7 +79,7 @@ async def test_start_waits_for_a_seed_that_is_being_made(bench: Bench) -> None:
     assert bench.engine.seeds is not None
     gate = bench.computer.script.hold_next("freeze")
     building = asyncio.create_task(seeded(bench))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while "freeze" not in {method for _, method in bench.computer.script.calls}:
             await asyncio.sleep(0)
     starting = asyncio.create_task(bench.engine.start(WORK))
@@ -182,14 +182,14 @@ async def test_fork_whose_agent_never_answers_is_ended_and_the_qube_boots(
     monkeypatch.setattr(start, "FORK_LIMIT_S", 0.05)
     bench.sessions.answers = False
     starting = asyncio.create_task(bench.engine.start(WORK))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while len([guest for guest in bench.computer.guests.values() if guest.spec.name == "work"]) < 2:
             await asyncio.sleep(0)
     forked, booted = (guest for guest in bench.computer.guests.values() if guest.spec.name == "work")
     assert forked.is_fork
     assert forked.exit is not None
     assert not booted.is_fork
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not bench.sessions.launched or bench.sessions.of("work").keys.get("/name") != "work":
             await asyncio.sleep(0)
     while not starting.done():
@@ -225,7 +225,7 @@ async def test_seed_that_cannot_be_made_leaves_nothing_and_starts_boot(bench: Be
 async def test_machine_that_ends_while_it_is_made_into_a_seed_is_an_error(bench: Bench) -> None:
     bench.sessions.answers = False
     building = asyncio.create_task(seeded(bench))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not bench.sessions.launched:
             await asyncio.sleep(0)
     next(iter(bench.computer.living())).end(MachineExit(ExitKind.CRASHED, "panic"))
@@ -238,11 +238,11 @@ async def test_machine_that_is_stopped_while_it_is_made_into_a_seed_is_an_error(
     """A hypervisor stops a guest whose disk the host cannot extend any more."""
     bench.sessions.answers = False
     building = asyncio.create_task(seeded(bench))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not bench.sessions.launched or next(iter(bench.computer.living())).state is not MachineState.RUNNING:
             await asyncio.sleep(0)
     next(iter(bench.computer.living())).state = MachineState.PAUSED
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         with pytest.raises(SeedFailed, match="no room"):
             await building
     assert list(bench.seeds.folder.iterdir()) == []
@@ -252,7 +252,7 @@ async def test_machine_that_is_stopped_while_it_is_made_into_a_seed_is_an_error(
 async def test_daemon_that_ends_while_a_seed_is_made_leaves_nothing(bench: Bench) -> None:
     bench.sessions.answers = False
     building = asyncio.create_task(seeded(bench))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not bench.sessions.launched:
             await asyncio.sleep(0)
     await bench.reopen()

@@ -30,7 +30,7 @@ def own_modules(entry: str) -> list[Path]:
         "for name, module in sorted(sys.modules.items()):\n"
         "    if name.split('.')[0] in ('insula', 'insula_proto', 'insula_agent'): print(module.__file__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     return [Path(line) for line in done.stdout.splitlines()]
 
 

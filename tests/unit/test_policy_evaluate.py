@@ -49,7 +49,7 @@ def test_command_reads_stdin_and_writes_stdout() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.stderr == ""
     assert json.loads(done.stdout)["response"]["target"] == "vault"

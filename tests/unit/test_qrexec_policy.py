@@ -239,7 +239,7 @@ def test_caller_that_leaves_takes_the_question_back(world: World) -> None:
         peer.connection.shutdown(socket.SHUT_WR)
         prompt, _ = agent.accept()
         with prompt:
-            prompt.settimeout(0.3)
+            prompt.settimeout(WAIT_S)
             while prompt.recv(65536):
                 pass
             prompt.setblocking(False)

@@ -29,7 +29,7 @@ async def qube(tmp_path: Path) -> AsyncIterator[FakeQube]:
 
 
 async def sh(qube: FakeQube, command: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
-    return await run_collect(qube.rpc_socket, command, stdin=stdin, timeout=60)
+    return await run_collect(qube.rpc_socket, command, stdin=stdin, timeout=120)
 
 
 async def calls_are_over(qube: FakeQube) -> None:
@@ -68,7 +68,7 @@ async def test_command_not_found_is_127(qube: FakeQube) -> None:
 
 
 async def test_user_that_cannot_be_had_is_125(qube: FakeQube) -> None:
-    code, _, _ = await run_collect(qube.rpc_socket, "true", user="no-such-user", timeout=60)
+    code, _, _ = await run_collect(qube.rpc_socket, "true", user="no-such-user", timeout=120)
     assert code == 125
 
 
@@ -111,7 +111,7 @@ async def test_error_output_has_its_turn_beside_an_endless_stream(qube: FakeQube
     reader, writer = os.pipe()
     null = os.open(os.devnull, os.O_WRONLY)
     command = "while sleep 0.05; do echo word >&2; done & head -c 4000000 /dev/zero; cat /dev/zero 2>/dev/null"
-    call = asyncio.create_task(run(qube.rpc_socket, command, stdout=null, stderr=writer, timeout=60))
+    call = asyncio.create_task(run(qube.rpc_socket, command, stdout=null, stderr=writer, timeout=120))
     with os.fdopen(reader, "rb") as errors:
         async with asyncio.timeout(120):
             for _ in range(20):
@@ -127,14 +127,14 @@ async def test_command_on_descriptors_reads_and_writes_them(qube: FakeQube, tmp_
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(BIG[:200000])
     with source.open("rb") as stdin, target.open("wb") as stdout:
-        code = await run(qube.rpc_socket, "cat", stdin=stdin.fileno(), stdout=stdout.fileno(), timeout=60)
+        code = await run(qube.rpc_socket, "cat", stdin=stdin.fileno(), stdout=stdout.fileno(), timeout=120)
     assert (code, target.read_bytes()) == (0, BIG[:200000])
 
 
 async def test_command_on_pipes_same_descriptor_for_both_outputs(qube: FakeQube) -> None:
     reader, writer = os.pipe()
     null = os.open(os.devnull, os.O_RDONLY)
-    code = await run(qube.rpc_socket, "echo a; echo b >&2", stdin=null, stdout=writer, stderr=writer, timeout=60)
+    code = await run(qube.rpc_socket, "echo a; echo b >&2", stdin=null, stdout=writer, stderr=writer, timeout=120)
     os.close(null)
     os.close(writer)
     with os.fdopen(reader, "rb") as output:
@@ -144,7 +144,7 @@ async def test_command_on_pipes_same_descriptor_for_both_outputs(qube: FakeQube)
 async def test_slow_reader_of_pipe_gets_everything_and_descriptor_stays_blocking(qube: FakeQube) -> None:
     """MC-14: nothing is held but what fits the buffers on the way."""
     reader, writer = os.pipe()
-    call = asyncio.create_task(run(qube.rpc_socket, "head -c 5000000 /dev/zero", stdout=writer, timeout=60))
+    call = asyncio.create_task(run(qube.rpc_socket, "head -c 5000000 /dev/zero", stdout=writer, timeout=120))
     received = 0
     loop = asyncio.get_running_loop()
     while received < 5000000:
@@ -160,7 +160,7 @@ async def test_slow_reader_of_pipe_gets_everything_and_descriptor_stays_blocking
 async def test_reader_that_went_away_ends_the_command(qube: FakeQube) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    code = await run(qube.rpc_socket, "echo x; cat; exit 3", stdout=writer, timeout=60)
+    code = await run(qube.rpc_socket, "echo x; cat; exit 3", stdout=writer, timeout=120)
     os.close(writer)
     assert code == 3
 
@@ -183,7 +183,7 @@ async def test_calls_over_the_quota_are_refused_as_busy_the_others_succeed(qube:
     os.mkfifo(gate)
     command = f"read line < {gate}; echo ok"
     calls = [asyncio.create_task(sh(qube, command)) for _ in range(300)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while sum(call.done() for call in calls) < 300 - limits.MAX_CALLS:
             await asyncio.sleep(0.01)
     with pytest.raises(QubeBusy):
@@ -233,13 +233,13 @@ async def test_timeout_ends_the_command(qube: FakeQube) -> None:
 
 async def test_output_over_the_limit_ends_the_command(qube: FakeQube) -> None:
     with pytest.raises(client.OutputTooLong):
-        await run_collect(qube.rpc_socket, "cat /dev/zero", limit=100000, timeout=60)
+        await run_collect(qube.rpc_socket, "cat /dev/zero", limit=100000, timeout=120)
     await calls_are_over(qube)
 
 
 async def test_detached_command_runs_on_after_the_call(qube: FakeQube) -> None:
     done = qube.folder / "done"
-    await run_detached(qube.rpc_socket, f"sleep 0.2; echo yes > {done}", user="DEFAULT", timeout=60)
+    await run_detached(qube.rpc_socket, f"sleep 0.2; echo yes > {done}", user="DEFAULT", timeout=120)
     async with asyncio.timeout(120):
         while not done.exists() or not done.read_text():
             await asyncio.sleep(0.01)
@@ -248,7 +248,7 @@ async def test_detached_command_runs_on_after_the_call(qube: FakeQube) -> None:
 
 async def test_detached_command_that_cannot_start_raises(qube: FakeQube) -> None:
     with pytest.raises(client.CallRefused, match="127"):
-        await run_detached(qube.rpc_socket, "QUBESRPC no.Such dom0", user="DEFAULT", timeout=60)
+        await run_detached(qube.rpc_socket, "QUBESRPC no.Such dom0", user="DEFAULT", timeout=120)
 
 
 async def test_service_gets_argument_and_environment_unchanged(qube: FakeQube) -> None:

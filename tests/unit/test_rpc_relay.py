@@ -27,7 +27,7 @@ from insula_proto.mux_events import (
     StreamReset,
 )
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 PIECE = b"sixteen bytes..."
 
 

@@ -22,7 +22,7 @@ def play(tmp_path: Path, scene: str, *more: str) -> tuple[int, list[str]]:
     path = tmp_path / "x.scene"
     path.write_text(scene)
     ran = subprocess.run(
-        [sys.executable, str(SCRIPT), str(path), *more], check=False, stdout=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, str(SCRIPT), str(path), *more], check=False, stdout=subprocess.PIPE, text=True, timeout=120
     )
     return ran.returncode, [re.sub(r"^ *\d+\.\d s  ", "", line) for line in ran.stdout.splitlines() if line]
 

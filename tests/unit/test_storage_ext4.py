@@ -23,7 +23,7 @@ def disk(path: Path, size: int) -> Path:
 
 def tool(name: str, *arguments: str) -> str:
     command = [f"{TOOLS}/{name}", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 @pytest.mark.parametrize("size", [16 * MIB, 100 * MIB + 512, 2 * GIB, 100 * GIB])

@@ -116,7 +116,7 @@ async def test_fold_steps_aside_for_whoever_wants_the_volume(room: Room, monkeyp
     room.keeper.enable()
     room.keeper.schedule(VID)
     await begun.wait()
-    async with asyncio.timeout(60), room.turns.hold(VID):
+    async with asyncio.timeout(120), room.turns.hold(VID):
         assert interrupted == 1
         assert room.layers == 2
     await room.keeper.settle()
@@ -134,7 +134,7 @@ async def test_close_ends_a_fold_and_keeps_the_layers(room: Room, monkeypatch: p
     room.keeper.enable()
     room.keeper.schedule(VID)
     await begun.wait()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         await room.keeper.aclose()
     assert room.layers == 2
     room.keeper.schedule(VID)

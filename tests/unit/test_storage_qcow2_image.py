@@ -23,7 +23,7 @@ def overlay(path: Path, size: int) -> bytes:
 
 
 def qemu_img(*arguments: str) -> str:
-    return subprocess.run(["qemu-img", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(["qemu-img", *arguments], check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 @pytest.mark.parametrize("size", [512, 65536, 512 * MIB, 512 * MIB + 512, 10 * GIB, 4096 * GIB, 16384 * GIB])
@@ -45,9 +45,9 @@ def test_empty_overlay_holds_what_qemu_writes(tmp_path: Path) -> None:
     path = tmp_path / "overlay"
     overlay(path, 2 * GIB)
     write = ["qemu-io", "-f", "qcow2", "-c", "write -P 5 1G 1M", "-c", "write -P 6 2147483136 512", str(path)]
-    subprocess.run(write, check=True, capture_output=True, timeout=60)
+    subprocess.run(write, check=True, capture_output=True, timeout=120)
     read = [*write[:3], "-c", "read -P 5 1G 1M", "-c", "read -P 6 2147483136 512", "-c", "read -P 0 0 1M", str(path)]
-    done = subprocess.run(read, check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(read, check=True, capture_output=True, text=True, timeout=120)
     assert "verification failed" not in done.stdout
     qemu_img("check", "-q", "-f", "qcow2", str(path))
     with path.open("rb") as stream:

@@ -157,7 +157,7 @@ async def test_too_many_layers_in_use_refused_with_reason(pool: Qcow2Pool, monke
 
 
 def rewrite(path: Path, *arguments: str) -> None:
-    subprocess.run(["qemu-img", *arguments, str(path)], check=True, capture_output=True, timeout=60)
+    subprocess.run(["qemu-img", *arguments, str(path)], check=True, capture_output=True, timeout=120)
 
 
 async def test_overlay_whose_header_names_a_backing_file_is_not_committed(pool: Qcow2Pool, tmp_path: Path) -> None:

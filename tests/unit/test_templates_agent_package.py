@@ -44,7 +44,7 @@ def sources(tmp_path: Path) -> Path:
 def contents(package: Path) -> dict[str, str]:
     """Path → permissions and owner."""
     listing = subprocess.run(
-        ["dpkg-deb", "--contents", str(package)], capture_output=True, text=True, check=True, timeout=60
+        ["dpkg-deb", "--contents", str(package)], capture_output=True, text=True, check=True, timeout=120
     ).stdout
     fields = [line.split() for line in listing.splitlines()]
     return {words[5]: f"{words[0]} {words[1]}" for words in fields}
@@ -93,7 +93,7 @@ def test_real_agent_is_packed_whole() -> None:
 def test_wheel_brings_the_same_agent(tmp_path: Path) -> None:
     project = Path(__file__).parents[2]
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=project, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=project, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
@@ -136,7 +136,7 @@ def test_service_that_is_another_one_is_that_script_to_the_login_shell(name: str
 def test_boot_package_takes_the_place_of_what_a_qube_has_no_use_for(tmp_path: Path) -> None:
     package = build_package(boot_package(), tmp_path)
     provides = subprocess.run(
-        ["dpkg-deb", "--field", str(package), "Provides"], capture_output=True, text=True, check=True, timeout=60
+        ["dpkg-deb", "--field", str(package), "Provides"], capture_output=True, text=True, check=True, timeout=120
     ).stdout
     assert provides.strip() == "libasound2-plugins, libgl1-mesa-dri, linux-initramfs-tool"
 

@@ -25,12 +25,12 @@ async def folders(tmp_path: Path) -> AsyncIterator[tuple[Path, Path]]:
 
 
 def check(image: Path) -> None:
-    subprocess.run(["e2fsck", "-fn", str(image)], check=True, capture_output=True, timeout=60)
+    subprocess.run(["e2fsck", "-fn", str(image)], check=True, capture_output=True, timeout=120)
 
 
 def debugfs(image: Path, request: str) -> str:
     return subprocess.run(
-        ["debugfs", "-R", request, str(image)], capture_output=True, text=True, check=True, timeout=60
+        ["debugfs", "-R", request, str(image)], capture_output=True, text=True, check=True, timeout=120
     ).stdout
 
 

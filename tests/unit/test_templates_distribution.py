@@ -26,7 +26,7 @@ def test_unknown_name_is_refused() -> None:
 
 def test_adapt_script_is_a_shell_script() -> None:
     script = find_distribution("debian-12").adapt_script()
-    subprocess.run(["sh", "-n"], input=script.encode(), check=True, timeout=60)
+    subprocess.run(["sh", "-n"], input=script.encode(), check=True, timeout=120)
     assert all(unit in script for unit in MASKED_UNITS)
 
 
@@ -39,11 +39,11 @@ def test_adapt_script_is_a_shell_script() -> None:
 )
 def test_login_shell_starts_no_program_of_its_own(path: str, before: str, after: str) -> None:
     edited = subprocess.run(
-        ["sed", dict(SHELL_START)[path]], input=f"{before}\n", capture_output=True, text=True, check=True, timeout=60
+        ["sed", dict(SHELL_START)[path]], input=f"{before}\n", capture_output=True, text=True, check=True, timeout=120
     ).stdout
     assert edited == f"{after}\n"
     for shell in ("dash", "bash"):
-        root = subprocess.run([shell, "-c", "[ -O / ]"], check=False, timeout=60).returncode == 0
+        root = subprocess.run([shell, "-c", "[ -O / ]"], check=False, timeout=120).returncode == 0
         assert root is (os.geteuid() == Path("/").stat().st_uid)
 
 

@@ -23,7 +23,7 @@ from insula.testing.template_parts import KERNEL_VERSION, tiny_system
 
 def cpio(archive: bytes, *options: str, folder: Path | None = None) -> str:
     result = subprocess.run(
-        ["cpio", "--quiet", *options], input=archive, capture_output=True, check=True, cwd=folder, timeout=60
+        ["cpio", "--quiet", *options], input=archive, capture_output=True, check=True, cwd=folder, timeout=120
     )
     return result.stdout.decode()
 
@@ -66,7 +66,7 @@ def test_folders_come_before_what_is_in_them() -> None:
 
 
 def test_init_is_a_shell_script() -> None:
-    subprocess.run(["sh", "-n"], input=init_script(ROOT_MODULES).encode(), check=True, timeout=60)
+    subprocess.run(["sh", "-n"], input=init_script(ROOT_MODULES).encode(), check=True, timeout=120)
 
 
 def test_system_without_a_needed_module_is_refused(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ async def test_cancelled_run_leaves_no_process(tmp_path: Path, ids: IdMap) -> No
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while processes_in(tmp_path):
             await asyncio.sleep(0.01)
 

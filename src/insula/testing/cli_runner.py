@@ -28,7 +28,7 @@ from insula.testing.admin_daemon import AdminDaemon, admin_daemon
 
 T = TypeVar("T")
 
-THREAD_TIMEOUT_S = 60.0
+THREAD_TIMEOUT_S = 120.0
 
 PROGRAM = """\
 import signal, sys

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from insula.rpc.launcher import RunningSession, SessionLauncher
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 120.0
 
 
 def _services() -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parents[2]
 """What is installed as ``/usr/lib/insula`` in a qube."""
 AGENT = SOURCES / "insula_agent"
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 _CLIENT = """\
 #!/bin/sh

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-LIMIT_S = 30
+LIMIT_S = 120
 GIVE_UP_S = 10.0
 """For a test that forgot to open a gate."""
 

@@ -31,7 +31,7 @@ import socket, struct, sys
 own, other, target, port, tags = *map(socket.inet_aton, sys.argv[1:4]), int(sys.argv[4]), {TAGS!r}
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x806))
 wire.bind(("eth0", 0x806))
-wire.settimeout(10)
+wire.settimeout(60)
 mac = wire.getsockname()[4]
 ends = bytes.fromhex("{_NET_QUBE}") + mac
 def packet(source, name):
@@ -59,7 +59,7 @@ RECEIVE = f"""
 import socket, sys
 receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 receiver.bind((sys.argv[1], int(sys.argv[2])))
-receiver.settimeout(10)
+receiver.settimeout(60)
 arrived = []
 while "{UNTAGGED}" not in arrived:
     arrived.append(receiver.recv(64).decode())
