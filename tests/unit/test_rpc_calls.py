@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.rpc import client, launcher
+from insula.rpc import client, launcher, lending
 from insula.rpc.client import QubeBusy, run, run_collect, run_detached
 from insula.rpc.control import AgentLost, CallsChanged, KeyWritten
 from insula.testing.agent import FakeQube, fake_qube, own_user
@@ -98,6 +98,53 @@ async def test_background_child_that_holds_stdout_delays_the_end(qube: FakeQube)
 async def test_ten_megabytes_each_way_arrive_whole(qube: FakeQube) -> None:
     code, output, _ = await sh(qube, "sha256sum -; ", BIG)
     assert (code, output.split()[0].decode()) == (0, hashlib.sha256(BIG).hexdigest())
+    code, output, _ = await sh(qube, "cat", BIG)
+    assert (code, hashlib.sha256(output).digest()) == (0, hashlib.sha256(BIG).digest())
+
+
+async def test_large_output_is_lent_to_its_caller_and_arrives_whole(
+    qube: FakeQube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By file, by pipe and collected; what is said in between on stderr comes whole too."""
+    taken = []
+    take = lending.Loans.take
+    monkeypatch.setattr(lending.Loans, "take", lambda loans: taken.append(1) or take(loans))
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(BIG * 4)
+    command = f"cat {source}; echo middle >&2; cat {source}"
+    with target.open("wb") as file:
+        assert await run(qube.rpc_socket, command, stdout=file.fileno(), timeout=60) == 0
+    assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(BIG * 8).digest()
+    assert taken
+    # From its beginning now.
+    taken.clear()
+    code, output, errors = await sh(qube, f"cat {source}; echo middle >&2; cat {source} | head -c 1000000")
+    assert (code, errors) == (0, b"middle\n")
+    assert hashlib.sha256(output).digest() == hashlib.sha256(BIG * 4 + BIG[:1000000]).digest()
+    assert len(taken) > 20
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe:
+        reading = asyncio.create_task(asyncio.to_thread(pipe.read))
+        assert await run(qube.rpc_socket, f"cat {source}", stdout=writer, timeout=60) == 0
+        os.close(writer)
+        assert hashlib.sha256(await reading).digest() == hashlib.sha256(BIG * 4).digest()
+
+
+async def test_caller_that_goes_while_memory_is_lent_to_it_harms_no_other(qube: FakeQube) -> None:
+    """MC-14, MC-22: three that do not read, and then all is as before."""
+    assert (await run(qube.rpc_socket, "head -c 10000000 /dev/zero", timeout=60)) == 0
+    reader, writer = os.pipe()
+    stuck = [asyncio.create_task(run(qube.rpc_socket, "cat /dev/zero", stdout=writer, timeout=120)) for _ in range(3)]
+    for _ in range(3):
+        code, output, _ = await sh(qube, "head -c 10000000 /dev/zero")
+        assert (code, len(output)) == (0, 10000000)
+    for call in stuck:
+        assert not call.done()
+        call.cancel()
+    await asyncio.gather(*stuck, return_exceptions=True)
+    os.close(writer)
+    os.close(reader)
+    await calls_are_over(qube)
     code, output, _ = await sh(qube, "cat", BIG)
     assert (code, hashlib.sha256(output).digest()) == (0, hashlib.sha256(BIG).digest())
 

@@ -7,12 +7,14 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
+from insula.hal import frames
 from insula.rpc.call_table import CallTable
 from insula.rpc.channel import Channel, StreamHandler
+from insula.rpc.lending import LOAN, MAX_LENT, SMALLEST, WORD, Borrower, Lender
 from insula.rpc.relay import BULK, Relay
 from insula_proto import bulk, limits, mux
 from insula_proto.mux import Mux
@@ -405,3 +407,125 @@ async def test_call_whose_guest_lends_is_large_from_its_beginning(world: World, 
         await world.until(lambda: relay.from_qube)
         assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= before
         relay.caller_gone()
+
+
+# Memory lent on to the caller
+
+
+class Caller:
+    """The other end of a caller's connection, and how its session sees it."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self.lender = Lender()
+        self.lender.descriptor = frames.make(limits.BULK_SIZE, frames.BULK_NAME)
+        self.borrower = Borrower(self._ours, self.lender)
+        self.borrower.receive(WORD.pack(0))
+        self._theirs.setblocking(False)
+
+    def told(self) -> list[tuple[int, ...]]:
+        with contextlib.suppress(BlockingIOError):
+            return list(LOAN.iter_unpack(self._theirs.recv(4096)))
+        return []
+
+    def close(self) -> None:
+        self.lender.close()
+        self._ours.close()
+        self._theirs.close()
+
+
+@pytest.fixture
+def caller() -> Iterator[Caller]:
+    made = Caller()
+    yield made
+    made.close()
+
+
+async def borrowing(world: World, memory: memoryview, caller: Caller) -> tuple[int, SharingGuest]:
+    stream, guest = await shared(world, memory, peer_serves=False)
+    world.relay._borrower = caller.borrower
+    caller.borrower.on_returned = world.relay._returned
+    await world.until(lambda: world.guest.mux.writable(stream) >= limits.BULK_SLOT_SIZE)
+    return stream, guest
+
+
+async def test_slot_is_lent_on_and_is_the_guests_again_when_the_caller_returns_it(
+    world: World, memory: memoryview, caller: Caller
+) -> None:
+    stream, guest = await borrowing(world, memory, caller)
+    world.guest.mux.send(stream, b"before")
+    await world.guest.flush()
+    guest.lend(stream, bytes(SMALLEST))
+    guest.lend(stream, bytes(2 * SMALLEST))
+    await world.guest.flush()
+    told: list[tuple[int, ...]] = []
+    await world.until(lambda: told.extend(caller.told()) or len(told) == 2)
+    assert [part[1:] for part in told] == [(SMALLEST, 6), (2 * SMALLEST, 6 + SMALLEST)]
+    assert await asyncio.get_running_loop().sock_recv(world.peer, 100) == b"before"
+    assert not has(world.guest, SlotFreed, stream)
+    credit = world.guest.mux.credit(stream)
+    for slot, _, _ in told:
+        caller.borrower.receive(WORD.pack(slot))
+    await world.until(lambda: sum(isinstance(event, SlotFreed) for event in world.guest.events) == 2)
+    assert world.relay.from_qube == 6 + 3 * SMALLEST
+    # What was dealt with may be sent again.
+    guest.lend(stream, bytes(limits.BULK_SLOT_SIZE))
+    await world.guest.flush()
+    await world.until(lambda: caller.lender.lent)
+    [(slot, _, _)] = caller.told()
+    caller.borrower.receive(WORD.pack(slot))
+    await world.until(lambda: world.guest.mux.credit(stream) > credit)
+
+
+async def test_caller_that_goes_gives_its_slots_back(world: World, memory: memoryview, caller: Caller) -> None:
+    stream, guest = await borrowing(world, memory, caller)
+    guest.lend(stream, bytes(SMALLEST))
+    guest.lend(stream, bytes(SMALLEST))
+    await world.guest.flush()
+    await world.until(lambda: caller.lender.lent == 2)
+    world.peer.close()
+    await world.until(lambda: has(world.guest, StreamReset, stream))
+    await world.until(lambda: sum(isinstance(event, SlotFreed) for event in world.guest.events) == 2)
+    assert caller.lender.lent == 0
+    assert world.closed == [limits.FIRST_DATA_PORT]
+
+
+async def test_guest_that_ends_its_stream_has_its_slots_back(world: World, memory: memoryview, caller: Caller) -> None:
+    stream, guest = await borrowing(world, memory, caller)
+    guest.lend(stream, bytes(SMALLEST))
+    await world.guest.flush()
+    await world.until(lambda: caller.lender.lent)
+    world.guest.mux.reset(stream)
+    await world.guest.flush()
+    await world.until(lambda: any(isinstance(event, SlotFreed) for event in world.guest.events))
+    assert caller.lender.lent == 0
+    caller.borrower.receive(WORD.pack(caller.told()[0][0]))
+
+
+async def test_slot_that_cannot_be_lent_on_is_copied(world: World, memory: memoryview, caller: Caller) -> None:
+    """MC-14: callers that do not read hold a share of the slots, and no more."""
+    stream, guest = await borrowing(world, memory, caller)
+    caller.lender.lent = MAX_LENT
+    data = os.urandom(SMALLEST)
+    guest.lend(stream, data)
+    await world.guest.flush()
+    await world.until(lambda: has(world.guest, SlotFreed, stream))
+    received = bytearray()
+    while len(received) < len(data):
+        received += await asyncio.get_running_loop().sock_recv(world.peer, 1 << 20)
+    assert received == data
+
+
+async def test_channel_that_starts_over_takes_lent_slots_with_it(
+    world: World, memory: memoryview, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a caller returns later is none of the new epoch's."""
+    stream, guest = await borrowing(world, memory, caller)
+    guest.lend(stream, bytes(SMALLEST))
+    await world.guest.flush()
+    await world.until(lambda: caller.lender.lent)
+    monkeypatch.setattr(world.owner, "lost", lambda reason: None)
+    world.channel.drop("nonsense")
+    assert caller.lender.lent == 0
+    assert world.closed == [limits.FIRST_DATA_PORT]
+    caller.borrower.receive(WORD.pack(caller.told()[0][0]))

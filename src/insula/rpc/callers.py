@@ -2,7 +2,7 @@
 
 A client says HELLO and sends one EXEC_CMDLINE or JUST_EXEC; it is answered with the port and a descriptor, its end of
 the data channel, or refused with SERVICE_REFUSED and one of the reasons below. The connection stays open until the
-call's port is free again (qrexec §3).
+call's port is free again (qrexec §3); meanwhile it can be lent memory over it (:mod:`insula.rpc.lending`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 
 from insula.rpc.call_table import CallTable
 from insula.rpc.channel import Channel
+from insula.rpc.lending import Borrower, Lender
 from insula.rpc.relay import Relay
 from insula_proto import limits, qrexec
 from insula_proto.errors import RemoteProtocolError
@@ -66,6 +67,8 @@ class _Client:
         self._is_closed = False
         self._is_greeted = False
         self._has_asked = False
+        self.borrower: Borrower | None = None
+        """Once it has a call."""
         self._timer = self._loop.call_later(REQUEST_TIMEOUT, self.close)
         self._loop.add_reader(self._fd, self._readable)
         self._send(qrexec.encode(Hello(qrexec.LOCAL_VERSION)))
@@ -94,8 +97,12 @@ class _Client:
             self._receive(untrusted_data)
         except RemoteProtocolError:
             self.refuse(REFUSED_BAD_REQUEST)
+            self._server.client_gone(self)
 
     def _receive(self, untrusted_data: bytes) -> None:
+        if self.borrower is not None:
+            self.borrower.receive(untrusted_data)
+            return
         while untrusted_data:
             # HELLO alone first: what may follow is known only then.
             size = len(untrusted_data) if self._is_greeted else self._decoder.missing
@@ -119,12 +126,15 @@ class _Client:
         self._send(qrexec.encode(ServiceRefused(reason)))
         self.close()
 
-    def answer(self, data: bytes, descriptor: socket.socket) -> bool:
-        """Send the answer with the caller's end of the data channel; whether that worked."""
+    def answer(self, data: bytes, descriptor: socket.socket, lender: Lender) -> Borrower | None:
+        """Send the answer with the caller's end of the data channel; None: that did not work."""
         try:
-            return socket.send_fds(self._connection, [data], [descriptor.fileno()]) == len(data)
+            if socket.send_fds(self._connection, [data], [descriptor.fileno()]) != len(data):
+                return None
         except OSError:
-            return False
+            return None
+        self.borrower = Borrower(self._connection, lender)
+        return self.borrower
 
     # CallOwner
 
@@ -152,6 +162,7 @@ class CallServer:
         self._domain = 0
         self._default_user = b"user"
         self._clients: set[_Client] = set()
+        self._lender = Lender()
         self._loop = asyncio.get_running_loop()
 
     def configure(self, channel: Channel, domain: int, default_user: str) -> None:
@@ -167,6 +178,11 @@ class CallServer:
         self._listener.close()
         for client in tuple(self._clients):
             client.close()
+        self._lender.close()
+
+    def share(self, descriptor: int) -> None:
+        """Callers may be lent this memory, in which the qube writes. Takes it over; once."""
+        self._lender.descriptor = descriptor
 
     def _accept_more(self) -> None:
         self._loop.add_reader(self._listener, self._accept)
@@ -216,10 +232,11 @@ class CallServer:
         assert self._channel is not None
         ours, theirs = socket.socketpair()
         with theirs:
-            if not client.answer(qrexec.encode(kind(self._domain, port)), theirs):
-                ours.close()
-                client.close()
-                return
+            borrower = client.answer(qrexec.encode(kind(self._domain, port)), theirs, self._lender)
+        if borrower is None:
+            ours.close()
+            client.close()
+            return
         # The stream before the request: the agent finds it there when it reads the port.
-        self._table.add(port, 0, client, Relay(self._channel, ours, self._table, port))
+        self._table.add(port, 0, client, Relay(self._channel, ours, self._table, port, borrower=borrower))
         self._guest.execute(kind(0, port, command))

@@ -54,6 +54,11 @@ class StreamHandler:
         """As :meth:`data`, for bulk: valid until this returns, so whoever keeps some makes a copy."""
         self.data(bytes(untrusted_view))
 
+    def slot(self, number: int, untrusted_view: memoryview) -> bool:
+        """As :meth:`view`, for a slot of the memory; true: it is kept until :meth:`Channel.free`."""
+        self.view(untrusted_view)
+        return False
+
     def fin(self) -> None:
         """The guest sends nothing more."""
 
@@ -251,9 +256,15 @@ class Channel:
         handler = self._handlers.get(event.stream)
         if handler is not None and self._memory is not None:
             start = bulk.offset(event.slot)
-            handler.view(self._memory[start : start + event.size])
+            if handler.slot(event.slot, self._memory[start : start + event.size]):
+                return
         # What was not delivered has been copied: a reader that waits keeps no slot from others.
         self._mux.free(event.slot)
+
+    def free(self, slot: int) -> None:
+        """A handler is done with a slot it kept."""
+        self._mux.free(slot)
+        self._schedule_flush()
 
     # --- input ---------------------------------------------------------------------------------------------------
 

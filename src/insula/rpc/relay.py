@@ -12,6 +12,7 @@ import socket
 from typing import Protocol
 
 from insula.rpc.channel import Channel, Slot, StreamHandler
+from insula.rpc.lending import Borrower
 
 READ_SIZE = 65536
 BULK = 2097152
@@ -33,10 +34,19 @@ class Relay(StreamHandler):
 
     ``peer_serves``: at the socket's other end is the service, not the caller, so its end of file is the end of output,
     which the qube is to read to its last byte. A caller that goes, on the other hand, wants the service ended.
+
+    ``borrower``: the peer may be lent memory that the qube wrote.
     """
 
     def __init__(
-        self, channel: Channel, connection: socket.socket, owner: RelayOwner, port: int, *, peer_serves: bool = False
+        self,
+        channel: Channel,
+        connection: socket.socket,
+        owner: RelayOwner,
+        port: int,
+        *,
+        peer_serves: bool = False,
+        borrower: Borrower | None = None,
     ) -> None:
         connection.setblocking(False)
         self._channel = channel
@@ -46,6 +56,9 @@ class Relay(StreamHandler):
         self._owner = owner
         self._port = port
         self._peer_serves = peer_serves
+        self._borrower = borrower
+        if borrower is not None:
+            borrower.on_returned = self._returned
         self._loop = asyncio.get_running_loop()
         self._pending = bytearray()
         """From the qube, not taken by the peer yet; at most the stream's window, however small the pieces were."""
@@ -158,6 +171,18 @@ class Relay(StreamHandler):
 
     # qube to peer
 
+    def slot(self, number: int, untrusted_view: memoryview) -> bool:
+        size = len(untrusted_view)
+        if self._borrower is None or not self._borrower.lend(number, size, self.from_qube):
+            self.view(untrusted_view)
+            return False
+        self._count(from_qube=size)
+        return True
+
+    def _returned(self, number: int, size: int) -> None:
+        self._channel.consumed(self.stream, size)
+        self._channel.free(number)
+
     def view(self, untrusted_view: memoryview) -> None:
         self._count(from_qube=len(untrusted_view))
         sent = 0
@@ -231,4 +256,7 @@ class Relay(StreamHandler):
         if self._slot is not None:
             self._channel.release_slot(self._slot)
             self._slot = None
+        if self._borrower is not None:
+            for number in self._borrower.take_back():
+                self._channel.free(number)
         self._owner.relay_closed(self._port)

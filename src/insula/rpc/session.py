@@ -149,11 +149,11 @@ class Session:
                 raise ValueError(f"{size} bytes")  # noqa: TRY301 - logged like what mmap(2) says
             memory = mmap.mmap(descriptor, limits.BULK_SIZE)
         except (OSError, ValueError) as error:
+            os.close(descriptor)
             self._log(f"no memory is shared: {error}")
         else:
+            self._server.share(descriptor)
             self._channel.give_memory(memoryview(memory))
-        finally:
-            os.close(descriptor)
 
     def _join(self, message: ToSession, connection: socket.socket) -> None:
         """Messages that come with one end of a call."""
