@@ -21,9 +21,10 @@ from threading import Event
 
 import pytest
 
-from insula.hal.driver import Disk, Machine, MachineSpec
+from insula.hal.driver import Disk, ExitKind, Machine, MachineSpec
 from insula.hal.errors import DriverError, SeedUnusable
 from insula.hal.hostinfo import HostInfo, probe
+from insula.hal.qemu import machine as machine_module
 from insula.hal.qemu.driver import QemuDriver
 from insula.hal.qemu.seed_files import MANIFEST_NAME, MEMORY_NAME, STATE_NAME, copy_sparse
 from insula.model.block import MIB, BlockLayer, BlockSource, LayerFormat, new_key
@@ -525,6 +526,19 @@ async def test_full_disk_while_freezing_ends_the_machine_and_empties_the_folder(
         assert list(small_disk.iterdir()) == []
         assert (await machine.wait_gone()).kind.value == "frozen"
         assert await leftovers_of(world) == []
+
+
+async def test_frozen_machine_may_take_longer_to_close_its_disks_than_one_that_is_killed(
+    world: QemuWorld, driver: QemuDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its system wrote belongs to the seed."""
+    monkeypatch.setattr(machine_module, "KILL_QUIT_LIMIT_S", 0.0)
+    folder = tmp_path / "seed"
+    folder.mkdir()
+    machine = await driver.define(replace(world.spec("one", Behaviour.SHELL), freezable=True))
+    await machine.start_paused()
+    await machine.freeze(folder)
+    assert (await machine.wait_gone()).kind is ExitKind.FROZEN
 
 
 async def test_cancelled_freeze_ends_the_machine_and_empties_the_folder(

@@ -27,8 +27,8 @@ APP, LATER = "test-app", "test-later"
 PATIENCE_S = 240.0
 """For a seed to be made on a busy machine."""
 PAUSE_S = 8.0
-CLOCK_TOLERANCE_S = 4.0
-"""Less than the pause, more than a busy machine takes to hand a key on."""
+CLOCK_TOLERANCE_S = 1.0
+"""A clock is late by as long as the word of the time took to be obeyed: never behind when it was said."""
 SMALL_DISK = "48m"
 """Enough for what a system writes to its root while it boots, too little for its memory."""
 
@@ -126,8 +126,8 @@ async def test_clock_is_right_after_a_pause(daemon: DaemonProcess) -> None:
     await daemon.client.pause(APP)
     # Not a wait for something to happen: the time that the guest misses.
     await asyncio.sleep(PAUSE_S)
-    await daemon.client.unpause(APP)
     before = time.time()
+    await daemon.client.unpause(APP)
     clock = float(await sh(daemon, APP, "echo $EPOCHREALTIME", user="root"))
     assert before - CLOCK_TOLERANCE_S < clock < time.time() + CLOCK_TOLERANCE_S
 
@@ -139,8 +139,8 @@ async def test_clock_that_jumped_is_right_after_a_pause(daemon: DaemonProcess, d
     await sh(daemon, APP, f"date -s {date}", user="root")
     assert abs(float(await sh(daemon, APP, "echo $EPOCHREALTIME", user="root")) - time.time()) > CLOCK_TOLERANCE_S
     await daemon.client.pause(APP)
-    await daemon.client.unpause(APP)
     before = time.time()
+    await daemon.client.unpause(APP)
     clock = float(await sh(daemon, APP, "echo $EPOCHREALTIME", user="root"))
     assert before - CLOCK_TOLERANCE_S < clock < time.time() + CLOCK_TOLERANCE_S
 
@@ -152,8 +152,8 @@ async def test_clock_of_a_machine_that_waited_is_the_hosts_when_it_is_somebodys(
     taken = await taken_from_waiting(daemon)
     # Not a wait for something to happen: the time that the guest misses.
     await asyncio.sleep(PAUSE_S)
-    await daemon.client.start(APP)
     before = time.time()
+    await daemon.client.start(APP)
     clock = float(await sh(daemon, APP, "echo $EPOCHREALTIME", user="root"))
     assert before - CLOCK_TOLERANCE_S < clock < time.time() + CLOCK_TOLERANCE_S
     assert await taken_from_waiting(daemon) == taken + 1
@@ -204,7 +204,7 @@ def kept_seed(shared: DaemonProcess, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def copy(source: Path, target: Path) -> None:
-    subprocess.run(["cp", "--archive", "--sparse=always", source, target], check=True, timeout=60)
+    subprocess.run(["cp", "--archive", "--sparse=always", source, target], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

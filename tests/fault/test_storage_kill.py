@@ -29,7 +29,7 @@ STEPS = frozenset(
 )
 MOST_STEPS = 200
 """No operation has as many; a scenario that never completes must not run for ever."""
-DEADLINE_S = 60
+DEADLINE_S = 120
 
 
 class Killer:

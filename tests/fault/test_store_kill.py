@@ -35,7 +35,7 @@ while True:
 ROUNDS = 25
 MOST_COMMITS = 12
 """Commits seen before the kill, at most."""
-LIMIT_S = 60
+LIMIT_S = 120
 
 LIMITED_WRITER = """
 import resource

@@ -265,9 +265,15 @@ def test_two_qubes_draw_different_random_numbers(qubes: tuple[Started, Started])
 
 
 async def test_clock_is_the_hosts(qube: Started) -> None:
-    before = time.time()
-    clock = float(await sh(qube.daemon, qube.name, "date +%s.%N"))
-    assert before - CLOCK_TOLERANCE_S <= clock <= time.time() + CLOCK_TOLERANCE_S
+    """It is late by the time that the quickest word of it took to be obeyed: on a busy machine not much less than the
+    quickest answer now takes."""
+    takes_s = float("inf")
+    for _ in range(3):
+        before = time.time()
+        clock = float(await sh(qube.daemon, qube.name, "date +%s.%N"))
+        after = time.time()
+        takes_s = min(takes_s, after - before)
+    assert before - takes_s - CLOCK_TOLERANCE_S <= clock <= after + CLOCK_TOLERANCE_S
 
 
 TIME_ZONE = look("readlink /etc/localtime; cat /etc/timezone; date +%Z")

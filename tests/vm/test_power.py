@@ -70,7 +70,8 @@ async def test_agent_that_never_answers_is_a_clear_timeout_with_the_console_kept
     begin = time.monotonic()
     with pytest.raises(QubesException, match=r"agent did not answer within 12 s.*console log"):
         await daemon.client.start(name)
-    assert time.monotonic() - begin < 40
+    # And not after the minutes that a machine under emulation has otherwise.
+    assert time.monotonic() - begin < 100
     assert await state(daemon.client, name) == "Halted"
     assert (daemon.paths.logs / f"{name}.console.log").stat().st_size > 0
     await daemon.client.reset_property("kernelopts", name)

@@ -49,13 +49,14 @@ async def test_held_ready_it_has_booted_rehearsed_and_nothing_left_to_do(daemon:
         # Not a wait for something to happen: the time that the guest misses.
         await asyncio.sleep(WAITED_S)
 
+        taken = time.time()
         assert await client.create_disposable(BASE) == name
         before = cpu_seconds(daemon, name)
         await asyncio.sleep(WATCHED_S)
         assert cpu_seconds(daemon, name) - before < MAX_CPU_S
-        now = time.time()
         clock = float(await sh(daemon, name, "echo $EPOCHREALTIME"))
-        assert now - CLOCK_TOLERANCE_S < clock < time.time() + CLOCK_TOLERANCE_S
+        # It was told the time when it was taken, and obeyed on a machine that may be busy.
+        assert taken - CLOCK_TOLERANCE_S < clock < time.time() + CLOCK_TOLERANCE_S
         assert await sh(daemon, name, "hostname; systemctl is-system-running") == f"{name}\nrunning"
         # Of the rehearsal nothing runs on, and nothing is in the home that was not in the template's.
         running = Counter((await sh(daemon, name, "ps -u user -o comm=")).split())

@@ -29,7 +29,9 @@ SEED_QID = MAX_QID + 1
 """Number of the one machine that is being made into a seed; no qube has it."""
 RUNTIME_NAME = "seed.{}"
 """Run-time folder while it boots; no qube's name has a dot at that place."""
-BOOT_LIMIT_S = 180.0
+BOOT_LIMIT_S = 600.0
+"""For its agent to be there and to find the system booted, of which it gives up the second part after 150 s. Nobody
+waits for what has failed: a machine that ends, or stands still, is noticed at once."""
 
 
 class SeedFailed(QubesException):

@@ -30,7 +30,7 @@ from insula.model.names import QubeName
 from insula.model.qubesdb_keys import boot_keys
 from insula.storage.pool import StorageError
 
-FORK_LIMIT_S = 30
+FORK_LIMIT_S = 60
 """For a fork's agent to answer: a tenth of a second; 11 s were seen with four at once beside 14 busy processes on two
 cores. A good seed is not to be dropped for that."""
 RANDOM_SEED_BYTES = 64

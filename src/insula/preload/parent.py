@@ -48,8 +48,9 @@ class Program:
     """Called before it, with the variables of its view, while there is something of the host to be seen."""
 
 
-SETUP_TIMEOUT = 10.0
-"""Seconds a process may take to get into its sandbox."""
+SETUP_TIMEOUT = 30.0
+"""Seconds a process may take to get into its sandbox: milliseconds, but for a machine that has no time for it. Whoever
+asked waits longer for the answer (:data:`insula.preload.forks.FORK_TIMEOUT`)."""
 MAX_REPORT = 4096
 EXIT_NO_SANDBOX = 71
 """``EX_OSERR`` of sysexits.h; nobody sees it, the reason is reported."""

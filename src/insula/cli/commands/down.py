@@ -23,7 +23,7 @@ from insula.model.names import ADMIN_NAME
 DEFAULT_TIMEOUT_S = 60.0
 KILL_TIMEOUT_S = 30.0
 """For what is left after the time was up."""
-GONE_TIMEOUT_S = 15.0
+GONE_TIMEOUT_S = 60.0
 """For the daemon to close its rooms once the qubes are stopped."""
 POLL_S = 0.05
 

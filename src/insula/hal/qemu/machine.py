@@ -12,6 +12,7 @@ about a new start.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -73,6 +74,8 @@ DRAIN_LIMIT_S = 1.0
 """For the monitor's last messages after the process has ended; its socket has reached its end by then."""
 CHANNEL_LIMIT_S = 5.0
 """For QEMU to take a channel's new client, or to notice that the last one left, on a busy host."""
+CHANNEL_LOOKS = 100
+"""So often it is asked at least: a VMM that gets no CPU for all of that time has noticed nothing yet."""
 CHANNEL_POLL_S = 0.002
 LEFTOVERS_DELAY_S = 1.0
 """After a machine that waited goes on as a qube: a start, and a first command, are over by then."""
@@ -416,11 +419,13 @@ class QemuMachine:
     async def _chardev_becomes(self, chardev: str, *, connected: bool) -> bool:
         """Wait, with a limit, until a chardev has a client or has none; QEMU has no event for it."""
         deadline = asyncio.get_running_loop().time() + CHANNEL_LIMIT_S
-        while await self._monitor.is_chardev_connected(chardev) is not connected:
-            if asyncio.get_running_loop().time() > deadline:
-                return False
+        for look in itertools.count(1):
+            if await self._monitor.is_chardev_connected(chardev) is connected:
+                return True
+            if look >= CHANNEL_LOOKS and asyncio.get_running_loop().time() > deadline:
+                break
             await asyncio.sleep(CHANNEL_POLL_S)
-        return True
+        return False
 
     async def _execute(self, command: str, arguments: Mapping[str, object] | None = None) -> None:
         await self._monitor.execute(command, arguments)
@@ -506,13 +511,14 @@ class QemuMachine:
 
     async def _save_state(self, state: int) -> Manifest:
         """The device state goes to a memory file; the VMM is gone after it, however that went."""
-        verdict = MachineExit(ExitKind.CRASHED, "could not be frozen")
+        verdict, limit_s = MachineExit(ExitKind.CRASHED, "could not be frozen"), KILL_QUIT_LIMIT_S
         try:
             size = await save_state(self._monitor, state)
-            verdict = MachineExit(ExitKind.FROZEN)
+            # What its system wrote to the disk belongs to the seed: that is closed as after a shutdown.
+            verdict, limit_s = MachineExit(ExitKind.FROZEN), CLOSE_LIMIT_S
         finally:
             self._verdict = self._verdict or verdict
-            await self._quit(KILL_QUIT_LIMIT_S)
+            await self._quit(limit_s)
             await self.wait_gone()
         return Manifest(
             qemu=self._host.qemu.version_text,
