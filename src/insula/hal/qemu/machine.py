@@ -64,8 +64,8 @@ from insula.hal.qemu.seeds import SeedCache, store
 
 START_LIMIT_S = 30.0
 """From the start of the VMM to its greeting: 0.03 s on an idle machine, seconds under load."""
-ADOPT_LIMIT_S = 10.0
-"""For a VMM that runs already."""
+ADOPT_LIMIT_S = 60.0
+"""For a VMM that runs already. It is somebody's qube, and is killed if it does not answer."""
 KILL_QUIT_LIMIT_S = 1.0
 """How long a killed machine may take to close its disks before it is killed the hard way."""
 CLOSE_LIMIT_S = 60.0

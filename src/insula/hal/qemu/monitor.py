@@ -23,8 +23,8 @@ from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
 from insula.hal.errors import DriverError, MachineGone
 
-COMMAND_LIMIT_S = 10.0
-"""QEMU answers from its main loop, at once unless it waits for a disk."""
+COMMAND_LIMIT_S = 30.0
+"""QEMU answers from its main loop, at once unless it waits for a disk, or for a host that has no time for it."""
 MAX_REPLY = 1 << 20
 """Bytes of one message; query-chardev, the longest we ask for, is about 3 KiB."""
 
