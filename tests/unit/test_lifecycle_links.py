@@ -196,6 +196,23 @@ async def test_default_that_changes_moves_those_who_follow_it(bench: Bench) -> N
     assert link_of(bench, "work") == ("other-net", 0)
 
 
+async def test_move_that_fails_does_not_keep_the_others_where_they_were(bench: Bench) -> None:
+    store = bench.host.store
+    play = QubeName("play")
+    await bench.engine.create(CreateRequest(name=play, klass=Klass.APPVM, label="red", template=TEMPLATE))
+    await bench.engine.start(OTHER)
+    await bench.engine.start(FIREWALL)
+    store.commit(set_property(store.system, None, "default_netvm", FIREWALL, bench.engine.power_state))
+    for name in (WORK, play):
+        store.commit(reset_property(store.system, name, "netvm", bench.engine.power_state))
+        await bench.engine.start(name)
+    store.commit(set_property(store.system, None, "default_netvm", OTHER, bench.engine.power_state))
+    bench.computer.script.fail_next("link")
+    with pytest.raises(QubesException, match="has no network now"):
+        await bench.engine.property_changed(None, "default_netvm")
+    assert {link_of(bench, "work"), link_of(bench, "play")} == {None, ("other-net", 0)}
+
+
 async def test_move_that_fails_leaves_no_link_and_says_so(bench: Bench) -> None:
     await bench.engine.start(WORK)
     await bench.engine.start(OTHER)

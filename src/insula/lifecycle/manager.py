@@ -371,8 +371,15 @@ class LifecycleEngine(VolumeOperations, PoolOperations):
 
     async def property_changed(self, qube: QubeName | None, name: str) -> None:
         if name in ("netvm", "default_netvm"):
+            problems = []
             for client in [other for other in self._supervisors if qube in (None, other)]:
-                await self.links.follow(client)
+                try:
+                    await self.links.follow(client)
+                except QubesException as e:
+                    # The others do not stay where they are not to be any more.
+                    problems.append(str(e))
+            if problems:
+                raise QubesException("; ".join(problems))
             return
         if name == "label" and qube is not None and self.host.windows is not None:
             await self.host.windows.changed(qube)
