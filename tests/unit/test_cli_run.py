@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -185,7 +186,7 @@ def test_halted_qube_is_started_first(cli: Cli, guest: LocalGuest) -> None:
     assert cli.run("stop", "work").code == 0
     done = run(cli, "work", "true")
     assert done.returncode == 0
-    assert done.stderr == b"work started in 0.0 s\n"
+    assert re.fullmatch(rb"(work: starting.*\n)*work started in [0-9.]+ s\n", done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,9 @@ def test_command_runs_in_a_disposable_that_is_gone_afterwards(
     cli.run("prefs", "debian-12-dvm", "template_for_dispvms", "True")
     with disposable_run(cli, tmp_path, option, "sh", "-c", "echo out; exit 7") as process:
         out, err = process.communicate(timeout=TIMEOUT_S)
-    assert (process.returncode, out, err) == (7, b"out\n", b"")
+    assert (process.returncode, out) == (7, b"out\n")
+    # On a busy machine it is told what it waits for.
+    assert re.fullmatch(rb"(disposable: starting.*\n)*", err)
     assert disposables(cli) == []
 
 

@@ -29,6 +29,8 @@ from insula.testing.admin_daemon import AdminDaemon, admin_daemon
 T = TypeVar("T")
 
 THREAD_TIMEOUT_S = 120.0
+NOT_SHOWN_S = 3600.0
+"""What a test does is quick, and shows no progress, however long a busy machine takes for it."""
 
 PROGRAM = """\
 import signal, sys
@@ -73,9 +75,16 @@ class Cli:
         self.daemon = daemon
         self._loop = loop
 
-    def run(self, *arguments: str, stdin: bytes = b"", terminal: bool = False, **environment: str) -> Ran:
-        """Run one command. ``terminal``: all three streams claim to be one."""
-        return run_cli(self.paths, *arguments, stdin=stdin, terminal=terminal, **environment)
+    def run(
+        self,
+        *arguments: str,
+        stdin: bytes = b"",
+        terminal: bool = False,
+        show_after_s: float = NOT_SHOWN_S,
+        **environment: str,
+    ) -> Ran:
+        """Run one command. ``terminal``: all three streams claim to be one. ``show_after_s``: its progress."""
+        return run_cli(self.paths, *arguments, stdin=stdin, terminal=terminal, show_after_s=show_after_s, **environment)
 
     def in_daemon(self, function: Callable[[], T]) -> T:
         """Call a function in the thread of the server, where its objects live."""
@@ -90,7 +99,14 @@ class Cli:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(THREAD_TIMEOUT_S)
 
 
-def run_cli(paths: Paths, *arguments: str, stdin: bytes = b"", terminal: bool = False, **environment: str) -> Ran:
+def run_cli(
+    paths: Paths,
+    *arguments: str,
+    stdin: bytes = b"",
+    terminal: bool = False,
+    show_after_s: float = NOT_SHOWN_S,
+    **environment: str,
+) -> Ran:
     """Run one command with these folders, whether or not something serves them."""
     kind = _TerminalText if terminal else io.TextIOWrapper
     out, err = io.BytesIO(), io.BytesIO()
@@ -103,6 +119,8 @@ def run_cli(paths: Paths, *arguments: str, stdin: bytes = b"", terminal: bool = 
     }
     with (
         mock.patch.dict(os.environ, variables),
+        mock.patch("insula.cli.progress.SHOW_AFTER_S", show_after_s),
+        mock.patch("insula.cli.spinner_lines.SHOW_AFTER_S", show_after_s),
         mock.patch("sys.stdin", kind(io.BytesIO(stdin), encoding="utf-8")),
         mock.patch("sys.stdout", kind(out, encoding="utf-8", write_through=True)),
         mock.patch("sys.stderr", kind(err, encoding="utf-8", write_through=True)),
