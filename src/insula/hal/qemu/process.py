@@ -33,8 +33,8 @@ from insula.hal.qemu.sandbox import SandboxFacts, sandbox_argv
 SPAWN_LIMIT_S = 60.0
 """From fork until bubblewrap tells the VMM's pid: milliseconds, many seconds on a machine whose every core is wanted.
 One that ends is noticed at once."""
-SANDBOX_END_LIMIT_S = 1.0
-"""From the VMM's end to bubblewrap's."""
+SANDBOX_END_LIMIT_S = 20.0
+"""From the VMM's end to bubblewrap's: a millisecond, seconds on a machine whose every core is wanted."""
 MAX_INFO = 4096
 """Bytes of bubblewrap's report; it writes about 250."""
 OUTPUT_LIMIT = 64 * 1024
@@ -179,6 +179,7 @@ class VmmProcess:
                 process = cls._watch_child(pid, sandbox, os.dup(output))
             except BaseException as error:
                 _kill_tree(bwrap.pid)
+                await sandbox.wait()
                 if isinstance(error, DriverError):
                     raise DriverError(str(error), read_output(output)) from error
                 raise
@@ -234,9 +235,7 @@ class VmmProcess:
     async def wait_sandbox(self) -> None:
         """Return once bubblewrap, which ends right after the VMM, has been reaped (with a limit: it means nothing)."""
         if self._sandbox is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SANDBOX_END_LIMIT_S):
-                    await self._sandbox.reaped.wait()
+            await self._sandbox.wait()
 
     def kill(self) -> None:
         """SIGKILL; :meth:`wait` returns soon after. No-op once it is gone."""
@@ -320,6 +319,12 @@ class ReapedChild:
     def kill(self) -> None:
         """SIGKILL; no-op once it was reaped."""
         self._child.kill()
+
+    async def wait(self) -> None:
+        """Return once it was reaped; with a limit, for nothing is lost if that comes later."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SANDBOX_END_LIMIT_S):
+                await self.reaped.wait()
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
