@@ -121,7 +121,7 @@ def test_answer_of_a_dialog(
 def test_dialog_nobody_answers_is_a_no_and_goes_away(
     tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake(tmp_path, "zenity", f"echo $$ >'{tmp_path}/pid.new'; mv '{tmp_path}/pid.new' '{tmp_path}/pid'; sleep 1000")
+    fake(tmp_path, "zenity", f"echo $$ >'{tmp_path}/new'; mv '{tmp_path}/new' '{tmp_path}/pid'; exec sleep 1000")
     monkeypatch.setenv("PATH", env["PATH"])
     monkeypatch.setattr(consent, "ANSWER_LIMIT_S", 0.5)
 
