@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from insula import __version__
-from insula.cli import connection
+from insula.cli import completion, connection
 from insula.cli.catalogue import COMMANDS
 from insula.daemon.paths import Paths
 from insula.testing.cli_runner import PROGRAM, Cli, Ran, run_cli, served_cli
@@ -121,7 +121,8 @@ def test_daemon_that_does_not_start_exits_3_with_its_log(nobody: Paths, monkeypa
 # completion
 
 
-def test_completion_offers_commands_and_what_the_daemon_knows(cli: Cli) -> None:
+def test_completion_offers_commands_and_what_the_daemon_knows(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, "TIMEOUT_S", PROCESS_TIMEOUT_S)
     assert complete(cli, "st") == ["start", "stop"]
     assert complete(cli, "start", "w") == ["work"]
     assert complete(cli, "prefs", "work", "mem") == ["memory"]

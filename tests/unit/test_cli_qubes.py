@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from insula.cli.commands import ls
 from insula.cli.step import SHOW_AFTER_S
 from insula.model.errors import QubesException, QubesMemoryError, QubesVMShutdownTimeoutError
 from insula.model.names import QubeName
@@ -45,7 +46,8 @@ def test_ls_prints_one_line_a_qube_with_dom0_first(cli: Cli) -> None:
     ]
 
 
-def test_ls_json_has_stable_keys_and_real_memory_of_running_qubes(cli: Cli) -> None:
+def test_ls_json_has_stable_keys_and_real_memory_of_running_qubes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ls, "MEMORY_TIMEOUT_S", 120.0)
     assert cli.run("start", "work").code == 0
     rows = {row["name"]: row for row in cli.run("ls", "--json").json}
     assert list(rows["work"]) == [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.rpc import launcher
 from insula.rpc.control import AgentLost, AgentReady
 from insula.rpc.launcher import RunningSession, SessionLauncher, listen
 
@@ -73,7 +74,10 @@ async def test_machine_gone_is_the_reason_of_the_end(launch: SessionLauncher, tm
     assert reason == "the machine closed the channel" or reason.startswith("[Errno")
 
 
-async def test_close_twice_ends_it_once(launch: SessionLauncher, tmp_path: Path) -> None:
+async def test_close_twice_ends_it_once(
+    launch: SessionLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "SHUTDOWN_TIMEOUT", PATIENCE)  # it ends by itself, on a busy machine in its time
     session, guest = await launched(launch, tmp_path)
     with guest:
         await asyncio.wait_for(session.close(), PATIENCE)
