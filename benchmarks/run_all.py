@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -22,10 +23,11 @@ BEGIN = """# Benchmarks
 `make bench` measures and writes this page; each script in `benchmarks/` measures its baseline in the
 same run, so read the ratios, not the seconds. `benchmarks/run_all.py NAME…` measures some of them anew.
 
-Machine: {machine}.
+Machines, named in the last column:
 
-| what | value | against | promised | | runs | measured |
-|---|---|---|---|---|---|---|
+{machines}
+| what | value | against | promised | | runs | measured | on |
+|---|---|---|---|---|---|---|---|
 """
 NOTES = "\n## Notes\n"
 
@@ -57,17 +59,26 @@ def row(case: Mapping[str, Any], day: str) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def letters(table_part: str) -> dict[str, str]:
+    """Machines that have rows, and their letters."""
+    found = [line.removeprefix("- ").partition(": ") for line in table_part.splitlines() if line.startswith("- ")]
+    return {machine: letter for letter, _, machine in found if f"| {letter} |\n" in table_part}
+
+
 def merged(document: str, machine: str, measured: Mapping[str, Sequence[str]]) -> str:
-    """The page with the rows of these scripts in place of their old ones; its notes stay."""
+    """The page with the rows of these scripts, measured on this machine, in place of their old ones; its notes stay."""
     table_part, _, notes = document.partition(NOTES)
     by_name: dict[str, list[str]] = {}
+    machines = letters(table_part)
+    letter = machines.setdefault(machine, next(free for free in ascii_uppercase if free not in machines.values()))
     for line in table_part.splitlines():
         names = [name for name in scripts() if line.startswith(f"| {name}")]
         if names:
             by_name.setdefault(max(names, key=len), []).append(line)
-    table = {name: list(measured.get(name, by_name.get(name, []))) for name in scripts()}
-    lines = "".join(f"{line}\n" for name in sorted(table) for line in table[name])
-    begin = BEGIN.format(machine=machine)
+    by_name.update({name: [f"{line} {letter} |" for line in lines] for name, lines in measured.items()})
+    lines = "".join(f"{line}\n" for name in sorted(by_name) for line in by_name[name])
+    named = "".join(f"- {name}: {words}\n" for words, name in machines.items() if f"| {name} |\n" in lines)
+    begin = BEGIN.format(machines=named)
     return begin + lines + (NOTES + notes if notes else "")
 
 

@@ -30,14 +30,27 @@ def test_new_rows_take_the_place_of_the_scripts_old_ones(run_all: ModuleType) ->
     assert run_all.rows(CASE, "2026-01-02") == [row]
     page = run_all.merged("", "a machine", {"density": ["| density: x | 1 |", "| density: y | 2 |"]})
     page = run_all.merged(f"{page}\n## Notes\n| not a | row |\n- words\n", "a machine", {"cold_start": [row]})
-    assert page.endswith(f"\n{row}\n| density: x | 1 |\n| density: y | 2 |\n\n## Notes\n| not a | row |\n- words\n")
+    assert page.endswith(
+        f"\n{row} A |\n| density: x | 1 | A |\n| density: y | 2 | A |\n\n## Notes\n| not a | row |\n- words\n"
+    )
     assert page.count("| what |") == 1
     assert run_all.merged(page, "a machine", {"cold_start": [row]}) == page
 
 
+def test_rows_say_on_which_machine_they_were_measured(run_all: ModuleType) -> None:
+    page = run_all.merged("", "old, 2 cores", {"density": ["| density: x | 1 |"], "cold_start": ["| cold_start | 1 |"]})
+    page = run_all.merged(page, "new: 4 cores", {"density": ["| density: x | 2 |"]})
+    assert page.endswith("\n| cold_start | 1 | A |\n| density: x | 2 | B |\n")
+    assert "\n- A: old, 2 cores\n- B: new: 4 cores\n\n" in page
+    page = run_all.merged(page, "third", {"cold_start": ["| cold_start | 3 |"]})
+    assert page.endswith("\n| cold_start | 3 | C |\n| density: x | 2 | B |\n")
+    assert "\n\n- B: new: 4 cores\n- C: third\n\n" in page
+    assert "old, 2 cores" not in page
+
+
 def test_page_as_it_is_loses_nothing(run_all: ModuleType) -> None:
     page = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text()
-    machine = page.partition("\nMachine: ")[2].partition(".\n")[0]
+    machine = page.partition("\n- A: ")[2].partition("\n")[0]
     assert run_all.merged(page, machine, {}) == page
 
 
