@@ -183,6 +183,20 @@ async def test_running_qube_whose_network_is_taken_loses_its_interface_and_gets_
     assert "/qubes-ip" in bench.sessions.of("work").keys
 
 
+async def test_net_qube_that_is_told_again_to_have_no_net_qube_keeps_its_way_outside(bench: Bench) -> None:
+    await bench.engine.start(WORK)
+    keys = dict(bench.sessions.of("sys-net").keys)
+    await change(bench, NET, "netvm", None)
+    assert bench.guest("sys-net").mac is not None
+    assert bench.guest("sys-net").is_outside
+    assert bench.sessions.of("sys-net").keys == keys
+    store = bench.host.store
+    store.commit(set_property(store.system, None, "default_netvm", FIREWALL, bench.engine.power_state))
+    await bench.engine.property_changed(None, "default_netvm")
+    assert bench.guest("sys-net").mac is not None
+    assert link_of(bench, "work") == ("sys-firewall", 0)
+
+
 async def test_default_that_changes_moves_those_who_follow_it(bench: Bench) -> None:
     store = bench.host.store
     await bench.engine.start(OTHER)

@@ -145,9 +145,8 @@ class Links:
     async def resume(self, client: QubeName) -> None:
         """Have the way outside of a qube looked after whose machine an earlier daemon started. What fails is logged."""
         running = self._find(client)
-        system = self._host.store.system
         try:
-            if running is not None and leads_outside(view(system, system.get(client))):
+            if running is not None and self._leads_outside(client):
                 await self._driver.link_outside(running.machine)
         except (QubesException, HalError) as e:
             log.error("%s: has no network: %s", client, e)
@@ -203,6 +202,9 @@ class Links:
                 return
             wanted, link = self._wanted(client), self._links.get(client)
             if link is not None and link.provider == wanted:
+                return
+            if link is None and wanted is None and self._leads_outside(client):
+                # Its interface leads to the host's network, and was none of a net qube's.
                 return
             await self._part(client)
             try:
@@ -279,6 +281,11 @@ class Links:
         system = self._host.store.system
         provider = view(system, system.get(client)).netvm
         return None if provider is None else provider.subject.name
+
+    def _leads_outside(self, client: QubeName) -> bool:
+        """:raise QubesException: it is to have two networks."""
+        system = self._host.store.system
+        return leads_outside(view(system, system.get(client)))
 
     def _mac(self, client: QubeName) -> str:
         system = self._host.store.system
