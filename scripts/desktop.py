@@ -29,6 +29,10 @@ COLUMNS, ROWS = 2, 2
 PLACE_WIDTH, PLACE_HEIGHT = WIDTH // COLUMNS, HEIGHT // ROWS
 GAP, BAR = 16, 24
 """Pixels around a window; of the window manager's own bar."""
+SLACK = 2 * BAR
+"""Pixels a window may be off its place: its frames and bars."""
+ARRANGEMENTS = 3
+"""How often windows are put where they belong."""
 GROUND = 0x2B3A4A
 SHOWN_TIMEOUT_S = 180.0
 """For the last window to be shown: seconds, a minute on a busy machine under software emulation."""
@@ -104,13 +108,25 @@ def wait_until_shown(screen: Desktop, opened: Mapping[str, subprocess.Popen[byte
         time.sleep(POLL_S)
 
 
+def place(number: int) -> tuple[int, int]:
+    """Where the window of a qube is to be, of those in a row by number."""
+    return number % COLUMNS * PLACE_WIDTH + GAP, number // COLUMNS * PLACE_HEIGHT + GAP + BAR
+
+
 def arrange(screen: Desktop, qubes: Iterable[str]) -> None:
     """Side by side, as the user might."""
     for number, qube in enumerate(qubes):
         for window in screen.windows(rf"^\[{qube}\]"):
-            column, row = number % COLUMNS, number // COLUMNS
             screen.do("windowsize", window.number, PLACE_WIDTH - 2 * GAP, PLACE_HEIGHT - 2 * GAP - BAR)
-            screen.do("windowmove", window.number, column * PLACE_WIDTH + GAP, row * PLACE_HEIGHT + GAP + BAR)
+            screen.do("windowmove", window.number, *place(number))
+
+
+def is_arranged(screen: Desktop, qubes: Iterable[str]) -> bool:
+    """A window that was just shown may still have been put elsewhere by the window manager, or by its application."""
+    windows = [
+        (window, place(number)) for number, qube in enumerate(qubes) for window in screen.windows(rf"^\[{qube}\]")
+    ]
+    return all(abs(window.x - x) <= SLACK and abs(window.y - y) <= SLACK for window, (x, y) in windows)
 
 
 def wait_until_still(screen: Desktop) -> None:
@@ -130,9 +146,12 @@ def show_on_virtual_screen(pictures: list[Path]) -> None:
         opened = open_all({**os.environ, **screen.environment})
         try:
             wait_until_shown(screen, opened)
-            arrange(screen, opened)
             screen.park()
-            wait_until_still(screen)
+            for _ in range(ARRANGEMENTS):
+                arrange(screen, opened)
+                wait_until_still(screen)
+                if is_arranged(screen, opened):
+                    break
             for path in pictures:
                 screen.picture().save(path)
         finally:
