@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import struct
 
-from insula_proto.value import Value
+from insula_proto.value import Value, put
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -215,7 +215,11 @@ class Damage(Fixed):
     height: int
 
     def __init__(self, window: int, x: int, y: int, width: int, height: int) -> None:
-        self._fill(window=window, x=x, y=y, width=width, height=height)
+        put(self, "window", window)
+        put(self, "x", x)
+        put(self, "y", y)
+        put(self, "width", width)
+        put(self, "height", height)
 
 
 class Title(Message):
@@ -376,7 +380,12 @@ class Key(Fixed):
     code: int
 
     def __init__(self, window: int, is_press: bool, x: int, y: int, state: int, code: int) -> None:
-        self._fill(window=window, is_press=is_press, x=x, y=y, state=state, code=code)
+        put(self, "window", window)
+        put(self, "is_press", is_press)
+        put(self, "x", x)
+        put(self, "y", y)
+        put(self, "state", state)
+        put(self, "code", code)
 
 
 class Button(Fixed):

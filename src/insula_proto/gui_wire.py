@@ -34,7 +34,8 @@ from insula_proto.gui import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 HEADER = struct.Struct("<III")
 _DUMP = struct.Struct("<IIII")
@@ -111,7 +112,11 @@ def encode(message: Message) -> bytes:
     except struct.error as error:
         raise LocalProtocolError(f"{message!r}: {error}") from error
     try:
-        decode_body(message.kind, message.window, body)
+        if isinstance(message, Fixed):
+            # (Its numbers were packed, so what is left to be wrong is what they mean.)
+            _check_fixed(message)
+        else:
+            decode_body(message.kind, message.window, body)
     except RemoteProtocolError as error:
         raise LocalProtocolError(str(error)) from error
     return header + body
@@ -140,26 +145,50 @@ def _decode_fixed(cls: type[Fixed], window: int, untrusted_body: bytes) -> Messa
     if cls.has_flag:
         values[-1] = _flag(values[-1])
     message: Message = cls(window, *values)  # type: ignore[call-arg] # each takes the fields of its layout
-    _check(message)
+    check = _CHECKS.get(cls)
+    if check is not None:
+        check(message)
     return message
 
 
-def _check(message: Message) -> None:
-    """What is wrong with a message by itself (§12). :raise RemoteProtocolError:"""
-    if isinstance(message, Create):
-        if message.window == gui.NO_WINDOW:
-            raise RemoteProtocolError("window 0 is no window")
-        _check_size(message.width, message.height)
-    elif isinstance(message, Configure):
-        _check_size(message.width, message.height)
-    elif isinstance(message, WindowFlags):
-        if message.added & message.removed:
-            raise RemoteProtocolError(f"flags {message.added & message.removed:#x} both set and cleared")
-    elif isinstance(message, Cursor):
-        number = message.cursor
-        is_font = gui.CURSOR_FONT <= number < gui.CURSOR_FONT_END and number % 2 == 0
-        if number != gui.CURSOR_DEFAULT and not is_font:
-            raise RemoteProtocolError(f"cursor {number:#x}")
+def _check_fixed(message: Fixed) -> None:
+    """As decoding it would. :raise RemoteProtocolError:"""
+    if message.has_flag:
+        _flag(getattr(message, message.layout.names[-1]))
+    check = _CHECKS.get(type(message))
+    if check is not None:
+        check(message)
+
+
+def _check_create(message: Create) -> None:
+    if message.window == gui.NO_WINDOW:
+        raise RemoteProtocolError("window 0 is no window")
+    _check_size(message.width, message.height)
+
+
+def _check_configure(message: Configure) -> None:
+    _check_size(message.width, message.height)
+
+
+def _check_flags(message: WindowFlags) -> None:
+    if message.added & message.removed:
+        raise RemoteProtocolError(f"flags {message.added & message.removed:#x} both set and cleared")
+
+
+def _check_cursor(message: Cursor) -> None:
+    number = message.cursor
+    is_font = gui.CURSOR_FONT <= number < gui.CURSOR_FONT_END and number % 2 == 0
+    if number != gui.CURSOR_DEFAULT and not is_font:
+        raise RemoteProtocolError(f"cursor {number:#x}")
+
+
+_CHECKS: dict[type[Message], Callable[[Any], None]] = {
+    Create: _check_create,
+    Configure: _check_configure,
+    WindowFlags: _check_flags,
+    Cursor: _check_cursor,
+}
+"""What may be wrong with a message by itself (§12); others' numbers may be any."""
 
 
 def _decode_dump(window: int, untrusted_body: bytes) -> Message:
