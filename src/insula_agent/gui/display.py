@@ -113,7 +113,7 @@ class Display:
 
     def sync(self) -> None:
         """Return when the server has done all that was asked of it."""
-        self.core.GetInputFocus().reply()
+        self.connection.wait_for_reply(self.core.GetInputFocus().sequence)
 
     def flush(self) -> None:
         self.connection.flush()

@@ -245,7 +245,9 @@ class GuiAgent:
             for event in display.events():
                 is_busy = True
                 self._take_event(event, windows)
-            is_busy = windows.copy() or is_busy
+            if windows.copy():
+                is_busy = True
+                self._write()  # The host paints it while we look for more.
         display.flush()
 
     def _take_event(self, event: object, windows: Windows) -> None:
@@ -271,6 +273,7 @@ class GuiAgent:
             pass
         except OSError as error:
             log(f"the host is gone: {error}")
+            self._queued.clear()
             self._loop.stop(EXIT_NO_HOST)
         self._loop.watch(self._channel, READ | WRITE if self._queued else READ, self._channel_ready)
 

@@ -520,6 +520,7 @@ class Windows:
     def _host_key(self, message: gui.Key) -> None:
         self._display.set_modifiers(message.state & 0xFF)
         self._display.fake(x11.KEY_PRESS if message.is_press else x11.KEY_RELEASE, message.code & 0xFF)
+        self._display.flush()  # The program takes it while we look at what came with it.
 
     def _host_button(self, message: gui.Button) -> None:
         self._move_pointer(message.window, message.x, message.y)
