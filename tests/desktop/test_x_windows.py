@@ -248,6 +248,17 @@ def test_keys_and_clicks_reach_the_focused_window_with_its_own_coordinates(
     assert other.of(gui.Key, gui.Button, gui.Motion, gui.Focus) == []
 
 
+def test_pointer_that_leaps_out_of_a_window_has_left_it(screen: Desktop, guest: ScriptedGuest) -> None:
+    guest.window(1, PLACE, GREEN)
+    place = content(screen)
+    screen.click(place.x + 30, place.y + 40)
+    guest.wait_for(gui.Button(1, False, 30, 40, 0x100, 1))
+    screen.do("mousemove", place.x + 50, place.y + 60)
+    guest.wait(lambda: any(message.x == 50 for message in guest.of(gui.Motion)))
+    screen.park()
+    guest.wait(lambda: any(not message.is_enter for message in guest.of(gui.Crossing)), "it has not left")
+
+
 def test_key_held_while_the_focus_changes_is_released_in_the_old_qube_and_unknown_in_the_new(
     screen: Desktop, guest: ScriptedGuest, other: ScriptedGuest
 ) -> None:

@@ -22,7 +22,7 @@ from insula.gui.desktop import (
     Style,
 )
 from insula.gui.geometry import POPUP_FRAME, Desk, Rect
-from insula.gui.session import MAX_QUEUED, MESSAGES_PER_FRAME, Session
+from insula.gui.session import MAX_QUEUED, MESSAGES_PER_FRAME, AgentsEnd, End, Session
 from insula.gui.settings import CONTROL, SHIFT, Settings
 from insula.testing.gui_screen import FakeBackend
 from insula_proto import gui
@@ -40,7 +40,7 @@ TIMEOUT = 120.0
 class Bench:
     """A session with a guest at its other end, and an owner who writes down what is said."""
 
-    def __init__(self, backend: FakeBackend | None = None) -> None:
+    def __init__(self, backend: FakeBackend | None = None, end: End | None = None) -> None:
         ours, self.guest = socket.socketpair()
         self.guest.setblocking(False)
         self.backend = backend or FakeBackend(SETTINGS, DESK)
@@ -49,7 +49,7 @@ class Bench:
         self.greetings = 0
         self.agent = AgentEnd(uses_frames=True)
         self.heard: list[Message | Hello] = []
-        self.session = Session(ours, SETTINGS, MEMORY, self.backend, self, asyncio.get_running_loop())
+        self.session = Session(ours, SETTINGS, MEMORY, self.backend, self, asyncio.get_running_loop(), end)
 
     def commanded(self, command: Command) -> None:
         self.told.append(command)
@@ -210,6 +210,34 @@ async def test_clipboard_goes_to_the_owner_and_not_to_the_desktop(bench: Bench) 
     bench.happened(KeyChanged(1, True, 55, "v", CONTROL | SHIFT, 0, 0, False, 6))
     bench.session.deliver(2, b"pasted")
     await bench.hear(lambda: gui.ClipboardData(1, b"pasted") in bench.heard)
+
+
+class AnsweringEnd(AgentsEnd):
+    """Answers for the guest, as that of a screen without agent does."""
+
+    def __init__(self) -> None:
+        super().__init__(uses_frames=True)
+        self._said: list[Message] = []
+
+    def send(self, message: Message) -> bytes:
+        if isinstance(message, gui.ClipboardRequest):
+            self._said.append(gui.ClipboardData(0, b"text"))
+        return super().send(message)
+
+    def echo(self) -> list[Message]:
+        said, self._said = self._said, []
+        return said
+
+
+async def test_what_is_answered_to_a_key_without_the_guest_is_heard_at_once() -> None:
+    """Though nothing is shown differently after a key."""
+    bench = Bench(end=AnsweringEnd())
+    await bench.greet()
+    await bench.show()
+    bench.happened(FocusGained(1), KeyChanged(1, True, 54, "c", CONTROL | SHIFT, 0, 0, False, 5))
+    assert bench.told == [StartCopy(1, 5), OfferCopy(1, b"text")]
+    bench.session.close()
+    bench.guest.close()
 
 
 class EagerBackend(FakeBackend):

@@ -13,6 +13,9 @@ from enum import Enum
 from insula.gui.geometry import ICON_FRAME, POPUP_FRAME, WINDOW_FRAME, Desk, Frame, Rect
 from insula_proto.gui import Message
 
+_FRAMES = {"window": WINDOW_FRAME, "popup": POPUP_FRAME, "icon": ICON_FRAME}
+"""By what a style is called; asked for with each picture, and an enumeration's own hash is slow."""
+
 
 class Style(Enum):
     WINDOW = "window"
@@ -24,7 +27,7 @@ class Style(Enum):
 
     @property
     def frame(self) -> Frame:
-        return {Style.WINDOW: WINDOW_FRAME, Style.POPUP: POPUP_FRAME, Style.ICON: ICON_FRAME}[self]
+        return _FRAMES[self._value_]
 
 
 class Role(Enum):

@@ -14,7 +14,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from insula.gui.desktop import ABOUT_A_WINDOW, Command, DeskChanged, Event, Send
+from insula.gui.desktop import (
+    ABOUT_A_WINDOW,
+    Command,
+    DeskChanged,
+    Event,
+    KeyChanged,
+    PointerCrossed,
+    PointerMoved,
+    Send,
+)
 from insula.gui.geometry import Desk
 from insula.gui.machine import Machine
 from insula.gui.settings import Settings
@@ -33,6 +42,8 @@ MOTION_STOPS = 65536
 """Bytes unread above which the pointer's way is left out; where it is comes with the next click."""
 
 
+PASSED_ON = (KeyChanged, PointerMoved, PointerCrossed)
+"""Events that the guest is told of, and that change nothing on the desktop."""
 POPUPS_WATCHED_S = 0.25
 """Seconds after which it is looked again whether a popup covers what it may not: others' windows move too."""
 
@@ -240,8 +251,9 @@ class Session:
         """Take an event of the desktop."""
         self._late.append(event)
         if not self._is_obeying:
-            self._take_late()
-            self._settle()
+            is_other = self._take_late()
+            if self._take_echo() or is_other:
+                self._settle()
 
     def expect(self) -> None:
         """The user has started a program in this qube."""
@@ -249,13 +261,26 @@ class Session:
         if self._machine is not None:
             self._machine.expect(self._expects_since)
 
-    def _take_late(self) -> None:
+    def _take_late(self) -> bool:
+        """Return whether something is to be shown differently now, perhaps."""
+        is_other = False
         while self._late:
             event = self._late.popleft()
+            is_other = is_other or not isinstance(event, PASSED_ON)
             if self._machine is not None and not self._is_over:
                 if self._machine.depends_on_others(event):
                     self._look()
                 self._obey(self._machine.happened(event, self._loop.time()))
+        return is_other
+
+    def _take_echo(self) -> bool:
+        """Return whether there was one."""
+        if self._machine is None or self._is_over:
+            return False
+        echo = self._end.echo()
+        for message in echo:
+            self._obey(self._machine.receive(message, self._loop.time()))
+        return bool(echo)
 
     def deliver(self, number: int, data: bytes, *, is_image: bool = False) -> None:
         """What may be pasted, as the answer to :class:`insula.gui.desktop.AskPaste`."""
@@ -279,12 +304,10 @@ class Session:
             return
         self._obey(self._machine.settle(self._loop.time()))
         while not self._is_over:
-            echo = self._end.echo()
-            if not echo and not self._late:
-                break
+            has_late = bool(self._late)
             self._take_late()
-            for message in echo:
-                self._obey(self._machine.receive(message, self._loop.time()))
+            if not self._take_echo() and not has_late:
+                break
             self._obey(self._machine.settle(self._loop.time()))
         wake_at = self._machine.wake_at
         if self._machine.has_popups:

@@ -195,7 +195,7 @@ class Windows:
         """The window that has the keyboard now; None: none of this qube."""
         self._focused = number
         window = self._windows.get(number) if number is not None else None
-        if window is not None:
+        if window is not None and window.state.wants_attention:
             window.state = replace(window.state, wants_attention=False)
 
     def expect(self, now: float) -> None:
@@ -470,6 +470,8 @@ class Windows:
 
     def _show_missing(self, now: float) -> None:
         shown = [window for window in self._windows.values() if window.shown is not None]
+        if len(shown) == len(self._windows):
+            return
         room, pixels = MAX_SHOWN - len(shown), MAX_PIXELS - sum(map(self._area, shown))
         for window in self._windows.values():
             if window.shown is not None or not self._is_to_be_seen(window, now):
@@ -606,8 +608,15 @@ class Windows:
                 window.shown_icon = window.icon
             else:
                 self._wake(now + 1 / ICONS_PER_SECOND)
-        wanted = replace(shown, place=window.place, title=window.title, hints=window.hints, state=self._state(window))
-        if wanted == shown and window.cursor == window.shown_cursor:
+        state = self._state(window)
+        is_as_shown = (
+            window.place == shown.place
+            and window.title == shown.title
+            and window.hints == shown.hints
+            and state == shown.state
+            and window.cursor == window.shown_cursor
+        )
+        if is_as_shown:
             return
         # Each of these is work for the desktop: once for each picture of the screen is enough for a guest's wishes.
         if now < window.changed_at + self._desk.frame_s:
@@ -620,11 +629,12 @@ class Windows:
             self._out.append(SetTitle(number, window.title))
         if window.hints != shown.hints:
             self._out.append(SetHints(number, window.hints))
-        if self._state(window) != shown.state:
-            self._out.append(SetState(number, self._state(window)))
+        if state != shown.state:
+            self._out.append(SetState(number, state))
         if window.cursor != window.shown_cursor:
             self._out.append(SetCursor(number, window.cursor))
-        window.shown, window.shown_cursor = wanted, window.cursor
+        window.shown = replace(shown, place=window.place, title=window.title, hints=window.hints, state=state)
+        window.shown_cursor = window.cursor
 
     def _answer(self, window: Window, now: float) -> None:
         """What the guest waits for: acknowledgements come after the commands they speak of."""

@@ -64,7 +64,8 @@ class QtLoop:
 
     def _watch(self, fd: int, kind: QSocketNotifier.Type, callback: Callable[[], object]) -> QSocketNotifier:
         notifier = QSocketNotifier(fd, kind, self._owner)
-        notifier.activated.connect(lambda *_: callback())
+        # (Without parameters: Qt's are two objects made for each call.)
+        notifier.activated.connect(lambda: callback())  # noqa: PLW0108 - and a callback of the caller's may have some
         return notifier
 
     @staticmethod

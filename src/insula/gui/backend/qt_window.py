@@ -8,7 +8,7 @@ painted by :meth:`QtWindow._paint` alone, from what the host knows (MC-37). Only
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from PySide6.QtCore import QEvent, QPoint, QRect, QSize, Qt
 from PySide6.QtGui import (
@@ -130,6 +130,9 @@ class Surroundings:
 
 
 class QtWindow(QWindow):
+    _store_size = (0, 0)
+    """Of the backing store; Qt would make an object of it for each picture."""
+
     def __init__(self, command: Show, surroundings: Surroundings, parent: QtWindow | None) -> None:
         super().__init__()
         self._number = command.window
@@ -277,9 +280,10 @@ class QtWindow(QWindow):
 
     def paint(self, rects: Sequence[Rect]) -> None:
         """Paint these parts of the content."""
-        inner = self._inner
-        parts = [qrect(rect).translated(inner.topLeft()) & inner for rect in rects]
-        self._paint([part for part in parts if not part.isEmpty()])
+        inner = self._content
+        moved = [Rect(rect.x + inner.x, rect.y + inner.y, rect.width, rect.height) for rect in rects]
+        parts = [rect if inner.contains(rect) else rect.intersection(inner) for rect in moved]
+        self._paint([part for part in parts if not part.is_empty])
 
     # --- painting ------------------------------------------------------------------------------------------------
 
@@ -288,41 +292,50 @@ class QtWindow(QWindow):
         return QRect(0, 0, self.width(), self.height())
 
     @property
-    def _inner(self) -> QRect:
+    def _content(self) -> Rect:
         """Where the content is."""
-        return qrect(self._frame.inside(rect_of(self._whole)))
+        return self._frame.inside(Rect(0, 0, self.width(), self.height()))
+
+    @property
+    def _inner(self) -> QRect:
+        """As :attr:`_content`, for Qt."""
+        return qrect(self._content)
 
     def _paint_all(self) -> None:
-        self._paint([self._inner], with_frame=True)
+        self._paint([self._content], with_frame=True)
 
-    def _paint(self, parts: Sequence[QRect], *, with_frame: bool = False) -> None:
+    def _paint(self, parts: Sequence[Rect], *, with_frame: bool = False) -> None:
         """Paint parts of the content, in the window's coordinates; each by itself: for a clip that is no rectangle Qt
         would share the work between threads, and none can be made here."""
         if not self._is_exposed or self._is_gone or not (parts or with_frame):
             return
-        if self._store.size() != self.size():
+        size = (self.width(), self.height())
+        if self._store_size != size:
             self._store.resize(self.size())
-            parts, with_frame = [self._inner], True
+            self._store_size = size
+            parts, with_frame = [self._content], True
         put, drawn = self._split(parts)
         if drawn or with_frame:
-            self._draw(drawn, with_frame=with_frame)
+            self._draw([qrect(part) for part in drawn], with_frame=with_frame)
         if put and self._pictures is not None and self._picture is not None:
             self._pictures.put(int(self.winId()), self._picture, put)
 
-    def _split(self, parts: Sequence[QRect]) -> tuple[list[tuple[Rect, int, int]], Sequence[QRect]]:
+    def _split(self, parts: Sequence[Rect]) -> tuple[list[tuple[Rect, int, int]], Sequence[Rect]]:
         """What the X server copies (which part of the picture, to where), and what is drawn here."""
         picture = self._picture
         if self._pictures is None or picture is None or not self._is_servers:
             return [], parts
-        inner = rect_of(self._inner)
+        inner = self._content
         there = Rect(inner.x, inner.y, picture.width, picture.height).intersection(inner)
         put: list[tuple[Rect, int, int]] = []
-        drawn: list[QRect] = []
-        for part in map(rect_of, parts):
-            shown = part.intersection(there)
+        drawn: list[Rect] = []
+        for part in parts:
+            is_whole = there.contains(part)
+            shown = part if is_whole else part.intersection(there)
             if not shown.is_empty:
-                put.append((replace(shown, x=shown.x - inner.x, y=shown.y - inner.y), shown.x, shown.y))
-            drawn += map(qrect, part.without(shown))
+                put.append((Rect(shown.x - inner.x, shown.y - inner.y, shown.width, shown.height), shown.x, shown.y))
+            if not is_whole:
+                drawn += part.without(shown)
         return put, drawn
 
     def _draw(self, parts: Sequence[QRect], *, with_frame: bool) -> None:
@@ -525,6 +538,7 @@ class QtWindow(QWindow):
         )
 
     def event(self, event: QEvent) -> bool:
-        if event.type() == QEvent.Type.Leave and not self._is_gone:
+        # (Which kind it is, Qt says slowly; keys and the like have classes of their own.)
+        if type(event) is QEvent and event.type() == QEvent.Type.Leave and not self._is_gone:
             self._cross(False, 0, QPoint(-1, -1))
         return super().event(event)
