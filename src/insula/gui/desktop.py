@@ -364,3 +364,7 @@ class PointerCrossed(Event):
     state: int
     x: int
     y: int
+
+
+PASSED_ON = (KeyChanged, PointerMoved, PointerCrossed)
+"""Events that at most the guest is told of: they change nothing on the desktop, and not who has the focus."""

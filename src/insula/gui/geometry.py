@@ -47,9 +47,9 @@ class Rect:
     def intersection(self, other: Rect) -> Rect:
         """The part both have; empty if there is none."""
         x, y = max(self.x, other.x), max(self.y, other.y)
-        width = max(0, min(self.right, other.right) - x)
-        height = max(0, min(self.bottom, other.bottom) - y)
-        return Rect(x, y, width, height)
+        right = min(self.x + self.width, other.x + other.width)
+        bottom = min(self.y + self.height, other.y + other.height)
+        return Rect(x, y, max(0, right - x), max(0, bottom - y))
 
     def overlaps(self, other: Rect) -> bool:
         return (
@@ -63,8 +63,11 @@ class Rect:
 
     def contains(self, other: Rect) -> bool:
         return (
-            self.x <= other.x and self.y <= other.y and other.right <= self.right and other.bottom <= self.bottom
-        )  # fmt: skip
+            self.x <= other.x
+            and self.y <= other.y
+            and other.x + other.width <= self.x + self.width
+            and other.y + other.height <= self.y + self.height
+        )
 
     def union(self, other: Rect) -> Rect:
         """The smallest rectangle around both."""

@@ -8,7 +8,7 @@ in their order.
 from __future__ import annotations
 
 from insula.gui.clipboard import QubeClipboard
-from insula.gui.desktop import ButtonChanged, Command, DeskChanged, Event, Hide, Layout, LayoutChanged, Send
+from insula.gui.desktop import PASSED_ON, ButtonChanged, Command, DeskChanged, Event, Hide, Layout, LayoutChanged, Send
 from insula.gui.geometry import Desk, Monitor
 from insula.gui.keyboard import Keyboard
 from insula.gui.settings import Settings
@@ -107,6 +107,8 @@ class Machine:
         window = getattr(event, "window", None)
         if window is not None and not self._windows.is_shown(window):
             return []
+        if isinstance(event, PASSED_ON):
+            return self._keyboard.happened(event, now)
         commands = [*self._surroundings_changed(event), *self._keyboard.happened(event, now)]
         self._windows.focus_changed(self._keyboard.focused)
         self._windows.happened(event)

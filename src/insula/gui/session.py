@@ -14,16 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from insula.gui.desktop import (
-    ABOUT_A_WINDOW,
-    Command,
-    DeskChanged,
-    Event,
-    KeyChanged,
-    PointerCrossed,
-    PointerMoved,
-    Send,
-)
+from insula.gui.desktop import ABOUT_A_WINDOW, PASSED_ON, Command, DeskChanged, Event, Send
 from insula.gui.geometry import Desk
 from insula.gui.machine import Machine
 from insula.gui.settings import Settings
@@ -42,8 +33,6 @@ MOTION_STOPS = 65536
 """Bytes unread above which the pointer's way is left out; where it is comes with the next click."""
 
 
-PASSED_ON = (KeyChanged, PointerMoved, PointerCrossed)
-"""Events that the guest is told of, and that change nothing on the desktop."""
 POPUPS_WATCHED_S = 0.25
 """Seconds after which it is looked again whether a popup covers what it may not: others' windows move too."""
 
@@ -249,10 +238,19 @@ class Session:
 
     def happened(self, event: Event) -> None:
         """Take an event of the desktop."""
+        if isinstance(event, PASSED_ON) and not self._is_obeying:
+            self._pass_on(event)
+            return
         self._late.append(event)
         if not self._is_obeying:
-            is_other = self._take_late()
-            if self._take_echo() or is_other:
+            self._take_late()
+            self._settle()
+
+    def _pass_on(self, event: Event) -> None:
+        """There is nothing to settle after it, if nothing was answered to it."""
+        if self._machine is not None and not self._is_over:
+            self._obey(self._machine.happened(event, self._loop.time()))
+            if self._take_echo():
                 self._settle()
 
     def expect(self) -> None:
@@ -261,17 +259,13 @@ class Session:
         if self._machine is not None:
             self._machine.expect(self._expects_since)
 
-    def _take_late(self) -> bool:
-        """Return whether something is to be shown differently now, perhaps."""
-        is_other = False
+    def _take_late(self) -> None:
         while self._late:
             event = self._late.popleft()
-            is_other = is_other or not isinstance(event, PASSED_ON)
             if self._machine is not None and not self._is_over:
                 if self._machine.depends_on_others(event):
                     self._look()
                 self._obey(self._machine.happened(event, self._loop.time()))
-        return is_other
 
     def _take_echo(self) -> bool:
         """Return whether there was one."""

@@ -314,18 +314,17 @@ class QtWindow(QWindow):
             self._store.resize(self.size())
             self._store_size = size
             parts, with_frame = [self._content], True
-        put, drawn = self._split(parts)
+        put, drawn = self._split(parts, self._content)
         if drawn or with_frame:
             self._draw([qrect(part) for part in drawn], with_frame=with_frame)
         if put and self._pictures is not None and self._picture is not None:
             self._pictures.put(int(self.winId()), self._picture, put)
 
-    def _split(self, parts: Sequence[Rect]) -> tuple[list[tuple[Rect, int, int]], Sequence[Rect]]:
+    def _split(self, parts: Sequence[Rect], inner: Rect) -> tuple[list[tuple[Rect, int, int]], Sequence[Rect]]:
         """What the X server copies (which part of the picture, to where), and what is drawn here."""
         picture = self._picture
         if self._pictures is None or picture is None or not self._is_servers:
             return [], parts
-        inner = self._content
         there = Rect(inner.x, inner.y, picture.width, picture.height).intersection(inner)
         put: list[tuple[Rect, int, int]] = []
         drawn: list[Rect] = []
