@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from insula.gui import windows
 from insula.gui.desktop import (
     CloseRequested,
     Command,
     DeskChanged,
+    Event,
     Exposed,
     FocusGained,
     Hide,
@@ -1047,3 +1051,61 @@ def test_empty_place_from_the_desktop_means_nothing() -> None:
     book = Playbook()
     book.shown()
     assert book.happened(Moved(1, Rect(0, 0, 0, 0))) == []
+
+
+# --- pixels alone ----------------------------------------------------------------------------------------------------
+
+NUMBER = st.integers(1, 4)
+SIDE = st.sampled_from([1, 100, 2000])
+CORNER = st.sampled_from([0, 100, 1270])
+MESSAGE: st.SearchStrategy[Message] = st.one_of(
+    st.builds(gui.Damage, NUMBER, CORNER, CORNER, SIDE, SIDE),
+    st.builds(gui.Damage, NUMBER, CORNER, CORNER, SIDE, SIDE),
+    st.builds(gui.Create, NUMBER, CORNER, CORNER, SIDE, SIDE, st.just(0), st.booleans()),
+    st.builds(gui.Map, NUMBER, st.integers(0, 4), st.booleans()),
+    st.builds(gui.Unmap, NUMBER),
+    st.builds(gui.Destroy, NUMBER),
+    st.builds(gui.Dock, NUMBER),
+    st.builds(gui.Configure, NUMBER, CORNER, CORNER, SIDE, SIDE),
+    st.builds(gui.FramePicture, NUMBER, SIDE, SIDE, st.just(0)),
+    st.builds(gui.Title, NUMBER, st.sampled_from([b"a", b"b"])),
+    st.builds(gui.WindowFlags, NUMBER, st.integers(0, 7), st.just(0)),
+)
+EVENT = st.one_of(
+    st.builds(Exposed, NUMBER),
+    st.builds(Obscured, NUMBER),
+    st.builds(Undocked, NUMBER),
+    st.builds(Moved, NUMBER, st.builds(Rect, CORNER, CORNER, SIDE, SIDE)),
+    st.builds(StateChanged, NUMBER, st.builds(State, is_minimised=st.booleans())),
+)
+FOCUS = st.builds(int, st.integers(0, 4))
+START = [
+    *(create(), gui.Map(1), gui.FramePicture(1, 400, 300, 0), Exposed(1), gui.Damage(1, 0, 0, 9, 9), 1),
+    *(create(2, MENU, popup=True), gui.Map(2, 1, True), gui.Damage(1, 0, 0, 9, 9)),
+]
+
+
+@given(st.lists(MESSAGE | EVENT | FOCUS, max_size=30), st.lists(st.sampled_from([0.0, 0.004, 0.02, 40.0]), min_size=1))
+def test_settling_after_pixels_alone_is_as_settling_everything(
+    steps: list[Message | Event | int], times: list[float]
+) -> None:
+    quick = Windows(SETTINGS, DESK, memory_size=MEMORY)
+    whole = Windows(SETTINGS, DESK, memory_size=MEMORY)
+    now = 0.0
+    for step, passes in zip([*START, *steps], itertools.cycle(times), strict=False):
+        now += passes
+        said = []
+        for machine in (quick, whole):
+            try:
+                if isinstance(step, int):
+                    machine.focus_changed(step or None)
+                elif isinstance(step, Message):
+                    machine.receive(step)
+                else:
+                    machine.happened(step)
+            except RemoteProtocolError:
+                pass  # (What the guest may not say changes nothing.)
+        whole._is_settled = False
+        for machine in (quick, whole):
+            said.append((machine.settle(now), machine.wake_at))
+        assert said[0] == said[1]

@@ -106,6 +106,8 @@ class Windows:
         self._docks = RateLimit(DOCKS_BURST, DOCKS_PER_SECOND)
         self._undocked: set[int] = set()
         """Icons that have just lost their tray."""
+        self._is_settled = False
+        """Nothing but pixels has changed since the last settling, which left nothing but what ``wake_at`` is for."""
         self.wake_at: float | None = None
         """When to settle again though nothing happens: something waits for the screen's next picture."""
         self._messages: dict[type[Message], Callable[..., None]] = {
@@ -170,6 +172,7 @@ class Windows:
 
     def receive(self, message: Message) -> None:
         """Take a message of the guest. :raise RemoteProtocolError: it may not say that; its windows are to go."""
+        self._is_settled = self._is_settled and isinstance(message, gui.Damage)
         if isinstance(message, gui.Create):
             self._create(message)
             return
@@ -183,6 +186,7 @@ class Windows:
 
     def happened(self, event: Event) -> None:
         """Take an event of the desktop; about a window that is not shown any more it is late, and means nothing."""
+        self._is_settled = False
         if isinstance(event, DeskChanged):
             self._desk_changed(event.desk)
             return
@@ -193,6 +197,7 @@ class Windows:
 
     def focus_changed(self, number: int | None) -> None:
         """The window that has the keyboard now; None: none of this qube."""
+        self._is_settled = False
         self._focused = number
         window = self._windows.get(number) if number is not None else None
         if window is not None and window.state.wants_attention:
@@ -200,10 +205,12 @@ class Windows:
 
     def expect(self, now: float) -> None:
         """The user has started a program in this qube: the next window is the one they look for."""
+        self._is_settled = False
         self._expected_until = now + EXPECTED_S
 
     def clear(self) -> list[Command]:
         """The guest is gone, or not to be heard any more: hide everything, forget everything."""
+        self._is_settled = False
         for window in self._windows.values():
             self._hide(window)
         self._windows.clear()
@@ -447,6 +454,11 @@ class Windows:
 
     def settle(self, now: float) -> list[Command]:
         """Return what there is to do. ``now``: seconds of a clock that does not jump."""
+        if self._is_settled and self.wake_at is None:
+            for window in self._windows.values():
+                self._paint(window, now)
+            return self._taken()
+        self._is_settled = True
         self.wake_at = None
         for number in self._undocked & self._windows.keys():
             self._windows[number].docks_at = now + DOCK_AGAIN_S
@@ -577,6 +589,7 @@ class Windows:
         without what it belongs to. They come back with the next settling."""
         if window.shown is None:
             return
+        self._is_settled = False
         row = [window]
         for owner in row:  # (It grows meanwhile.)
             row += [other for other in self._windows.values() if self._is_popup_of(other, owner)]
