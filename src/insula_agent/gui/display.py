@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 import xcffib
 import xcffib.composite
@@ -32,9 +33,32 @@ KEY_PRESS, KEY_RELEASE, BUTTON_PRESS, BUTTON_RELEASE, MOTION = 2, 3, 4, 5, 6
 MAX_PROPERTY = 4096
 """Bytes of a property that are read, the clipboard aside."""
 _ANY_TYPE = 0
+_FAKE_INPUT = (2, "=4xBB2xII8xhh7xB")
+"""Number and layout of XTEST's request (xtest.xml): type, detail, time, root, x, y, device."""
 
 BadRequest = xcffib.Error
 """A window that has gone meanwhile, mostly."""
+
+
+class Prepared:
+    """A request without an answer that is made again and again: what xcffib would make anew for each is kept."""
+
+    def __init__(self, extension: Any, opcode: int, layout: str) -> None:
+        self._extension = extension  # (In older versions its name's memory goes with it.)
+        self._fields = struct.Struct(layout)
+        self._body = xcffib.ffi.new("char[]", self._fields.size)
+        self._buffer = xcffib.ffi.buffer(self._body)
+        self._request = xcffib.ffi.new("xcb_protocol_request_t *")
+        self._request.count, self._request.ext = 1, extension.c_key
+        self._request.opcode, self._request.isvoid = opcode, True
+        # (libxcb uses what lies before the part it is given.)
+        self._parts = xcffib.ffi.new("struct iovec[3]")
+
+    def send(self, *values: int) -> None:
+        self._fields.pack_into(self._buffer, 0, *values)
+        part = self._parts[2]
+        part.iov_base, part.iov_len = self._body, self._fields.size
+        self._extension.conn.send_request(0, self._parts + 2, self._request)
 
 
 class Display:
@@ -52,11 +76,12 @@ class Display:
             self.damage = self.connection(xcffib.damage.key)
             self.fixes = self.connection(xcffib.xfixes.key)
             self.shm = self.connection(xcffib.shm.key)
-            self._test = self.connection(xcffib.xtest.key)
+            test = self.connection(xcffib.xtest.key)
             self._composite.QueryVersion(0, 4).reply()
             self.damage.QueryVersion(1, 1).reply()
             self.fixes.QueryVersion(5, 0).reply()
-            self._test.GetVersion(2, 2).reply()
+            test.GetVersion(2, 2).reply()
+            self._fake = Prepared(test, *_FAKE_INPUT)
             if not self.shm.QueryVersion().reply().shared_pixmaps:
                 raise NoDisplay(f"{name}: no pixmaps in shared memory")
         except (xcffib.ExtensionException, BadRequest) as error:
@@ -196,7 +221,7 @@ class Display:
         """XTEST: a key, a button, or (absolutely) the pointer."""
         if kind in (KEY_PRESS, KEY_RELEASE) and detail in self._modifier_keys:
             self._state = None
-        self._test.FakeInput(kind, detail, 0, self.root if kind == MOTION else 0, x, y, 0)
+        self._fake.send(kind, detail, 0, self.root if kind == MOTION else 0, x, y, 0)
 
     def set_modifiers(self, state: int) -> None:
         """Make them those of the host: locks are pressed once, others held or let go."""
