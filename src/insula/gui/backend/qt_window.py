@@ -90,6 +90,7 @@ _TYPES = {
     Role.DIALOG: Qt.WindowType.Dialog,
     Role.UTILITY: Qt.WindowType.Tool,
 }
+_KEY_PRESS, _KEY_RELEASE, _LEAVE = QEvent.Type.KeyPress, QEvent.Type.KeyRelease, QEvent.Type.Leave
 _SHAPES = {
     34: Qt.CursorShape.CrossCursor,
     52: Qt.CursorShape.SizeAllCursor,
@@ -537,7 +538,16 @@ class QtWindow(QWindow):
         )
 
     def event(self, event: QEvent) -> bool:
-        # (Which kind it is, Qt says slowly; keys and the like have classes of their own.)
-        if type(event) is QEvent and event.type() == QEvent.Type.Leave and not self._is_gone:
+        # (Which kind it is, Qt says slowly. Keys go on from here: by Qt they would come back a second time.)
+        if isinstance(event, QKeyEvent):
+            kind = event.type()
+            if kind is _KEY_PRESS:
+                self.keyPressEvent(event)
+            elif kind is _KEY_RELEASE:
+                self.keyReleaseEvent(event)
+            else:
+                return False  # Qt asks whether its own shortcuts may have it; there are none.
+            return True
+        if type(event) is QEvent and event.type() is _LEAVE and not self._is_gone:
             self._cross(False, 0, QPoint(-1, -1))
         return super().event(event)
