@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,27 +276,31 @@ def test_start_json_reports_each(cli: Cli) -> None:
     assert {key: row[key] for key in ("name", "ok", "error")} == {"name": "work", "ok": False, "error": "no kernel"}
 
 
-def let_a_start_take(cli: Cli, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From when the daemon has heard of it."""
+def let_a_start_take_until_it_is_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = cli.daemon.engine
     gate, start = cli.in_daemon(lambda: engine.hold("start")), engine.start
 
     async def slowly(name: QubeName, cd: Path | None = None) -> None:
-        cli._loop.call_later(seconds, gate.set)
+        shown = sys.stderr.buffer
+        assert isinstance(shown, io.BytesIO)
+        async with asyncio.timeout(120):
+            while b"work: starting" not in shown.getvalue():
+                await asyncio.sleep(0.01)
+        gate.set()
         await start(name, cd)
 
     monkeypatch.setattr(engine, "start", slowly)
 
 
 def test_start_that_takes_long_shows_a_line_while_it_waits(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    let_a_start_take(cli, 0.8, monkeypatch)
+    let_a_start_take_until_it_is_shown(cli, monkeypatch)
     ran = cli.run("start", "work", show_after_s=SHOW_AFTER_S)
     assert ran.err.splitlines()[0] == "work: starting"
     assert ran.err.splitlines()[1].startswith("work started in ")
 
 
 def test_start_that_takes_long_shows_a_spinner_on_a_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    let_a_start_take(cli, 1.0, monkeypatch)
+    let_a_start_take_until_it_is_shown(cli, monkeypatch)
     ran = cli.run("start", "work", terminal=True, show_after_s=SHOW_AFTER_S)
     assert ran.code == 0
     assert "work: starting" in ran.err
