@@ -1,15 +1,19 @@
 """Invariant: a window machine behind the host's end of a channel, given any bytes of a guest and any events of the
 desktop between them, raises RemoteProtocolError at most; what it commands makes sense (``insula.testing.gui_screen``
 objects otherwise), every message it sends fits the wire, and all windows are gone at the end (MC-35, MC-38, MC-41,
-MC-42).
+MC-42). The shortcuts it takes where only pixels have changed, or an event is only passed on, command the same as the
+long ways.
 """
 
 from __future__ import annotations
 
 import harness
 
+from insula.gui import machine as machine_module
 from insula.gui.desktop import (
+    PASSED_ON,
     ButtonChanged,
+    Command,
     DeskChanged,
     Event,
     Exposed,
@@ -18,6 +22,8 @@ from insula.gui.desktop import (
     KeyChanged,
     Moved,
     Obscured,
+    PointerCrossed,
+    PointerMoved,
 )
 from insula.gui.geometry import Desk, Rect
 from insula.gui.machine import Machine
@@ -60,23 +66,53 @@ def events(choice: int) -> list[Event]:
         [ButtonChanged(window, bool(choice & 1), choice % 9, 0, 0, 0)],
         [DeskChanged(Desk(()))],
         [DeskChanged(DESK)],
-    ][choice % 10]  # fmt: skip
+        [PointerMoved(window, 0, choice, choice)],
+        [PointerCrossed(window, bool(choice & 1), 0, choice, choice)],
+    ][choice % 12]  # fmt: skip
+
+
+class LongWay:
+    """A machine that takes no shortcut."""
+
+    def __init__(self) -> None:
+        self._machine = Machine(SETTINGS, DESK, memory_size=MEMORY)
+
+    def receive(self, message: gui.Message, now: float) -> list[Command]:
+        return list(self._machine.receive(message, now))
+
+    def happened(self, event: Event, now: float) -> list[Command]:
+        machine_module.PASSED_ON = ()  # type: ignore[assignment]
+        try:
+            return list(self._machine.happened(event, now))
+        finally:
+            machine_module.PASSED_ON = PASSED_ON
+
+    def settle(self, now: float) -> list[Command]:
+        self._machine._windows._is_settled = False
+        return list(self._machine.settle(now))
 
 
 def fuzz_one(data: bytes) -> None:
     end = HostEnd(uses_frames=True)
     end.receive(AgentEnd(uses_frames=True).hello())
     machine, screen = Machine(SETTINGS, DESK, memory_size=MEMORY), Screen(SETTINGS, DESK)
+    long_way = LongWay()
     now = 0.0
     try:
         for piece in harness.pieces(data):
             now += 0.01
             for message in end.receive(piece):
                 assert not isinstance(message, Hello)
-                screen.obey(machine.receive(message, now))
+                commands = machine.receive(message, now)
+                assert list(commands) == long_way.receive(message, now)
+                screen.obey(commands)
             for event in events(piece[-1]):
-                screen.obey(machine.happened(event, now))
-            screen.obey(machine.settle(now))
+                commands = machine.happened(event, now)
+                assert list(commands) == long_way.happened(event, now)
+                screen.obey(commands)
+            commands = machine.settle(now)
+            assert list(commands) == long_way.settle(now)
+            screen.obey(commands)
     except RemoteProtocolError:
         pass
     screen.obey(machine.clear())
