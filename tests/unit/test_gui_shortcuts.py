@@ -6,7 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from insula.gui.machine import Machine
@@ -45,15 +45,17 @@ SHOWN = [
         gui.FramePicture(number, 300, 200, 65536 * number),
     )
 ]
-STEPS = st.lists(st.one_of(MESSAGES, st.integers(0, 255)), max_size=60)
+PAUSE = st.sampled_from((0.001, 0.001, 0.02, 0.5))
+STEPS = st.lists(st.tuples(PAUSE, st.one_of(MESSAGES, st.integers(0, 255))), max_size=60)
 
 
 @settings(max_examples=300)
-@given(steps=STEPS, pause=st.sampled_from((0.001, 0.02, 0.5)))
-def test_shortcuts_command_what_the_long_ways_do(steps: list[gui.Message | int], pause: float) -> None:
+@example(steps=[(0.5, gui.Title(1, b"one")), (0.001, gui.Title(1, b"two")), (0.5, gui.Damage(1, 0, 0, 9, 9))])
+@given(steps=STEPS)
+def test_shortcuts_command_what_the_long_ways_do(steps: list[tuple[float, gui.Message | int]]) -> None:
     machine, long_way = Machine(fuzz.SETTINGS, fuzz.DESK, memory_size=fuzz.MEMORY), fuzz.LongWay()
     now = 1.0
-    for step in [*SHOWN, *steps]:
+    for pause, step in [*[(0.5, message) for message in SHOWN], *steps]:
         now += pause
         if isinstance(step, int):
             for event in fuzz.events(step):
