@@ -131,9 +131,10 @@ async def test_mc32_line_that_names_no_target_allows_nothing(tmp_path: Path, lin
 async def test_mc32_keys_before_the_delay_is_over_go_nowhere_and_begin_it_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delay_s, loop = 0.5, asyncio.get_running_loop()
-    monkeypatch.setattr(prompt, "ARM_DELAY_S", delay_s)
-    for attempt in range(100):
+    loop = asyncio.get_running_loop()
+    # Longer and longer, for a machine that stands still more often than not.
+    for attempt, delay_s in enumerate([0.5] * 5 + [1.0] * 5 + [2.0] * 5 + [5.0] * 5 + [10.0] * 5):
+        monkeypatch.setattr(prompt, "ARM_DELAY_S", delay_s)
         async with served(tmp_path / str(attempt)) as person:
             moments = [loop.time()]
             asked = await person.ask()
@@ -145,6 +146,8 @@ async def test_mc32_keys_before_the_delay_is_over_go_nowhere_and_begin_it_anew(
             moments.append(loop.time())
             if max(later - earlier for earlier, later in itertools.pairwise(moments)) > delay_s * 0.9:
                 # The machine stood still for so long: then nobody typed, and the question counts.
+                asked[1].close()
+                await asked[1].wait_closed()
                 continue
             told += await person.shows(READY)
             assert loop.time() - moments[-2] >= delay_s * 0.9
