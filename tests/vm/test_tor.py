@@ -71,6 +71,11 @@ tor.sendall(b"AUTHENTICATE\\r\\nGETINFO stream-status\\r\\nQUIT\\r\\n")
 while data := tor.recv(4096): print(data.decode(), end="")
 """
 
+ASK_TOR_STATE = ASK_TOR.replace("GETINFO stream-status", "GETINFO status/bootstrap-phase circuit-status entry-guards")
+STATE_OF_TOR = """\
+date; systemctl status -n 0 insula-tor; journalctl -b -o cat -u insula-tor | tail -n 30; python3 -c '{ask}' || true
+"""
+
 
 class Chain:
     """Two workstations behind the gateway behind the world."""
@@ -98,10 +103,21 @@ class Chain:
     async def until_fetched(self, host: str = WEB) -> str:
         """What it gets by tor, once that is ready."""
         await self.in_gateway("systemctl start --no-block insula-tor")
-        async with asyncio.timeout(LIMIT_S):
-            while not (text := await self.fetched(host)):
-                pass
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while not (text := await self.fetched(host)):
+                    pass
+        except TimeoutError as error:
+            raise AssertionError(f"nothing by tor: {await self.state_of_tor()}") from error
         return text
+
+    async def state_of_tor(self) -> str:
+        """What tor says in the gateway, and the authority and a relay in the world."""
+        said = await self.in_gateway(STATE_OF_TOR.format(ask=ASK_TOR_STATE))
+        world = await run(
+            self.daemon, WORLD, "date; tail -n 12 /run/tornet/authority/log /run/tornet/relay1/log", user="root"
+        )
+        return f"{said}\n{world.text}{world.err}"
 
     async def in_gateway(self, command: str, stdin: str = "") -> str:
         result = await run(self.daemon, GATEWAY, command, user="root", stdin=stdin.encode())
