@@ -117,7 +117,7 @@ class Chain:
         world = await run(
             self.daemon, WORLD, "date; tail -n 12 /run/tornet/authority/log /run/tornet/relay1/log", user="root"
         )
-        return f"{said}\n{world.text}{world.err}"
+        return f"{said}\n{world.text}"
 
     async def in_gateway(self, command: str, stdin: str = "") -> str:
         result = await run(self.daemon, GATEWAY, command, user="root", stdin=stdin.encode())

@@ -31,6 +31,7 @@ from PySide6.QtGui import (
 )
 
 from insula.gui import tint, titles
+from insula.gui.backend.keys_down import KeysDown
 from insula.gui.backend.qt_frame import coloured, paint_frame, qicon, qrect, rect_of
 from insula.gui.backend.tray import Tray
 from insula.gui.backend.x_pictures import XPictures
@@ -66,8 +67,6 @@ _ICON_SIDE = 24
 """Of an icon in the tray with its frame: what a tray is asked for, whatever the guest would like."""
 _WHEEL_STEP = 120
 """Eighths of a degree, times fifteen: one click of an ordinary wheel (QWheelEvent)."""
-_NO_REPEAT_MS = 100
-"""Milliseconds within which no key repeats; people type the next one after as long."""
 MAX_WHEEL_CLICKS = 20
 """Of one event; smooth wheels spin fast."""
 
@@ -142,7 +141,6 @@ class QtWindow(QWindow):
         self._settings = surroundings.settings
         self._memory = surroundings.memory
         self._happened = surroundings.happened
-        self._held_keys = surroundings.held_keys
         self._tray = surroundings.tray
         self._title = command.title
         self._pictures = surroundings.pictures
@@ -157,8 +155,7 @@ class QtWindow(QWindow):
         self._wheel = QPoint()
         self._pointer = QPoint()
         """Relative to the content, as far as events said."""
-        self._pressed: dict[int, int] = {}
-        """Key codes pressed here, and when (milliseconds of the display server)."""
+        self._keys = KeysDown(surroundings.held_keys)
         self.setSurfaceType(QSurface.SurfaceType.RasterSurface)
         self._relate(command, parent)
         self._store = QBackingStore(self)
@@ -435,26 +432,19 @@ class QtWindow(QWindow):
     def focusInEvent(self, event: QFocusEvent) -> None:
         if self._style is Style.ICON:
             return  # it may not have it, whatever the tray does
-        self._happened(FocusGained(self._number, self._held_keys()))
+        self._happened(FocusGained(self._number, self._keys.gain()))
 
     def focusOutEvent(self, event: QFocusEvent) -> None:
-        self._pressed.clear()
+        self._keys.lose()
         if not self._is_gone:
             self._happened(FocusLost(self._number))
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        if not event.isAutoRepeat():
-            self._pressed[event.nativeScanCode()] = event.timestamp()
+        self._keys.press(event.nativeScanCode(), event.timestamp(), is_repeat=event.isAutoRepeat())
         self._key(event, is_press=True)
 
     def keyReleaseEvent(self, event: QKeyEvent) -> None:
-        if event.isAutoRepeat():
-            return
-        # Of a key that repeats, X sends releases too, and Qt does not always know them. Asking takes a way to the
-        # server and back, which a key that was just pressed here is spared: none repeats so soon.
-        pressed_at = self._pressed.pop(event.nativeScanCode(), None)
-        is_quick = pressed_at is not None and 0 <= event.timestamp() - pressed_at < _NO_REPEAT_MS
-        if is_quick or event.nativeScanCode() not in self._held_keys():
+        if not event.isAutoRepeat() and self._keys.is_release(event.nativeScanCode(), event.timestamp()):
             self._key(event, is_press=False)
 
     def _key(self, event: QKeyEvent, *, is_press: bool) -> None:
