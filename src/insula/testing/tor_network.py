@@ -117,6 +117,13 @@ async def start_network(world: World) -> str:
     wait = shlex.join(["python3", "-c", _WAIT, url, str(len(members))])
     ready = await run(world.daemon, world.name, wait, timeout_s=CONSENSUS_LIMIT_S)
     assert ready.code == 0, ready.err
+    # A client asks the relays for what the consensus names, and one that is told "not found" asks again much later.
+    served = [f"{_FOLDER}/{name}/cached-{part}" for name in members for part in ("microdesc-consensus", "microdescs*")]
+    have = " && ".join(f"cat {path} 2>/dev/null | grep -q ." for path in served)
+    caches = await run(
+        world.daemon, world.name, f"until {have}; do sleep 0.5; done", timeout_s=CONSENSUS_LIMIT_S, user="root"
+    )
+    assert caches.code == 0, caches.err
     return f"TestingTorNetwork 1\n{directory}"
 
 
